@@ -1,0 +1,4 @@
+//! `runtime` loads a language model once and serves and fine-tunes it from that one copy.
+pub mod error;
+pub mod tensor;
+pub use error::{Error, Result};

@@ -1,0 +1,115 @@
+//! Element types. Quantised types are ggml's block formats, kept as they are on disk.
+
+use std::fmt;
+
+/// How the elements of a tensor are stored.
+///
+/// Quantised types store `block_len()` consecutive elements of one row in `block_bytes()` bytes.
+/// Layouts: <https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(non_camel_case_types)] // the names that users of GGUF know
+pub enum DType {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// bfloat16: the upper half of an f32.
+    BF16,
+    /// Unsigned 32-bit integer (token ids, positions, tables).
+    U32,
+    /// 32 × 4 bit, one f16 scale.
+    Q4_0,
+    /// 32 × 4 bit, f16 scale and minimum.
+    Q4_1,
+    /// 32 × 5 bit, one f16 scale.
+    Q5_0,
+    /// 32 × 5 bit, f16 scale and minimum.
+    Q5_1,
+    /// 32 × 8 bit, one f16 scale.
+    Q8_0,
+    /// 256 × 4 bit, 8 six-bit scales and minimums.
+    Q4_K,
+    /// 256 × 5 bit, 8 six-bit scales and minimums.
+    Q5_K,
+    /// 256 × 6 bit, 16 eight-bit scales.
+    Q6_K,
+}
+
+impl DType {
+    /// Every type that a weight may have.
+    pub const WEIGHTS: [DType; 11] = [
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::Q4_0,
+        DType::Q4_1,
+        DType::Q5_0,
+        DType::Q5_1,
+        DType::Q8_0,
+        DType::Q4_K,
+        DType::Q5_K,
+        DType::Q6_K,
+    ];
+
+    /// Elements in one block; 1 for plain types.
+    pub const fn block_len(self) -> usize {
+        match self {
+            DType::F32 | DType::F16 | DType::BF16 | DType::U32 => 1,
+            DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::Q8_0 => 32,
+            DType::Q4_K | DType::Q5_K | DType::Q6_K => 256,
+        }
+    }
+
+    /// Bytes of one block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            DType::F32 | DType::U32 => 4,
+            DType::F16 | DType::BF16 => 2,
+            DType::Q4_0 => 18,
+            DType::Q4_1 => 20,
+            DType::Q5_0 => 22,
+            DType::Q5_1 => 24,
+            DType::Q8_0 => 34,
+            DType::Q4_K => 144,
+            DType::Q5_K => 176,
+            DType::Q6_K => 210,
+        }
+    }
+
+    /// Bytes of `len` consecutive elements, or `None` where `len` is not whole blocks or overflows.
+    pub const fn bytes_for(self, len: usize) -> Option<usize> {
+        if !len.is_multiple_of(self.block_len()) {
+            return None;
+        }
+        (len / self.block_len()).checked_mul(self.block_bytes())
+    }
+
+    /// True for the block formats.
+    pub const fn is_quantised(self) -> bool {
+        self.block_len() > 1
+    }
+
+    /// The usual name, as in file names and messages: `f16`, `q4_k`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::BF16 => "bf16",
+            DType::U32 => "u32",
+            DType::Q4_0 => "q4_0",
+            DType::Q4_1 => "q4_1",
+            DType::Q5_0 => "q5_0",
+            DType::Q5_1 => "q5_1",
+            DType::Q8_0 => "q8_0",
+            DType::Q4_K => "q4_k",
+            DType::Q5_K => "q5_k",
+            DType::Q6_K => "q6_k",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
