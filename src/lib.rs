@@ -1,4 +1,7 @@
 //! `runtime` loads a language model once and serves and fine-tunes it from that one copy.
+pub mod backend;
 pub mod error;
+pub mod model;
+pub mod program;
 pub mod tensor;
 pub use error::{Error, Result};

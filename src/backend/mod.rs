@@ -1,0 +1,191 @@
+//! The seam between programs and devices: [`Device`], [`Executable`], [`Buffer`].
+//!
+//! Trait objects, not type parameters: the rest of the crate is compiled once, and a program chooses its
+//! device at run time. Nothing above this module knows what a device is made of.
+
+pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod select;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
+
+pub use select::{BackendChoice, devices, open};
+
+use crate::error::{Error, Result};
+use crate::program::{Program, TensorId};
+use crate::tensor::{DType, HostTensor};
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What a user needs to know to choose a device.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct DeviceInfo {
+    /// `cpu`, `wgpu` or `cuda`.
+    pub backend: &'static str,
+    /// Position among the backend's devices, as `--device` takes it.
+    pub index: usize,
+    /// The driver's name for it.
+    pub name: String,
+    /// Driver, graphics API, instruction sets: one line.
+    pub detail: String,
+    /// Bytes of device memory, where the driver says.
+    pub memory_bytes: Option<u64>,
+    /// A software rasteriser: chosen only when asked for by name.
+    pub software: bool,
+}
+
+/// What programs must respect on this device.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Largest number of rows of a training or prefill step that the device handles well.
+    pub max_step_rows: usize,
+    /// Largest single intermediate, in bytes (a buffer binding on GPUs).
+    pub max_tensor_bytes: usize,
+    /// Type in which keys and values are cached unless the user says otherwise.
+    pub kv_dtype: DType,
+}
+
+/// The numeric type that products are computed in. Accumulation is always f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ComputeType {
+    /// The backend's own choice: f16 where the device has it and it is faster, else f32.
+    #[default]
+    Auto,
+    /// f32 throughout.
+    F32,
+    /// f16 operands.
+    F16,
+    /// bf16 operands.
+    BF16,
+}
+
+/// Shape and type of device storage.
+#[derive(Clone, Debug)]
+pub struct BufferDesc {
+    /// For messages and profiles.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Rows.
+    pub rows: usize,
+    /// Elements in a row.
+    pub cols: usize,
+}
+
+impl BufferDesc {
+    /// Bytes of storage.
+    pub fn bytes(&self) -> usize {
+        self.rows * self.dtype.bytes_for(self.cols).unwrap_or(0)
+    }
+}
+
+/// Storage on a device, shared by reference; freed when the last clone goes.
+#[derive(Clone)]
+pub struct Buffer {
+    desc: Arc<BufferDesc>,
+    inner: Arc<dyn Any + Send + Sync>,
+}
+
+impl Buffer {
+    /// Wraps a backend's storage.
+    pub(crate) fn new(desc: BufferDesc, inner: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { desc: Arc::new(desc), inner }
+    }
+
+    /// Shape and type.
+    pub fn desc(&self) -> &BufferDesc {
+        &self.desc
+    }
+
+    /// The backend's own type; an error where the buffer belongs to another backend.
+    pub(crate) fn inner<T: Any + Send + Sync>(&self) -> Result<&T> {
+        self.inner
+            .downcast_ref()
+            .ok_or_else(|| Error::internal(format!("buffer '{}' belongs to another device", self.desc.name)))
+    }
+}
+
+/// Weights and State buffers by name.
+pub type Bindings = HashMap<String, Buffer>;
+
+/// One device: makes storage, moves bytes, turns programs into executables.
+///
+/// Devices are cheap to share (`Arc<dyn Device>`) and safe to use from several threads, but executables run
+/// one at a time, on whichever thread owns them.
+pub trait Device: Send + Sync {
+    /// Name, driver and memory.
+    fn info(&self) -> &DeviceInfo;
+
+    /// What programs must respect here.
+    fn limits(&self) -> Limits;
+
+    /// Zeroed storage.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] with the bytes asked for; [`Error::Device`].
+    fn allocate(&self, desc: BufferDesc) -> Result<Buffer>;
+
+    /// A read-only weight in its file's type. The host backend borrows the bytes (a memory map costs no
+    /// copy); GPUs upload them, split by rows where one binding would exceed the device's limit.
+    ///
+    /// # Errors
+    /// As [`Device::allocate`].
+    fn upload(&self, name: &str, tensor: &HostTensor) -> Result<Buffer>;
+
+    /// Overwrites bytes of a buffer made by [`Device::allocate`]. Ordered before the next run.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where the range lies outside the buffer; [`Error::Device`].
+    fn write(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<()>;
+
+    /// Copies bytes of a buffer to the host, after everything submitted so far.
+    ///
+    /// # Errors
+    /// As [`Device::write`].
+    fn read(&self, buffer: &Buffer, offset: usize, out: &mut [u8]) -> Result<()>;
+
+    /// Places and records `program`, once; [`Executable::run`] replays it.
+    ///
+    /// # Errors
+    /// A weight or State buffer that is not in `bindings` or has another shape; [`Error::OutOfMemory`] for the
+    /// arena; [`Error::Device`] where a kernel does not compile.
+    fn compile(&self, program: Arc<Program>, bindings: &Bindings) -> Result<Box<dyn Executable>>;
+
+    /// Bytes a second that a large copy on the device moves, read plus written: the ceiling that
+    /// benchmarks are compared with.
+    ///
+    /// # Errors
+    /// As [`Device::allocate`].
+    fn copy_bandwidth(&self) -> Result<f64>;
+}
+
+/// A program bound to one device.
+pub trait Executable: Send {
+    /// The program behind it.
+    fn program(&self) -> &Program;
+
+    /// Bytes of the arena for intermediates.
+    fn arena_bytes(&self) -> usize;
+
+    /// Sets the first `data.len()` bytes of an input for the runs that follow. Inputs keep their contents
+    /// from run to run.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where `id` is no input or `data` is longer than it.
+    fn write(&mut self, id: TensorId, data: &[u8]) -> Result<()>;
+
+    /// Runs all ops once, in order. May return before the device is done; [`Executable::read`] and
+    /// [`Device::read`] wait.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    fn run(&mut self) -> Result<()>;
+
+    /// Copies the first `out.len()` bytes of an output to the host, waiting for the run.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where `id` is no output or `out` is longer than it; [`Error::Device`].
+    fn read(&mut self, id: TensorId, out: &mut [u8]) -> Result<()>;
+}

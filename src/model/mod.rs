@@ -1,0 +1,2 @@
+//! From a configuration to programs: one decoder for all families, and the weights on a device.
+pub mod config;

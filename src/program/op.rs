@@ -1,0 +1,373 @@
+//! The fused ops. The same op has the same name everywhere: `Op::RmsNorm`, `kernels/rms_norm.cu`,
+//! `shaders/rms_norm.wgsl`, a row in `tests/ops.rs`.
+//!
+//! Shapes: T = rows of the step, K = inputs, N = outputs, r = rank, H = query heads, G = key/value heads,
+//! D = head width, V = vocabulary. Activations are f32 and row-major; a weight is `[N, K]` as in
+//! `nn.Linear`, so a product is `x · Wᵀ`. Unless an op says otherwise its output overlaps no input.
+
+use super::TensorId;
+use crate::model::config::Activation;
+
+/// How an op touches an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads it.
+    Read,
+    /// Overwrites every live row.
+    Write,
+    /// Reads and updates it in place.
+    ReadWrite,
+}
+
+/// Shape and masking of an attention op.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Geometry {
+    /// Query heads (H).
+    pub heads: usize,
+    /// Key/value heads (G); divides `heads`, query head h reads group `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Width of a head (D).
+    pub head_dim: usize,
+    /// Multiplier of q·k before the softmax, usually 1/√D.
+    pub scale: f32,
+    /// Row at position p sees keys at positions > p − window; all earlier ones where `None`.
+    pub window: Option<u32>,
+    /// Scores become `cap · tanh(score / cap)`.
+    pub softcap: Option<f32>,
+}
+
+/// Where the keys and values of a sequence lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvLayout {
+    /// In cache pages: position j of sequence s is row `table[s][j / page] · page + j % page` of k and v.
+    Paged {
+        /// u32 `[sequences, pages]`.
+        table: TensorId,
+        /// Positions in a page.
+        page: usize,
+    },
+    /// In this step's own rows: sequence s has rows `bounds[s] .. bounds[s + 1]`, in order of position.
+    Packed {
+        /// u32 `[1, sequences + 1]`.
+        bounds: TensorId,
+    },
+}
+
+/// One fused op. See the module's note on shapes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// `out[t] = table[ids[t]]`: table any weight dtype `[V, K]`, ids u32 `[1, T]`, out `[T, K]`.
+    Embed { table: TensorId, ids: TensorId, out: TensorId },
+    /// `out = x / sqrt(mean(x²) + eps) · weight`: x, out `[T, K]`, weight f32 `[1, K]`.
+    RmsNorm { x: TensorId, weight: TensorId, eps: f32, out: TensorId },
+    /// `dx (+)= ∂/∂x of RmsNorm`, given dy; dx is added to where `accumulate`.
+    RmsNormBackward { x: TensorId, weight: TensorId, eps: f32, dy: TensorId, dx: TensorId, accumulate: bool },
+    /// `out = x · weightᵀ (+ bias) (+ residual)`: x `[T, K]`, weight any dtype `[N, K]`, bias f32 `[1, N]`.
+    MatMul { x: TensorId, weight: TensorId, bias: Option<TensorId>, residual: Option<TensorId>, out: TensorId },
+    /// `dx (+)= scale · dy · weight`: dy `[T, N]`, weight any dtype `[N, K]`, dx `[T, K]`, scale f32 `[1, 1]`.
+    MatMulDx { dy: TensorId, weight: TensorId, scale: Option<TensorId>, dx: TensorId, accumulate: bool },
+    /// `dw += scale · dyᵀ · x`: dy `[T, N]`, x `[T, K]`, dw f32 `[N, K]`. Always accumulates.
+    MatMulDw { dy: TensorId, x: TensorId, scale: Option<TensorId>, dw: TensorId },
+    /// `out[t] = x[t] · A[slot(t)]ᵀ`: a f32 `[slots · rank, K]`, out `[T, rank]`. `slots` u32 `[1, T]` names the
+    /// adapter of each row, `u32::MAX` for none (the row becomes 0); without it every row has slot 0.
+    LoraShrink { x: TensorId, a: TensorId, slots: Option<TensorId>, rank: usize, out: TensorId },
+    /// `y[t] += scales[slot(t)] · u[t] · B[slot(t)]ᵀ`: u `[T, rank]`, b f32 `[slots · N, rank]`, scales f32
+    /// `[1, slots]`, y `[T, N]`.
+    LoraExpand { u: TensorId, b: TensorId, slots: Option<TensorId>, scales: TensorId, rank: usize, y: TensorId },
+    /// `out (+)= x · keep(t, c) / (1 − p)` where keep is 1 with probability 1 − p: bit `hash(counts[3], salt,
+    /// t · cols + c)` (see `dropout_keeps`). The same salt gives the same mask: it is its own backward.
+    Dropout { x: TensorId, p: f32, salt: u32, out: TensorId, accumulate: bool },
+    /// Norm of each head of q and k (where the model has it), rotary embedding in half-split order, and
+    /// scatter of k and v to the cache, in one pass. q `[T, H·D]`, k, v `[T, G·D]`; norms f32 `[1, D]`;
+    /// positions u32 `[1, T]`; rope f32 `[positions, rope_dim]` of (cos, sin) pairs; q_out `[T, H·D]`.
+    /// With `slots` (u32 `[1, T]`) row t of k and v goes to row `slots[t]` of k_out and v_out (f32 or f16
+    /// caches); without, k_out is `[T, G·D]` and v_out absent.
+    QkNormRopeKv {
+        q: TensorId,
+        k: TensorId,
+        v: TensorId,
+        q_norm: Option<TensorId>,
+        k_norm: Option<TensorId>,
+        eps: f32,
+        head_dim: usize,
+        positions: TensorId,
+        rope: TensorId,
+        slots: Option<TensorId>,
+        q_out: TensorId,
+        k_out: TensorId,
+        v_out: Option<TensorId>,
+    },
+    /// Gradients of q and k from those of q_out and k_out (training layout, no slots). Overwrites.
+    QkNormRopeBackward {
+        q: TensorId,
+        k: TensorId,
+        q_norm: Option<TensorId>,
+        k_norm: Option<TensorId>,
+        eps: f32,
+        head_dim: usize,
+        positions: TensorId,
+        rope: TensorId,
+        dq_out: TensorId,
+        dk_out: TensorId,
+        dq: TensorId,
+        dk: TensorId,
+    },
+    /// Causal softmax attention of variable length: q, out `[T, H·D]`; k, v rows of `[·, G·D]` found through
+    /// `layout`; seqs u32 `[1, T]` is each row's sequence, positions u32 `[1, T]` its position (with a packed
+    /// layout the position is the row's distance from its sequence's first row and `positions` is not read).
+    /// `lse` f32 `[T, H]`: log of the sum of the exponentials, kept for the backward pass.
+    Attention {
+        q: TensorId,
+        k: TensorId,
+        v: TensorId,
+        seqs: TensorId,
+        positions: TensorId,
+        layout: KvLayout,
+        geometry: Geometry,
+        out: TensorId,
+        lse: Option<TensorId>,
+    },
+    /// Gradients of q, k, v (packed layout). `delta` f32 `[T, H]` is scratch: Σ out·dout of each head. Overwrites.
+    AttentionBackward {
+        q: TensorId,
+        k: TensorId,
+        v: TensorId,
+        seqs: TensorId,
+        bounds: TensorId,
+        geometry: Geometry,
+        out: TensorId,
+        lse: TensorId,
+        dout: TensorId,
+        delta: TensorId,
+        dq: TensorId,
+        dk: TensorId,
+        dv: TensorId,
+    },
+    /// `out = activation(gate) · up`, all `[T, F]`.
+    Glu { gate: TensorId, up: TensorId, activation: Activation, out: TensorId },
+    /// Gradients of gate and up from that of out. Overwrites.
+    GluBackward { gate: TensorId, up: TensorId, activation: Activation, dout: TensorId, dgate: TensorId, dup: TensorId },
+    /// `out[i] = x[rows[i]]`: rows u32 `[1, R]`, out `[R, K]` with live rows `counts[1]`.
+    GatherRows { x: TensorId, rows: TensorId, out: TensorId },
+    /// Cross-entropy of `softmax(x · weightᵀ)` against labels u32 `[1, T]` (`u32::MAX`: not counted, loss 0), in
+    /// row chunks so that the logits never exist whole: `logits` `[chunk, V]` is scratch. `loss` f32 `[T, 1]` in
+    /// nat. Where `dx` is there, `dx = scale · (softmax − onehot) · weight`, scale f32 `[1, 1]`.
+    HeadLoss { x: TensorId, weight: TensorId, labels: TensorId, scale: TensorId, logits: TensorId, loss: TensorId, dx: Option<TensorId> },
+    /// `y += x`.
+    Accumulate { x: TensorId, y: TensorId },
+    /// `x = value` in every element of every row.
+    Fill { x: TensorId, value: f32 },
+    /// `out[0] = sqrt(Σ x²)`: x any shape, out f32 `[1, 1]`.
+    GradNorm { x: TensorId, out: TensorId },
+    /// AdamW (decoupled decay, <https://arxiv.org/abs/1711.05101>) over flat f32 buffers of one shape. `hyper` f32
+    /// `[1, 8]`: lr, beta1, beta2, eps, weight decay, 1 − beta1ᵗ, 1 − beta2ᵗ, clip norm (0: no clipping).
+    /// The gradient is first multiplied by `min(1, clip / (norm + 1e-6))`, as `clip_grad_norm_` does.
+    AdamW { params: TensorId, grads: TensorId, m: TensorId, v: TensorId, norm: TensorId, hyper: TensorId },
+}
+
+impl Op {
+    /// The op's name in snake case: also the name of its kernel and shader files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Embed { .. } => "embed",
+            Op::RmsNorm { .. } => "rms_norm",
+            Op::RmsNormBackward { .. } => "rms_norm_backward",
+            Op::MatMul { .. } => "matmul",
+            Op::MatMulDx { .. } => "matmul_dx",
+            Op::MatMulDw { .. } => "matmul_dw",
+            Op::LoraShrink { .. } => "lora_shrink",
+            Op::LoraExpand { .. } => "lora_expand",
+            Op::Dropout { .. } => "dropout",
+            Op::QkNormRopeKv { .. } => "qk_norm_rope_kv",
+            Op::QkNormRopeBackward { .. } => "qk_norm_rope_backward",
+            Op::Attention { .. } => "attention",
+            Op::AttentionBackward { .. } => "attention_backward",
+            Op::Glu { .. } => "glu",
+            Op::GluBackward { .. } => "glu_backward",
+            Op::GatherRows { .. } => "gather_rows",
+            Op::HeadLoss { .. } => "head_loss",
+            Op::Accumulate { .. } => "accumulate",
+            Op::Fill { .. } => "fill",
+            Op::GradNorm { .. } => "grad_norm",
+            Op::AdamW { .. } => "adamw",
+        }
+    }
+
+    /// Calls `f` with every operand in a fixed order and how it is accessed; `f` may rename it. This one
+    /// list serves printing, lifetimes, differentiation and binding.
+    pub fn visit(&mut self, f: &mut dyn FnMut(&mut TensorId, Access)) {
+        use Access::{Read, ReadWrite, Write};
+        let grown = |accumulate: &bool| if *accumulate { ReadWrite } else { Write };
+        match self {
+            Op::Embed { table, ids, out } => {
+                f(table, Read);
+                f(ids, Read);
+                f(out, Write);
+            }
+            Op::RmsNorm { x, weight, out, .. } => {
+                f(x, Read);
+                f(weight, Read);
+                f(out, Write);
+            }
+            Op::RmsNormBackward { x, weight, dy, dx, accumulate, .. } => {
+                f(x, Read);
+                f(weight, Read);
+                f(dy, Read);
+                f(dx, grown(accumulate));
+            }
+            Op::MatMul { x, weight, bias, residual, out } => {
+                f(x, Read);
+                f(weight, Read);
+                visit_all([bias, residual], f);
+                f(out, Write);
+            }
+            Op::MatMulDx { dy, weight, scale, dx, accumulate } => {
+                f(dy, Read);
+                f(weight, Read);
+                visit_all([scale], f);
+                f(dx, grown(accumulate));
+            }
+            Op::MatMulDw { dy, x, scale, dw } => {
+                f(dy, Read);
+                f(x, Read);
+                visit_all([scale], f);
+                f(dw, ReadWrite);
+            }
+            Op::LoraShrink { x, a, slots, out, .. } => {
+                f(x, Read);
+                f(a, Read);
+                visit_all([slots], f);
+                f(out, Write);
+            }
+            Op::LoraExpand { u, b, slots, scales, y, .. } => {
+                f(u, Read);
+                f(b, Read);
+                visit_all([slots], f);
+                f(scales, Read);
+                f(y, ReadWrite);
+            }
+            Op::Dropout { x, out, accumulate, .. } => {
+                f(x, Read);
+                f(out, grown(accumulate));
+            }
+            Op::QkNormRopeKv { q, k, v, q_norm, k_norm, positions, rope, slots, q_out, k_out, v_out, .. } => {
+                // With slots only some rows of the caches change, so they are updated, not overwritten.
+                let cache = if slots.is_some() { ReadWrite } else { Write };
+                f(q, Read);
+                f(k, Read);
+                f(v, Read);
+                visit_all([q_norm, k_norm], f);
+                f(positions, Read);
+                f(rope, Read);
+                visit_all([slots], f);
+                f(q_out, Write);
+                f(k_out, cache);
+                if let Some(v_out) = v_out {
+                    f(v_out, cache);
+                }
+            }
+            Op::QkNormRopeBackward { q, k, q_norm, k_norm, positions, rope, dq_out, dk_out, dq, dk, .. } => {
+                f(q, Read);
+                f(k, Read);
+                visit_all([q_norm, k_norm], f);
+                f(positions, Read);
+                f(rope, Read);
+                f(dq_out, Read);
+                f(dk_out, Read);
+                f(dq, Write);
+                f(dk, Write);
+            }
+            Op::Attention { q, k, v, seqs, positions, layout, out, lse, .. } => {
+                f(q, Read);
+                f(k, Read);
+                f(v, Read);
+                f(seqs, Read);
+                f(positions, Read);
+                match layout {
+                    KvLayout::Paged { table, .. } => f(table, Read),
+                    KvLayout::Packed { bounds } => f(bounds, Read),
+                }
+                f(out, Write);
+                if let Some(lse) = lse {
+                    f(lse, Write);
+                }
+            }
+            Op::AttentionBackward { q, k, v, seqs, bounds, out, lse, dout, delta, dq, dk, dv, .. } => {
+                for id in [q, k, v, seqs, bounds, out, lse, dout] {
+                    f(id, Read);
+                }
+                for id in [delta, dq, dk, dv] {
+                    f(id, Write);
+                }
+            }
+            Op::Glu { gate, up, out, .. } => {
+                f(gate, Read);
+                f(up, Read);
+                f(out, Write);
+            }
+            Op::GluBackward { gate, up, dout, dgate, dup, .. } => {
+                for id in [gate, up, dout] {
+                    f(id, Read);
+                }
+                f(dgate, Write);
+                f(dup, Write);
+            }
+            Op::GatherRows { x, rows, out } => {
+                f(x, Read);
+                f(rows, Read);
+                f(out, Write);
+            }
+            Op::HeadLoss { x, weight, labels, scale, logits, loss, dx } => {
+                for id in [x, weight, labels, scale] {
+                    f(id, Read);
+                }
+                f(logits, Write);
+                f(loss, Write);
+                if let Some(dx) = dx {
+                    f(dx, Write);
+                }
+            }
+            Op::Accumulate { x, y } => {
+                f(x, Read);
+                f(y, ReadWrite);
+            }
+            Op::Fill { x, .. } => f(x, Write),
+            Op::GradNorm { x, out } => {
+                f(x, Read);
+                f(out, Write);
+            }
+            Op::AdamW { params, grads, m, v, norm, hyper } => {
+                f(params, ReadWrite);
+                f(grads, Read);
+                f(m, ReadWrite);
+                f(v, ReadWrite);
+                f(norm, Read);
+                f(hyper, Read);
+            }
+        }
+    }
+
+    /// Operands in [`Op::visit`]'s order.
+    pub fn operands(&self) -> Vec<(TensorId, Access)> {
+        let mut list = Vec::with_capacity(12);
+        self.clone().visit(&mut |id, access| list.push((*id, access)));
+        list
+    }
+}
+
+fn visit_all<const N: usize>(ids: [&mut Option<TensorId>; N], f: &mut dyn FnMut(&mut TensorId, Access)) {
+    for id in ids.into_iter().flatten() {
+        f(id, Access::Read);
+    }
+}
+
+/// Whether dropout keeps element `index` of the tensor with this `salt` at a step with this `seed`:
+/// a 32-bit mix (the finaliser of MurmurHash3) whose upper 24 bits, as a fraction, are at least `p`.
+/// Every backend computes exactly this.
+pub fn dropout_keeps(seed: u32, salt: u32, index: u32, p: f32) -> bool {
+    let mut h = index.wrapping_mul(0x9E37_79B1) ^ seed ^ salt.wrapping_mul(0x85EB_CA77);
+    h = (h ^ (h >> 16)).wrapping_mul(0x85EB_CA6B);
+    h = (h ^ (h >> 13)).wrapping_mul(0xC2B2_AE35);
+    h ^= h >> 16;
+    (h >> 8) as f32 * (1.0 / 16_777_216.0) >= p
+}
