@@ -1,6 +1,7 @@
 //! `runtime` loads a language model once and serves and fine-tunes it from that one copy.
 pub mod backend;
 pub mod error;
+pub mod format;
 pub mod model;
 pub mod program;
 pub mod tensor;
