@@ -1,4 +1,6 @@
 //! `runtime` loads a language model once and serves and fine-tunes it from that one copy.
 pub mod error;
+pub mod format;
+pub mod model;
 pub mod tensor;
 pub use error::{Error, Result};
