@@ -1,4 +1,5 @@
 //! `runtime` loads a language model once and serves and fine-tunes it from that one copy.
 pub mod error;
 pub mod tensor;
+pub mod token;
 pub use error::{Error, Result};
