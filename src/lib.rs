@@ -4,4 +4,5 @@ pub mod error;
 pub mod model;
 pub mod program;
 pub mod tensor;
+pub mod token;
 pub use error::{Error, Result};
