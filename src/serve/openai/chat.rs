@@ -91,7 +91,7 @@ fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
     };
     if may_call {
         let message = "tool calls are not supported yet; with `tool_choice` \"none\" the model only sees the `tools`";
-        return Err(ApiError::field("tools", message));
+        return Err(ApiError::field(if tools.is_some() { "tools" } else { "tool_choice" }, message));
     }
     Ok(tools.map(Value::Array))
 }
