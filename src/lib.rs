@@ -5,6 +5,8 @@ pub mod error;
 pub mod format;
 pub mod model;
 pub mod program;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod tensor;
 pub mod token;
 pub use error::{Error, Result};

@@ -10,6 +10,7 @@ mod request;
 mod sampler;
 mod scheduler;
 mod steps;
+pub mod text;
 mod worker;
 
 pub use request::{Event, EventSink, FinishReason, Request, SamplingParams, TokenLogprobs, Usage};
