@@ -7,4 +7,5 @@ pub mod model;
 pub mod program;
 pub mod tensor;
 pub mod token;
+pub mod train;
 pub use error::{Error, Result};
