@@ -1,7 +1,10 @@
 //! `runtime` loads a language model once and serves and fine-tunes it from that one copy.
 pub mod backend;
+pub mod engine;
 pub mod error;
+pub mod format;
 pub mod model;
 pub mod program;
 pub mod tensor;
+pub mod token;
 pub use error::{Error, Result};

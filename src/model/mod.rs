@@ -1,6 +1,14 @@
-//! From a configuration to programs: one decoder for all families, and the weights on a device.
+//! From a configuration to programs: families as data, one decoder for all of them, weights on a device.
 
 pub mod config;
+pub mod decoder;
+pub mod families;
+pub mod keys;
 mod loaded;
+pub mod lora;
+pub mod rope;
+mod rope_config;
+pub mod weights;
 
+pub use config::{Activation, Family, ModelConfig, RopeScaling};
 pub use loaded::{LoadOptions, LoadedModel};

@@ -72,6 +72,11 @@ impl Builder {
         self.tensor(TensorDecl { name: name.into(), rows, cols, dtype: DType::F32, place: Place::Output, live })
     }
 
+    /// The tensor called `name`, if it has been declared.
+    pub fn find(&self, name: &str) -> Option<TensorId> {
+        self.program.find(name)
+    }
+
     /// The declaration behind an id.
     pub fn decl(&self, id: TensorId) -> &TensorDecl {
         self.program.decl(id)

@@ -46,7 +46,7 @@ fn needed_again<'a>(forward: &'a [Node], group: &[Node], segment: u32, tensors: 
         boundary.extend(node.op.operands().into_iter().filter(|(_, a)| *a != Access::Write).map(|(id, _)| id));
     }
     let mut wanted: HashSet<TensorId> = HashSet::new();
-    let mut want = |node: &Node, wanted: &mut HashSet<TensorId>| {
+    let want = |node: &Node, wanted: &mut HashSet<TensorId>| {
         let reads = node.op.operands().into_iter().filter(|(id, a)| *a != Access::Write && is_temp(id));
         wanted.extend(reads.map(|(id, _)| id).filter(|id| !boundary.contains(id)));
     };

@@ -1,6 +1,12 @@
-//! CPU.
-use super::*;
-/// Info.
-pub fn info() -> DeviceInfo { DeviceInfo { backend: "cpu", index: 0, name: "cpu".into(), detail: String::new(), memory_bytes: None, software: false } }
-/// Opens.
-pub fn open(_: ComputeType) -> Result<Arc<dyn Device>> { Err(Error::internal("stub")) }
+//! The CPU backend: f32 throughout, the obvious version of each op. It is the truth for every test and the
+//! default where there is no GPU.
+
+mod args;
+mod device;
+mod executable;
+mod gemm;
+mod ops;
+mod simd;
+mod weight;
+
+pub use device::{info, open};

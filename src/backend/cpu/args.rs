@@ -1,0 +1,100 @@
+//! Hands an op its operands as slices: disjoint pieces of the arena, of State buffers, inputs and outputs.
+//!
+//! Disjointness is checked at every step by construction (slices are split off one by one), so an overlap in
+//! a memory plan shows up here as an error instead of as wrong numbers.
+
+use super::weight::Weight;
+use crate::error::{Error, Result};
+use std::ops::Range;
+
+/// One operand of an op.
+pub enum Operand<'a> {
+    /// Numbers; u32 tensors keep their bit patterns in f32.
+    Numbers(&'a mut [f32]),
+    /// A weight in its file's type.
+    Weight(&'a Weight),
+}
+
+/// The operands of one op, taken in the order of `Op::visit`.
+pub struct Args<'a> {
+    op: &'static str,
+    operands: std::vec::IntoIter<Operand<'a>>,
+}
+
+impl<'a> Args<'a> {
+    pub(super) fn new(op: &'static str, operands: Vec<Operand<'a>>) -> Self {
+        Self { op, operands: operands.into_iter() }
+    }
+
+    fn take(&mut self) -> Result<Operand<'a>> {
+        self.operands.next().ok_or_else(|| Error::internal(format!("{}: an operand is missing", self.op)))
+    }
+
+    /// The next operand, writable.
+    pub fn write(&mut self) -> Result<&'a mut [f32]> {
+        match self.take()? {
+            Operand::Numbers(numbers) => Ok(numbers),
+            Operand::Weight(_) => Err(Error::internal(format!("{}: a weight where numbers are expected", self.op))),
+        }
+    }
+
+    /// The next operand, read only.
+    pub fn read(&mut self) -> Result<&'a [f32]> {
+        self.write().map(|numbers| &*numbers)
+    }
+
+    /// The next operand as u32.
+    pub fn read_u32(&mut self) -> Result<&'a [u32]> {
+        self.read().map(bytemuck::cast_slice)
+    }
+
+    /// The next operand, if the op has it.
+    pub fn read_if(&mut self, there: bool) -> Result<Option<&'a [f32]>> {
+        if there { self.read().map(Some) } else { Ok(None) }
+    }
+
+    /// The next operand as u32, if the op has it.
+    pub fn read_u32_if(&mut self, there: bool) -> Result<Option<&'a [u32]>> {
+        if there { self.read_u32().map(Some) } else { Ok(None) }
+    }
+
+    /// The next operand, writable, if the op has it.
+    pub fn write_if(&mut self, there: bool) -> Result<Option<&'a mut [f32]>> {
+        if there { self.write().map(Some) } else { Ok(None) }
+    }
+
+    /// The next operand as a weight; State and temporaries are f32 matrices of the given width.
+    pub fn weight(&mut self) -> Result<WeightArg<'a>> {
+        Ok(match self.take()? {
+            Operand::Weight(weight) => WeightArg::File(weight),
+            Operand::Numbers(numbers) => WeightArg::Dense(numbers),
+        })
+    }
+}
+
+/// A weight from the checkpoint, or a dense f32 matrix (an adapter).
+pub enum WeightArg<'a> {
+    /// In its file's type.
+    File(&'a Weight),
+    /// f32, row-major.
+    Dense(&'a [f32]),
+}
+
+/// Splits `pool` into the given ranges, each tagged with its operand's position.
+///
+/// # Errors
+/// [`Error::Internal`] where two ranges overlap or one lies outside.
+pub(super) fn split<'a>(mut pool: &'a mut [f32], mut wanted: Vec<(usize, Range<usize>)>) -> Result<Vec<(usize, &'a mut [f32])>> {
+    wanted.sort_by_key(|(_, range)| (range.start, range.end));
+    let mut at = 0;
+    let mut pieces = Vec::with_capacity(wanted.len());
+    for (position, range) in wanted {
+        let bad = || Error::internal(format!("operands overlap or lie outside their buffer at element {}", range.start));
+        let skip = range.start.checked_sub(at).ok_or_else(bad)?;
+        let rest = pool.split_at_mut_checked(skip).ok_or_else(bad)?.1;
+        let (piece, rest) = rest.split_at_mut_checked(range.len()).ok_or_else(bad)?;
+        (pool, at) = (rest, range.end);
+        pieces.push((position, piece));
+    }
+    Ok(pieces)
+}

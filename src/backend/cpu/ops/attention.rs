@@ -1,0 +1,312 @@
+//! attention, attention_backward: plain softmax attention, block of rows by block of rows.
+//!
+//! Work is split into (run of consecutive rows of one sequence) × (key/value head); each task gathers its keys
+//! and values once and serves all query heads of the group from them.
+
+use super::elementwise::exp;
+use crate::backend::cpu::args::Args;
+use crate::backend::cpu::executable::Step;
+use crate::backend::cpu::gemm::{Mat, gemm};
+use crate::backend::cpu::simd::{axpy, dispatch, dot};
+use crate::error::{Error, Result};
+use crate::program::{Geometry, KvLayout};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Query rows whose scores are held at a time.
+const BLOCK: usize = 64;
+
+/// Consecutive rows of one sequence.
+#[derive(Clone, Debug)]
+struct Run {
+    rows: Range<usize>,
+    seq: usize,
+    /// Position of the first row.
+    first: usize,
+}
+
+/// Finds keys and values of a position.
+struct Keys<'a> {
+    k: &'a [f32],
+    v: &'a [f32],
+    layout: Rows<'a>,
+    cols: usize,
+}
+
+enum Rows<'a> {
+    Paged { table: &'a [u32], pages: usize, page: usize },
+    Packed { bounds: &'a [u32] },
+}
+
+impl Keys<'_> {
+    fn row(&self, seq: usize, position: usize) -> usize {
+        match &self.layout {
+            Rows::Paged { table, pages, page } => table[seq * pages + position / page] as usize * page + position % page,
+            Rows::Packed { bounds } => bounds[seq] as usize + position,
+        }
+    }
+
+    /// Columns of one head in the row of a position.
+    fn head<'s>(&self, from: &'s [f32], seq: usize, position: usize, columns: &Range<usize>) -> &'s [f32] {
+        let at = self.row(seq, position) * self.cols;
+        &from[at + columns.start..at + columns.end]
+    }
+
+    /// One head's rows for the positions, side by side.
+    fn gather(&self, from: &[f32], seq: usize, positions: Range<usize>, columns: &Range<usize>) -> Vec<f32> {
+        let mut out = Vec::with_capacity(positions.len() * columns.len());
+        for position in positions {
+            out.extend_from_slice(self.head(from, seq, position, columns));
+        }
+        out
+    }
+}
+
+/// Splits live rows into runs. Rows of a sequence are consecutive, in order of position.
+fn runs(seqs: &[u32], first: impl Fn(usize) -> usize) -> Vec<Run> {
+    let mut out: Vec<Run> = Vec::new();
+    for (t, seq) in seqs.iter().enumerate() {
+        match out.last_mut() {
+            Some(run) if run.seq == *seq as usize => run.rows.end = t + 1,
+            _ => out.push(Run { rows: t..t + 1, seq: *seq as usize, first: first(t) }),
+        }
+    }
+    out
+}
+
+/// First position that the row at `position` sees.
+fn lowest(g: &Geometry, position: usize) -> usize {
+    g.window.map_or(0, |w| (position + 1).saturating_sub(w as usize))
+}
+
+/// Scaled and capped score.
+#[inline(always)]
+fn score(g: &Geometry, product: f32) -> f32 {
+    let s = product * g.scale;
+    g.softcap.map_or(s, |cap| cap * (s / cap).tanh())
+}
+
+pub fn forward(mut args: Args, layout: &KvLayout, g: &Geometry, has_lse: bool, step: &Step) -> Result<()> {
+    let (q, k, v) = (args.read()?, args.read()?, args.read()?);
+    let (seqs, positions, map) = (args.read_u32()?, args.read_u32()?, args.read_u32()?);
+    let (out, lse) = (args.write()?, args.write_if(has_lse)?);
+    let (width, per_group) = (g.heads * g.head_dim, g.heads / g.kv_heads);
+    let rows = out.len() / width;
+    let layout = match layout {
+        KvLayout::Paged { table, page } => Rows::Paged { table: map, pages: step.cols(*table), page: *page },
+        KvLayout::Packed { .. } => Rows::Packed { bounds: map },
+    };
+    let first = |t: usize| match layout {
+        Rows::Paged { .. } => positions[t] as usize,
+        Rows::Packed { bounds } => t - bounds[seqs[t] as usize] as usize,
+    };
+    let runs = runs(&seqs[..rows], first);
+    let keys = Keys { k, v, layout, cols: g.kv_heads * g.head_dim };
+    let tasks: Vec<(&Run, usize)> = runs.iter().flat_map(|run| (0..g.kv_heads).map(move |group| (run, group))).collect();
+    let results: Vec<(Vec<f32>, Vec<f32>)> = tasks
+        .par_iter()
+        .map(|(run, group)| if run.rows.len() == 1 { one_row(q, &keys, g, run, *group) } else { many_rows(q, &keys, g, run, *group) })
+        .collect::<Result<_>>()?;
+    let mut lse = lse;
+    for ((run, group), (values, sums)) in tasks.iter().zip(&results) {
+        for (i, t) in run.rows.clone().enumerate() {
+            let at = t * width + group * per_group * g.head_dim;
+            let len = per_group * g.head_dim;
+            out[at..at + len].copy_from_slice(&values[i * len..(i + 1) * len]);
+            if let Some(lse) = lse.as_deref_mut() {
+                let at = t * g.heads + group * per_group;
+                lse[at..at + per_group].copy_from_slice(&sums[i * per_group..(i + 1) * per_group]);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Query head `head` of row `t`.
+fn query<'a>(q: &'a [f32], g: &Geometry, t: usize, head: usize) -> &'a [f32] {
+    let at = (t * g.heads + head) * g.head_dim;
+    &q[at..at + g.head_dim]
+}
+
+/// Decode: keys and values are read in place.
+fn one_row(q: &[f32], keys: &Keys, g: &Geometry, run: &Run, group: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    let per_group = g.heads / g.kv_heads;
+    let columns = group * g.head_dim..(group + 1) * g.head_dim;
+    let seen = lowest(g, run.first)..run.first + 1;
+    let mut values = vec![0.0; per_group * g.head_dim];
+    let mut sums = vec![0.0; per_group];
+    let mut scores = vec![0.0; seen.len()];
+    dispatch(|| {
+        for h in 0..per_group {
+            let q = query(q, g, run.rows.start, group * per_group + h);
+            for (s, position) in scores.iter_mut().zip(seen.clone()) {
+                *s = score(g, dot(q, keys.head(keys.k, run.seq, position, &columns)));
+            }
+            let (max, sum) = softmax(&mut scores);
+            let out = &mut values[h * g.head_dim..(h + 1) * g.head_dim];
+            for (p, position) in scores.iter().zip(seen.clone()) {
+                axpy(*p / sum, keys.head(keys.v, run.seq, position, &columns), out);
+            }
+            sums[h] = max + sum.ln();
+        }
+    });
+    Ok((values, sums))
+}
+
+/// Exponentials of `scores` minus their maximum; gives maximum and sum.
+#[inline(always)]
+fn softmax(scores: &mut [f32]) -> (f32, f32) {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for s in scores {
+        *s = exp(*s - max);
+        sum += *s;
+    }
+    (max, sum)
+}
+
+/// One head's query rows, in blocks: for each, the block's rows in the run and the positions that any of them sees.
+fn blocks(run: &Run, g: &Geometry) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + use<> {
+    let (len, first, g) = (run.rows.len(), run.first, *g);
+    (0..len).step_by(BLOCK).map(move |start| {
+        let end = (start + BLOCK).min(len);
+        (start..end, lowest(&g, first + start)..first + end)
+    })
+}
+
+/// Prefill and training.
+fn many_rows(q: &[f32], keys: &Keys, g: &Geometry, run: &Run, group: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    let (d, per_group, len) = (g.head_dim, g.heads / g.kv_heads, run.rows.len());
+    let columns = group * d..(group + 1) * d;
+    let base = lowest(g, run.first);
+    let all = base..run.first + len;
+    let k = keys.gather(keys.k, run.seq, all.clone(), &columns);
+    let v = keys.gather(keys.v, run.seq, all, &columns);
+    let mut values = vec![0.0; len * per_group * d];
+    let mut sums = vec![0.0; len * per_group];
+    let mut scores = Vec::new();
+    for h in 0..per_group {
+        for (block, seen) in blocks(run, g) {
+            let (m, n) = (block.len(), seen.len());
+            scores.clear();
+            scores.resize(m * n, 0.0);
+            let queries = Mat::rows(query_rows(q, g, run, &block, group * per_group + h), g.heads * d);
+            let (k, v) = (&k[(seen.start - base) * d..], &v[(seen.start - base) * d..]);
+            gemm((m, n, d), &mut scores, n, false, 1.0, queries, Mat::rows(k, d).t(), false)?;
+            dispatch(|| {
+                for (i, row) in scores.chunks_exact_mut(n).enumerate() {
+                    let visible = visible(g, run.first + block.start + i, &seen);
+                    row[..visible.start].fill(0.0);
+                    row[visible.end..].fill(0.0);
+                    let row = &mut row[visible];
+                    row.iter_mut().for_each(|s| *s = score(g, *s));
+                    let (max, sum) = softmax(row);
+                    row.iter_mut().for_each(|p| *p /= sum);
+                    sums[(block.start + i) * per_group + h] = max + sum.ln();
+                }
+            });
+            let out = &mut values[(block.start * per_group + h) * d..];
+            gemm((m, d, n), out, per_group * d, false, 1.0, Mat::rows(&scores, n), Mat::rows(v, d), false)?;
+        }
+    }
+    Ok((values, sums))
+}
+
+/// Columns of a block's score row that the row at `position` sees.
+fn visible(g: &Geometry, position: usize, seen: &Range<usize>) -> Range<usize> {
+    lowest(g, position) - seen.start..position + 1 - seen.start
+}
+
+/// The rows of `x` (`[T, H·D]`) of one head in a block, to be read with row stride H·D.
+fn query_rows<'a>(x: &'a [f32], g: &Geometry, run: &Run, block: &Range<usize>, head: usize) -> &'a [f32] {
+    &x[((run.rows.start + block.start) * g.heads + head) * g.head_dim..]
+}
+
+/// What a backward task gives: gradients of its group's queries `[len, per_group · D]`, keys and values `[len, D]`.
+type GroupGradients = (Vec<f32>, Vec<f32>, Vec<f32>);
+
+pub fn backward(mut args: Args, g: &Geometry) -> Result<()> {
+    let (q, k, v) = (args.read()?, args.read()?, args.read()?);
+    let (seqs, bounds) = (args.read_u32()?, args.read_u32()?);
+    let (out, lse, dout) = (args.read()?, args.read()?, args.read()?);
+    let (delta, dq, dk, dv) = (args.write()?, args.write()?, args.write()?, args.write()?);
+    let (d, per_group) = (g.head_dim, g.heads / g.kv_heads);
+    let rows = dq.len() / (g.heads * d);
+    delta.par_iter_mut().zip(out.par_chunks(d).zip(dout.par_chunks(d))).for_each(|(delta, (o, d))| *delta = dispatch(|| dot(o, d)));
+    let runs = runs(&seqs[..rows], |t| t - bounds[seqs[t] as usize] as usize);
+    if runs.iter().any(|run| run.first != 0) {
+        return Err(Error::internal("attention_backward: a sequence must start at its first row"));
+    }
+    let cols = g.kv_heads * d;
+    let keys = Keys { k, v, layout: Rows::Packed { bounds }, cols };
+    let forward = Forward { q, lse, dout, delta };
+    let tasks: Vec<(&Run, usize)> = runs.iter().flat_map(|run| (0..g.kv_heads).map(move |group| (run, group))).collect();
+    let results: Vec<GroupGradients> =
+        tasks.par_iter().map(|(run, group)| group_backward(&forward, &keys, g, run, *group)).collect::<Result<_>>()?;
+    for ((run, group), (gq, gk, gv)) in tasks.iter().zip(&results) {
+        for (i, t) in run.rows.clone().enumerate() {
+            let (at, len) = ((t * g.heads + group * per_group) * d, per_group * d);
+            dq[at..at + len].copy_from_slice(&gq[i * len..(i + 1) * len]);
+            let at = t * cols + group * d;
+            dk[at..at + d].copy_from_slice(&gk[i * d..(i + 1) * d]);
+            dv[at..at + d].copy_from_slice(&gv[i * d..(i + 1) * d]);
+        }
+    }
+    Ok(())
+}
+
+/// What the forward pass left, and the gradient that comes in.
+struct Forward<'a> {
+    q: &'a [f32],
+    lse: &'a [f32],
+    dout: &'a [f32],
+    delta: &'a [f32],
+}
+
+fn group_backward(f: &Forward, keys: &Keys, g: &Geometry, run: &Run, group: usize) -> Result<GroupGradients> {
+    let (d, per_group, len) = (g.head_dim, g.heads / g.kv_heads, run.rows.len());
+    let columns = group * d..(group + 1) * d;
+    let k = keys.gather(keys.k, run.seq, 0..len, &columns);
+    let v = keys.gather(keys.v, run.seq, 0..len, &columns);
+    let (mut dq, mut dk, mut dv) = (vec![0.0; len * per_group * d], vec![0.0; len * d], vec![0.0; len * d]);
+    let (mut p, mut ds) = (Vec::new(), Vec::new());
+    for h in 0..per_group {
+        let head = group * per_group + h;
+        for (block, seen) in blocks(run, g) {
+            let (m, n) = (block.len(), seen.len());
+            for scratch in [&mut p, &mut ds] {
+                scratch.clear();
+                scratch.resize(m * n, 0.0);
+            }
+            let queries = Mat::rows(query_rows(f.q, g, run, &block, head), g.heads * d);
+            let douts = Mat::rows(query_rows(f.dout, g, run, &block, head), g.heads * d);
+            let (k, v) = (Mat::rows(&k[seen.start * d..], d), Mat::rows(&v[seen.start * d..], d));
+            gemm((m, n, d), &mut p, n, false, 1.0, queries, k.t(), false)?;
+            gemm((m, n, d), &mut ds, n, false, 1.0, douts, v.t(), false)?;
+            for (i, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
+                let at = (run.rows.start + block.start + i) * g.heads + head;
+                let visible = visible(g, block.start + i, &seen);
+                probabilities(g, p, ds, visible, f.lse[at], f.delta[at]);
+            }
+            let out = &mut dq[(block.start * per_group + h) * d..];
+            gemm((m, d, n), out, per_group * d, false, g.scale, Mat::rows(&ds, n), k, false)?;
+            gemm((n, d, m), &mut dk[seen.start * d..], d, true, g.scale, Mat::rows(&ds, n).t(), queries, false)?;
+            gemm((n, d, m), &mut dv[seen.start * d..], d, true, 1.0, Mat::rows(&p, n).t(), douts, false)?;
+        }
+    }
+    Ok((dq, dk, dv))
+}
+
+/// Turns a row of products into probabilities, and of dP into the gradient of the scaled products.
+fn probabilities(g: &Geometry, p: &mut [f32], ds: &mut [f32], visible: Range<usize>, lse: f32, delta: f32) {
+    for (i, (p, ds)) in p.iter_mut().zip(ds).enumerate() {
+        if !visible.contains(&i) {
+            (*p, *ds) = (0.0, 0.0);
+            continue;
+        }
+        let s = score(g, *p);
+        *p = exp(s - lse);
+        let slope = g.softcap.map_or(1.0, |cap| 1.0 - (s / cap) * (s / cap));
+        *ds = *p * (*ds - delta) * slope;
+    }
+}

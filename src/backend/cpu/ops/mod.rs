@@ -1,0 +1,51 @@
+//! One function an op, grouped by subject. Operands come as slices of live rows.
+
+mod attention;
+mod elementwise;
+mod lora;
+mod loss;
+mod matmul;
+mod norm;
+mod optim;
+mod rope;
+
+use super::args::Args;
+use super::executable::Step;
+use crate::error::Result;
+use crate::program::Op;
+
+/// Rows of a step from which work is spread over threads: below, handing it over costs more than it saves.
+const PARALLEL_ROWS: usize = 16;
+
+/// Runs one op.
+pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
+    match op {
+        Op::Embed { .. } => matmul::embed(args),
+        Op::MatMul { bias, residual, .. } => matmul::forward(args, bias.is_some(), residual.is_some()),
+        Op::MatMulDx { weight, scale, accumulate, .. } => matmul::dx(args, step.cols(*weight), scale.is_some(), *accumulate),
+        Op::MatMulDw { dy, x, scale, .. } => matmul::dw(args, step.cols(*dy), step.cols(*x), scale.is_some()),
+        Op::GatherRows { x, .. } => matmul::gather_rows(args, step.cols(*x)),
+        Op::RmsNorm { eps, .. } => norm::forward(args, *eps),
+        Op::RmsNormBackward { eps, accumulate, .. } => norm::backward(args, *eps, *accumulate),
+        Op::LoraShrink { x, slots, rank, .. } => lora::shrink(args, step.cols(*x), *rank, slots.is_some()),
+        Op::LoraExpand { y, slots, rank, .. } => lora::expand(args, step.cols(*y), *rank, slots.is_some()),
+        Op::Dropout { p, salt, accumulate, .. } => elementwise::dropout(args, *p, *salt, step.seed, *accumulate),
+        Op::Glu { activation, .. } => elementwise::glu(args, *activation),
+        Op::GluBackward { activation, .. } => elementwise::glu_backward(args, *activation),
+        Op::Accumulate { .. } => elementwise::accumulate(args),
+        Op::Fill { value, .. } => elementwise::fill(args, *value),
+        Op::QkNormRopeKv { q, k, q_norm, k_norm, eps, head_dim, rope, slots, v_out, .. } => {
+            let heads = rope::Heads { q: step.cols(*q), k: step.cols(*k), dim: *head_dim, rope: step.cols(*rope), eps: *eps };
+            rope::forward(args, &heads, (q_norm.is_some(), k_norm.is_some()), slots.is_some(), v_out.is_some())
+        }
+        Op::QkNormRopeBackward { q, k, q_norm, k_norm, eps, head_dim, rope, .. } => {
+            let heads = rope::Heads { q: step.cols(*q), k: step.cols(*k), dim: *head_dim, rope: step.cols(*rope), eps: *eps };
+            rope::backward(args, &heads, (q_norm.is_some(), k_norm.is_some()))
+        }
+        Op::Attention { layout, geometry, lse, .. } => attention::forward(args, layout, geometry, lse.is_some(), step),
+        Op::AttentionBackward { geometry, .. } => attention::backward(args, geometry),
+        Op::HeadLoss { dx, .. } => loss::head_loss(args, dx.is_some()),
+        Op::GradNorm { .. } => optim::grad_norm(args),
+        Op::AdamW { .. } => optim::adamw(args),
+    }
+}

@@ -1,0 +1,104 @@
+//! qk_norm_rope_kv, qk_norm_rope_backward: half-split rotary embedding, as Hugging Face's `rotate_half`.
+
+use super::norm::{inverse_rms, row_backward, vector};
+use crate::backend::cpu::args::Args;
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+
+/// Widths: a row of q, a row of k, a head, its rotated part.
+pub struct Heads {
+    pub q: usize,
+    pub k: usize,
+    pub dim: usize,
+    pub rope: usize,
+    pub eps: f32,
+}
+
+/// Norm and rotation of one head. `sign` −1 rotates back.
+fn rotate(x: &mut [f32], cos_sin: &[f32], sign: f32) {
+    let half = cos_sin.len() / 2;
+    for i in 0..half {
+        let (c, s) = (cos_sin[2 * i], cos_sin[2 * i + 1] * sign);
+        let (a, b) = (x[i], x[i + half]);
+        x[i] = a * c - b * s;
+        x[i + half] = b * c + a * s;
+    }
+}
+
+fn angles<'a>(rope: &'a [f32], width: usize, position: u32) -> Result<&'a [f32]> {
+    let at = position as usize * width;
+    rope.get(at..at + width)
+        .ok_or_else(|| Error::internal(format!("position {position} is beyond the {} prepared ones", rope.len() / width)))
+}
+
+fn head_forward(x: &[f32], norm: Option<&[f32]>, cos_sin: &[f32], eps: f32, out: &mut [f32]) {
+    out.copy_from_slice(x);
+    if let Some(norm) = norm {
+        let r = inverse_rms(x, eps);
+        out.iter_mut().zip(norm).for_each(|(o, w)| *o *= r * w);
+    }
+    rotate(out, cos_sin, 1.0);
+}
+
+pub fn forward(mut args: Args, h: &Heads, norms: (bool, bool), has_slots: bool, has_v_out: bool) -> Result<()> {
+    let (q, k, v) = (args.read()?, args.read()?, args.read()?);
+    let q_norm = if norms.0 { Some(vector(args.weight()?)) } else { None };
+    let k_norm = if norms.1 { Some(vector(args.weight()?)) } else { None };
+    let positions = args.read_u32()?;
+    let rope = args.read()?;
+    let slots = args.read_u32_if(has_slots)?;
+    let (q_out, k_out, v_out) = (args.write()?, args.write()?, args.write_if(has_v_out)?);
+    let (q_norm, k_norm) = (q_norm.as_deref(), k_norm.as_deref());
+    q_out.par_chunks_mut(h.q).zip(q.par_chunks(h.q)).zip(positions).try_for_each(|((out, q), position)| {
+        let cos_sin = angles(rope, h.rope, *position)?;
+        for (out, q) in out.chunks_exact_mut(h.dim).zip(q.chunks_exact(h.dim)) {
+            head_forward(q, q_norm, cos_sin, h.eps, out);
+        }
+        Ok::<_, Error>(())
+    })?;
+    let target = |t: usize| slots.map_or(t, |slots| slots[t] as usize);
+    let outside = |row: usize| Error::internal(format!("cache row {row} is outside the cache"));
+    for (t, k) in k.chunks_exact(h.k).enumerate() {
+        let (cos_sin, row) = (angles(rope, h.rope, positions[t])?, target(t));
+        let out = k_out.get_mut(row * h.k..(row + 1) * h.k).ok_or_else(|| outside(row))?;
+        for (out, k) in out.chunks_exact_mut(h.dim).zip(k.chunks_exact(h.dim)) {
+            head_forward(k, k_norm, cos_sin, h.eps, out);
+        }
+    }
+    if let Some(v_out) = v_out {
+        for (t, v) in v.chunks_exact(h.k).enumerate() {
+            let row = target(t);
+            v_out.get_mut(row * h.k..(row + 1) * h.k).ok_or_else(|| outside(row))?.copy_from_slice(v);
+        }
+    }
+    Ok(())
+}
+
+/// Rotates the gradient back, then through the norm.
+pub fn backward(mut args: Args, h: &Heads, norms: (bool, bool)) -> Result<()> {
+    let (q, k) = (args.read()?, args.read()?);
+    let q_norm = if norms.0 { Some(vector(args.weight()?)) } else { None };
+    let k_norm = if norms.1 { Some(vector(args.weight()?)) } else { None };
+    let positions = args.read_u32()?;
+    let rope = args.read()?;
+    let (dq_out, dk_out) = (args.read()?, args.read()?);
+    let (dq, dk) = (args.write()?, args.write()?);
+    let side = |x: &[f32], norm: Option<&[f32]>, dout: &[f32], dx: &mut [f32], width: usize| {
+        let rows = dx.par_chunks_mut(width).zip(x.par_chunks(width)).zip(dout.par_chunks(width)).zip(positions);
+        rows.try_for_each(|(((dx, x), dout), position)| {
+            let cos_sin = angles(rope, h.rope, *position)?;
+            let heads = dx.chunks_exact_mut(h.dim).zip(x.chunks_exact(h.dim)).zip(dout.chunks_exact(h.dim));
+            for ((dx, x), dout) in heads {
+                let mut turned = dout.to_vec();
+                rotate(&mut turned, cos_sin, -1.0);
+                match norm {
+                    Some(norm) => row_backward(x, norm, &turned, dx, h.eps, false),
+                    None => dx.copy_from_slice(&turned),
+                }
+            }
+            Ok::<_, Error>(())
+        })
+    };
+    side(q, q_norm.as_deref(), dq_out, dq, h.q)?;
+    side(k, k_norm.as_deref(), dk_out, dk, h.k)
+}

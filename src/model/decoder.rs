@@ -1,0 +1,430 @@
+//! The decoder that all families share, as programs: one for serving, one for scoring, one for training.
+//!
+//! What differs between families is data in [`ModelConfig`]. What differs between the three uses is where keys
+//! and values lie (cache pages or the step's own rows) and what follows the last norm (logits of some
+//! rows, or the loss of all). The ops in between are the same.
+
+use super::config::ModelConfig;
+use super::lora::{LoraLayout, Projection};
+use crate::error::Result;
+use crate::program::{Builder, Geometry, KvLayout, Live, Op, Program, TensorId, Trainable, differentiate, recompute};
+use crate::tensor::DType;
+
+/// Names of the State buffers that the programs bind.
+pub mod buffers {
+    /// (cos, sin) pairs by position, f32 `[max_len, rope_dim]`.
+    pub const ROPE: &str = "rope";
+    /// The flat adapter buffer ([`super::LoraLayout`]).
+    pub const LORA: &str = "lora";
+    /// Its gradients.
+    pub const LORA_GRADS: &str = "lora.grads";
+    /// Adam's first moments.
+    pub const LORA_M: &str = "lora.m";
+    /// Adam's second moments.
+    pub const LORA_V: &str = "lora.v";
+    /// alpha / rank of each adapter slot, f32 `[1, slots]`.
+    pub const LORA_SCALES: &str = "lora.scales";
+
+    /// The key cache of a layer, `[kv_rows, kv_heads · head_dim]`.
+    pub fn key_cache(layer: usize) -> String {
+        format!("kv.{layer}.k")
+    }
+
+    /// The value cache of a layer.
+    pub fn value_cache(layer: usize) -> String {
+        format!("kv.{layer}.v")
+    }
+}
+
+/// What the programs need to know about the weights and constant buffers.
+pub struct ModelShape<'a> {
+    /// The architecture.
+    pub config: &'a ModelConfig,
+    /// Element type of a weight, by canonical name.
+    pub dtype: &'a dyn Fn(&str) -> DType,
+    /// Positions in the rope buffer.
+    pub max_len: usize,
+    /// Most bytes of one intermediate: bounds the chunk of logits that the loss works on.
+    pub max_tensor_bytes: usize,
+}
+
+/// Sizes of a serving program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ServeShape {
+    /// Tokens of one step.
+    pub rows: usize,
+    /// Rows whose logits are wanted; 0 asks for the loss of every row against `labels` instead.
+    pub gathered: usize,
+    /// Sequences that a step may mix.
+    pub seqs: usize,
+    /// Pages in a sequence's table.
+    pub pages: usize,
+    /// Positions in a page.
+    pub page: usize,
+    /// Rows of each cache.
+    pub kv_rows: usize,
+    /// Type of the caches.
+    pub kv_dtype: DType,
+}
+
+/// A forward pass over paged keys and values, and the ids of its inputs and outputs.
+pub struct ServeProgram {
+    /// The ops.
+    pub program: Program,
+    /// u32 `[1, rows]`: tokens.
+    pub ids: TensorId,
+    /// u32 `[1, rows]`: their positions.
+    pub positions: TensorId,
+    /// u32 `[1, rows]`: which row of `table` belongs to each.
+    pub seqs: TensorId,
+    /// u32 `[1, rows]`: cache row that each token's key and value go to.
+    pub slots: TensorId,
+    /// u32 `[seqs, pages]`.
+    pub table: TensorId,
+    /// u32 `[1, rows]`: adapter slot of each row, where the program has adapters.
+    pub adapters: Option<TensorId>,
+    /// What comes out.
+    pub head: ServeHead,
+}
+
+/// The end of a serving program.
+#[derive(Clone, Copy, Debug)]
+pub enum ServeHead {
+    /// Logits of chosen rows.
+    Logits {
+        /// u32 `[1, gathered]`: the rows.
+        rows: TensorId,
+        /// f32 `[gathered, vocab]`.
+        logits: TensorId,
+    },
+    /// Negative log-likelihood of every row's label.
+    Loss {
+        /// u32 `[1, rows]`; `u32::MAX` is not counted.
+        labels: TensorId,
+        /// f32 `[rows, 1]`, in nat.
+        loss: TensorId,
+    },
+}
+
+/// Forward and backward pass over packed sequences, and the ids of its inputs and outputs.
+pub struct TrainProgram {
+    /// The ops.
+    pub program: Program,
+    /// u32 `[1, rows]`: tokens.
+    pub ids: TensorId,
+    /// u32 `[1, rows]`: positions, from 0 in each sequence.
+    pub positions: TensorId,
+    /// u32 `[1, rows]`: sequence of each row.
+    pub seqs: TensorId,
+    /// u32 `[1, seqs + 1]`: first row of each sequence, and one past the last.
+    pub bounds: TensorId,
+    /// u32 `[1, rows]`: the next token where it counts, `u32::MAX` where not.
+    pub labels: TensorId,
+    /// f32 `[1, 1]`: what each counted token's loss is multiplied by before it is differentiated.
+    pub loss_scale: TensorId,
+    /// f32 `[rows, 1]`: negative log-likelihood of each row's label, unscaled.
+    pub loss: TensorId,
+}
+
+/// How a training program is shaped.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainShape {
+    /// Tokens of a micro-batch, all its sequences together.
+    pub rows: usize,
+    /// Most sequences in a micro-batch.
+    pub seqs: usize,
+    /// LoRA dropout probability.
+    pub dropout: f32,
+    /// Compute each layer's intermediates again in the backward pass instead of keeping them.
+    pub recompute: bool,
+}
+
+/// Bytes of logits that the loss keeps at a time; larger chunks stopped paying at this size on 2 cores.
+const LOGITS_CHUNK_BYTES: usize = 32 << 20;
+
+/// The forward pass over paged keys and values.
+///
+/// # Errors
+/// A shape that does not fit together (a bug), naming op and operand.
+pub fn serve_program(model: &ModelShape, shape: &ServeShape, lora: Option<&LoraLayout>) -> Result<ServeProgram> {
+    let mut b = Builder::new("forward");
+    let rows = shape.rows;
+    let ids = b.input("ids", DType::U32, 1, rows);
+    let positions = b.input("positions", DType::U32, 1, rows);
+    let seqs = b.input("seqs", DType::U32, 1, rows);
+    let slots = b.input("slots", DType::U32, 1, rows);
+    let table = b.input("table", DType::U32, shape.seqs, shape.pages);
+    let adapters = lora.map(|_| b.input("adapters", DType::U32, 1, rows));
+    let kv = KeyValues::Cache { slots, table, shape: *shape };
+    let mut decoder = Decoder { b, model, rows, positions, seqs, kv, lora, adapters, dropout: 0.0, salt: 0 };
+    let h = decoder.body(ids)?;
+    let head = if shape.gathered == 0 {
+        let labels = decoder.b.input("labels", DType::U32, 1, rows);
+        let scale = decoder.b.input("loss_scale", DType::F32, 1, 1);
+        ServeHead::Loss { labels, loss: decoder.loss(h, labels, scale)? }
+    } else {
+        let which = decoder.b.input("rows", DType::U32, 1, shape.gathered);
+        ServeHead::Logits { rows: which, logits: decoder.logits(h, which, shape.gathered)? }
+    };
+    Ok(ServeProgram { program: decoder.b.finish(), ids, positions, seqs, slots, table, adapters, head })
+}
+
+/// The training step of one micro-batch: gradients are added to [`buffers::LORA_GRADS`].
+///
+/// # Errors
+/// As [`serve_program`]; [`crate::Error::Invalid`] where nothing is trainable.
+pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) -> Result<TrainProgram> {
+    let mut b = Builder::new("train");
+    let rows = shape.rows;
+    let ids = b.input("ids", DType::U32, 1, rows);
+    let positions = b.input("positions", DType::U32, 1, rows);
+    let seqs = b.input("seqs", DType::U32, 1, rows);
+    let bounds = b.input("bounds", DType::U32, 1, shape.seqs + 1);
+    let labels = b.input("labels", DType::U32, 1, rows);
+    let loss_scale = b.input("loss_scale", DType::F32, 1, 1);
+    let kv = KeyValues::Own { bounds };
+    let dropout = shape.dropout;
+    let mut decoder = Decoder { b, model, rows, positions, seqs, kv, lora: Some(lora), adapters: None, dropout, salt: 0 };
+    let h = decoder.body(ids)?;
+    let loss = decoder.loss(h, labels, loss_scale)?;
+    let forward = decoder.b.finish();
+    let trainable: Vec<Trainable> = forward
+        .ids()
+        .filter(|id| matches!(&forward.decl(*id).place, crate::program::Place::State { buffer, .. } if buffer == buffers::LORA))
+        .map(|tensor| Trainable { tensor, grads: buffers::LORA_GRADS.into() })
+        .collect();
+    let mut program = differentiate(forward, &trainable)?;
+    if shape.recompute {
+        program = recompute(program);
+    }
+    Ok(TrainProgram { program, ids, positions, seqs, bounds, labels, loss_scale, loss })
+}
+
+/// The optimizer step over the flat adapter buffer: norm, clip, AdamW, gradients back to zero.
+pub struct OptimizerProgram {
+    /// The ops.
+    pub program: Program,
+    /// f32 `[1, 8]`, see [`Op::AdamW`].
+    pub hyper: TensorId,
+    /// f32 `[1, 1]`: norm of the gradient before clipping.
+    pub norm: TensorId,
+}
+
+/// AdamW over `len` f32 parameters in [`buffers::LORA`].
+///
+/// # Errors
+/// As [`serve_program`].
+pub fn adamw_program(len: usize) -> Result<OptimizerProgram> {
+    let mut b = Builder::new("adamw");
+    let hyper = b.input("hyper", DType::F32, 1, 8);
+    let norm = b.output("grad_norm", 1, 1, Live::All);
+    let flat = |b: &mut Builder, buffer: &str| b.state(buffer, buffer, 0, DType::F32, 1, len);
+    let params = flat(&mut b, buffers::LORA);
+    let grads = flat(&mut b, buffers::LORA_GRADS);
+    let m = flat(&mut b, buffers::LORA_M);
+    let v = flat(&mut b, buffers::LORA_V);
+    b.push(Op::GradNorm { x: grads, out: norm })?;
+    b.push(Op::AdamW { params, grads, m, v, norm, hyper })?;
+    b.push(Op::Fill { x: grads, value: 0.0 })?;
+    Ok(OptimizerProgram { program: b.finish(), hyper, norm })
+}
+
+/// Where attention finds keys and values.
+enum KeyValues {
+    /// In the paged cache.
+    Cache { slots: TensorId, table: TensorId, shape: ServeShape },
+    /// In this step's own rows.
+    Own { bounds: TensorId },
+}
+
+struct Decoder<'a> {
+    b: Builder,
+    model: &'a ModelShape<'a>,
+    rows: usize,
+    positions: TensorId,
+    seqs: TensorId,
+    kv: KeyValues,
+    lora: Option<&'a LoraLayout>,
+    adapters: Option<TensorId>,
+    dropout: f32,
+    /// Counts dropout sites, so that each has its own mask.
+    salt: u32,
+}
+
+impl Decoder<'_> {
+    /// Embedding, all layers, final norm: `[rows, hidden]`.
+    fn body(&mut self, ids: TensorId) -> Result<TensorId> {
+        let c = self.model.config;
+        let table = self.weight("model.embed_tokens.weight", c.vocab, c.hidden);
+        let mut h = self.temp("embedding", c.hidden);
+        self.b.push(Op::Embed { table, ids, out: h })?;
+        for layer in 0..c.layers {
+            self.b.segment(layer as u32 + 1);
+            h = self.attention_block(layer, h)?;
+            h = self.feed_forward(layer, h)?;
+        }
+        self.b.segment(0);
+        self.norm("model.norm.weight", h)
+    }
+
+    fn attention_block(&mut self, layer: usize, h: TensorId) -> Result<TensorId> {
+        let c = self.model.config;
+        let prefix = format!("model.layers.{layer}");
+        let x = self.norm(&format!("{prefix}.input_layernorm.weight"), h)?;
+        let q = self.linear(layer, Projection::Q, x, None)?;
+        let k = self.linear(layer, Projection::K, x, None)?;
+        let v = self.linear(layer, Projection::V, x, None)?;
+        let head_norm = |me: &mut Self, which: &str| {
+            c.qk_norm.then(|| me.vector(&format!("{prefix}.self_attn.{which}_norm.weight"), c.head_dim))
+        };
+        let (q_norm, k_norm) = (head_norm(self, "q"), head_norm(self, "k"));
+        let rope = match self.b.find(buffers::ROPE) {
+            Some(id) => id,
+            None => self.b.state(buffers::ROPE, buffers::ROPE, 0, DType::F32, self.model.max_len, c.rope_dim),
+        };
+        let kv_cols = c.kv_heads * c.head_dim;
+        let q_out = self.temp("q_rot", c.heads * c.head_dim);
+        let (slots, k_out, v_out, v_seen, layout, lse) = match &self.kv {
+            KeyValues::Cache { slots, table, shape } => {
+                let (slots, table, shape) = (*slots, *table, *shape);
+                let mut cache = |name: String| self.b.state(&name, &name, 0, shape.kv_dtype, shape.kv_rows, kv_cols);
+                let (k, v) = (cache(buffers::key_cache(layer)), cache(buffers::value_cache(layer)));
+                (Some(slots), k, Some(v), v, KvLayout::Paged { table, page: shape.page }, None)
+            }
+            KeyValues::Own { bounds } => {
+                let layout = KvLayout::Packed { bounds: *bounds };
+                let (k_out, lse) = (self.temp("k_rot", kv_cols), self.temp("lse", c.heads));
+                (None, k_out, None, v, layout, Some(lse))
+            }
+        };
+        self.b.push(Op::QkNormRopeKv {
+            q,
+            k,
+            v,
+            q_norm,
+            k_norm,
+            eps: c.rms_norm_eps,
+            head_dim: c.head_dim,
+            positions: self.positions,
+            rope,
+            slots,
+            q_out,
+            k_out,
+            v_out,
+        })?;
+        let geometry = Geometry {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            scale: 1.0 / (c.head_dim as f32).sqrt(),
+            window: c.windows.get(layer).copied().flatten().map(|w| w as u32),
+            softcap: None,
+        };
+        let out = self.temp("attention", c.heads * c.head_dim);
+        let (seqs, positions) = (self.seqs, self.positions);
+        self.b.push(Op::Attention { q: q_out, k: k_out, v: v_seen, seqs, positions, layout, geometry, out, lse })?;
+        self.linear(layer, Projection::O, out, Some(h))
+    }
+
+    fn feed_forward(&mut self, layer: usize, h: TensorId) -> Result<TensorId> {
+        let c = self.model.config;
+        let x = self.norm(&format!("model.layers.{layer}.post_attention_layernorm.weight"), h)?;
+        let gate = self.linear(layer, Projection::Gate, x, None)?;
+        let up = self.linear(layer, Projection::Up, x, None)?;
+        let out = self.temp("glu", c.intermediate);
+        self.b.push(Op::Glu { gate, up, activation: c.activation, out })?;
+        self.linear(layer, Projection::Down, out, Some(h))
+    }
+
+    /// A projection with its bias and adapter, added to `residual` where there is one.
+    fn linear(&mut self, layer: usize, which: Projection, x: TensorId, residual: Option<TensorId>) -> Result<TensorId> {
+        let c = self.model.config;
+        let (outputs, inputs) = which.shape(c);
+        let module = which.module(layer);
+        let weight = self.weight(&format!("{module}.weight"), outputs, inputs);
+        let has_bias = match which {
+            Projection::Q | Projection::K | Projection::V => c.qkv_bias,
+            Projection::O => c.o_bias,
+            Projection::Gate | Projection::Up | Projection::Down => c.mlp_bias,
+        };
+        let bias = has_bias.then(|| self.vector(&format!("{module}.bias"), outputs));
+        let out = self.temp(which.name(), outputs);
+        self.b.push(Op::MatMul { x, weight, bias, residual, out })?;
+        self.adapter(layer, which, x, out)?;
+        Ok(out)
+    }
+
+    /// Adds the low-rank product of one projection to `y`, where it is a target.
+    fn adapter(&mut self, layer: usize, which: Projection, x: TensorId, y: TensorId) -> Result<()> {
+        let Some(lora) = self.lora else { return Ok(()) };
+        let Some(entry) = lora.entry(layer, which) else { return Ok(()) };
+        let (rank, n) = (lora.rank, lora.slots);
+        let state = |b: &mut Builder, name: String, at: usize, rows: usize, cols: usize| {
+            b.state(&name, buffers::LORA, at, DType::F32, rows, cols)
+        };
+        let a = state(&mut self.b, format!("{}.lora_A", entry.module), entry.a, n * rank, entry.inputs);
+        let b = state(&mut self.b, format!("{}.lora_B", entry.module), entry.b, n * entry.outputs, rank);
+        let scales = match self.b.find(buffers::LORA_SCALES) {
+            Some(id) => id,
+            None => self.b.state(buffers::LORA_SCALES, buffers::LORA_SCALES, 0, DType::F32, 1, n),
+        };
+        let mut seen = x;
+        if self.dropout > 0.0 {
+            self.salt += 1;
+            seen = self.temp("dropout", entry.inputs);
+            self.b.push(Op::Dropout { x, p: self.dropout, salt: self.salt, out: seen, accumulate: false })?;
+        }
+        let u = self.temp("lora_u", rank);
+        let slots = self.adapters;
+        self.b.push(Op::LoraShrink { x: seen, a, slots, rank, out: u })?;
+        self.b.push(Op::LoraExpand { u, b, slots, scales, rank, y })
+    }
+
+    fn logits(&mut self, h: TensorId, rows: TensorId, gathered: usize) -> Result<TensorId> {
+        let c = self.model.config;
+        let picked = self.b.temp("picked", gathered, c.hidden, Live::Gathered);
+        self.b.push(Op::GatherRows { x: h, rows, out: picked })?;
+        let weight = self.head_weight();
+        let logits = self.b.output("logits", gathered, c.vocab, Live::Gathered);
+        self.b.push(Op::MatMul { x: picked, weight, bias: None, residual: None, out: logits })?;
+        Ok(logits)
+    }
+
+    fn loss(&mut self, h: TensorId, labels: TensorId, scale: TensorId) -> Result<TensorId> {
+        let vocab = self.model.config.vocab;
+        let bytes = LOGITS_CHUNK_BYTES.min(self.model.max_tensor_bytes);
+        let chunk = (bytes / (vocab * 4)).clamp(1, self.rows);
+        let logits = self.b.temp("logits_chunk", chunk, vocab, Live::All);
+        let weight = self.head_weight();
+        let loss = self.b.output("loss", self.rows, 1, Live::Tokens);
+        self.b.push(Op::HeadLoss { x: h, weight, labels, scale, logits, loss, dx: None })?;
+        Ok(loss)
+    }
+
+    fn head_weight(&mut self) -> TensorId {
+        let c = self.model.config;
+        let name = if c.tied_head { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        self.weight(name, c.vocab, c.hidden)
+    }
+
+    fn norm(&mut self, name: &str, x: TensorId) -> Result<TensorId> {
+        let c = self.model.config;
+        let weight = self.vector(name, c.hidden);
+        let out = self.temp("norm", c.hidden);
+        self.b.push(Op::RmsNorm { x, weight, eps: c.rms_norm_eps, out })?;
+        Ok(out)
+    }
+
+    fn weight(&mut self, name: &str, rows: usize, cols: usize) -> TensorId {
+        self.b.weight(name, (self.model.dtype)(name), rows, cols)
+    }
+
+    /// Norm weights and biases: f32 on every device.
+    fn vector(&mut self, name: &str, cols: usize) -> TensorId {
+        self.b.weight(name, DType::F32, 1, cols)
+    }
+
+    fn temp(&mut self, name: &str, cols: usize) -> TensorId {
+        self.b.temp(name, self.rows, cols, Live::Tokens)
+    }
+}
