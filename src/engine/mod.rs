@@ -1,6 +1,7 @@
 //! The engine: one thread owns the device and serves many requests at once from one copy of the weights.
 
 mod request;
+pub mod text;
 
 pub use request::{Event, EventSink, FinishReason, Request, SamplingParams, TokenLogprobs, Usage};
 
