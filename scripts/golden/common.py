@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 def default_model():
@@ -181,8 +181,8 @@ def teacher_forced(model, ids):
 
 
 @torch.no_grad()
-def greedy(model, ids, count):
-    """`count` arg-max ids with a KV cache, end tokens ignored, and the smallest gap between the two best logits."""
+def greedy(model, ids, count, until=None):
+    """`count` arg-max ids with a KV cache (ending after the id `until`, if given), and the smallest gap between the two best logits."""
     step = torch.tensor([ids])
     cache, new, gaps = None, [], []
     for _ in range(count):
@@ -192,6 +192,8 @@ def greedy(model, ids, count):
         new.append(int(best.indices[0]))
         gaps.append((best.values[0] - best.values[1]).item())
         step = best.indices[:1].view(1, 1)
+        if new[-1] == until:
+            break
     return new, gaps
 
 

@@ -36,6 +36,9 @@ The initial adapter comes from a hash, so that both sides can make it without a 
 text is the tensor's name in adapter_model.safetensors, for example
 "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"; i counts row-major; A is [rank, in] with
 bound = 1/sqrt(in) (computed in f64, rounded to f32), B is [out, rank] with bound 0.02, or all zero ("init_b").
+To check an implementation: fnv1a64("a") = 0xaf63dc4c8601ec8c, mix(0) = 0xe220a8397b1dcdaf, and for the name above
+words 0..2 are 0xfc449ef54f744045, 0xcb9adf05b19ca41b, 0x22bdf5481563519d, which with in = 576 give the values
+0.04045184, 0.02461099, -0.03035742.
 
 A gradient summary is f32[261]: its Frobenius norm; four projections sum_i s_j(i)·g(i), j = 0..3, with
 s_j(i) = -1 where the top bit of word(name + "#sign" + j, i) is set, else +1; and 256 elements
