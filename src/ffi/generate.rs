@@ -9,7 +9,7 @@ use super::text;
 use crate::engine::text::{TextEvent, TextOptions, submit_text};
 use crate::engine::{Engine, FinishReason, Request, SamplingParams};
 use crate::error::Error;
-use crate::token::{ChatTemplate, RenderOptions};
+use crate::token::RenderOptions;
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
 use std::sync::mpsc;
@@ -111,12 +111,12 @@ pub unsafe extern "C" fn runtime_generate(
 fn request(engine: &Engine, prompt: &str, options: &runtime_generate_options) -> Result<Request, Failure> {
     let model = engine.model();
     let prompt = if options.chat == 0 {
-        model.tokenizer.encode(prompt, true)?
+        model.tokenizer()?.encode(prompt, true)?
     } else {
-        let template = model.chat.as_ref().ok_or_else(ChatTemplate::missing)?;
+        let template = model.chat()?;
         let messages = serde_json::json!([{ "role": "user", "content": prompt }]);
         let render = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-        model.tokenizer.encode(&template.render(&messages, &render)?, false)?
+        model.tokenizer()?.encode(&template.render(&messages, &render)?, false)?
     };
     let mut request = Request { prompt, ..Request::default() };
     if options.max_tokens > 0 {

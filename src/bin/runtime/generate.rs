@@ -5,7 +5,7 @@ use crate::sampling::SamplingArgs;
 use runtime::engine::text::{Completion, TextEvent, TextOptions, generate_text, submit_text};
 use runtime::engine::{Engine, FinishReason, Request, Usage};
 use runtime::model::LoadedModel;
-use runtime::token::{ChatTemplate, RenderOptions};
+use runtime::token::RenderOptions;
 use runtime::{Error, Result};
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
@@ -48,7 +48,7 @@ impl PromptArgs {
     pub fn encode(&self, model: &LoadedModel) -> Result<Vec<u32>> {
         match (&self.prompt, &self.ids) {
             (_, Some(ids)) => Ok(ids.0.clone()),
-            (Some(text), None) => model.tokenizer.encode(text, true),
+            (Some(text), None) => model.tokenizer()?.encode(text, true),
             (None, None) => Err(Error::invalid("pass -p PROMPT or --ids 1,2,3")),
         }
     }
@@ -77,9 +77,9 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// A conversation as the model's template writes it, ready for the assistant's turn.
 pub fn chat_ids(model: &LoadedModel, messages: &Value) -> Result<Vec<u32>> {
-    let template = model.chat.as_ref().ok_or_else(ChatTemplate::missing)?;
+    let template = model.chat()?;
     let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-    model.tokenizer.encode(&template.render(messages, &options)?, false)
+    model.tokenizer()?.encode(&template.render(messages, &options)?, false)
 }
 
 /// Passes the text on as it comes; returns when the answer is complete. The engine's thread never waits for a terminal.

@@ -29,7 +29,8 @@ pub fn run(args: &Args) -> Result<()> {
         let report = json!({ "ids": ids, "logprobs": scores.logprobs, "next_top5": scores.next_top5 });
         return common::print_json(&report);
     }
-    let word = |id: u32| format!("{:?}", model.tokenizer.decode(&[id], false));
+    // Without a tokenizer the ids have to do.
+    let word = |id: u32| model.tokenizer.as_ref().map(|t| format!("{:?}", t.decode(&[id], false))).unwrap_or_default();
     let mut table = String::new();
     for (id, logprob) in ids.iter().skip(1).zip(&scores.logprobs) {
         table += &format!("{logprob:>9.4}  {id:>7}  {}\n", word(*id));

@@ -1,9 +1,9 @@
 //! `runtime tokenize`
 
 use crate::common::{self, DeviceArgs};
-use runtime::Result;
 use runtime::format::Checkpoint;
-use runtime::token::Tokenizer;
+use runtime::model::text_tools;
+use runtime::{Error, Result};
 use serde_json::json;
 
 #[derive(clap::Args)]
@@ -24,7 +24,9 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let checkpoint = Checkpoint::open(&common::resolve(&args.model)?)?;
-    let tokenizer = Tokenizer::of(&checkpoint)?;
+    let Some(tokenizer) = text_tools(&checkpoint)?.0 else {
+        return Err(Error::Text(format!("{} has no tokenizer", args.model)));
+    };
     let ids = tokenizer.encode(&args.prompt, false)?;
     if args.json {
         return common::print_json(&json!({ "ids": ids }));
