@@ -3,10 +3,12 @@
 //! Works inside the request's event sink, so on the engine's thread: a stop string ends its request before
 //! another token is computed for it.
 
+mod assembler;
+
 use super::{Engine, Event, EventSink, FinishReason, Request, RequestId, TokenLogprobs, Usage};
 use crate::error::{Error, Result};
-use crate::token::{StopMatcher, StreamDecoder, Tokenizer};
-use std::collections::VecDeque;
+use crate::token::Tokenizer;
+use assembler::{Assembler, Output};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -87,12 +89,13 @@ pub struct Completion {
     pub tokens: Vec<TokenPiece>,
 }
 
-/// Submits a request whose answer is wanted as text.
+/// Submits a request whose answer is wanted as text. Of a model without a tokenizer there are only ids: they
+/// come at the end, with an empty text.
 ///
 /// # Errors
-/// As [`Engine::submit`], and [`Error::Invalid`] for an empty stop string.
+/// As [`Engine::submit`], and [`Error::Invalid`] for an empty stop string, or any where there is no text.
 pub fn submit_text(engine: &Engine, request: Request, options: TextOptions, sink: TextSink) -> Result<RequestId> {
-    let sink = text_sink(&engine.model().tokenizer, &request, options, sink)?;
+    let sink = text_sink(engine.model().tokenizer.as_ref(), &request, options, sink)?;
     engine.submit(request, sink)
 }
 
@@ -124,11 +127,19 @@ pub fn generate_text(engine: &Engine, request: Request, options: TextOptions) ->
     Err(Error::internal("the engine dropped a request"))
 }
 
-fn text_sink(tokenizer: &Tokenizer, request: &Request, options: TextOptions, mut sink: TextSink) -> Result<EventSink> {
+fn text_sink(
+    tokenizer: Option<&Tokenizer>,
+    request: &Request,
+    options: TextOptions,
+    mut sink: TextSink,
+) -> Result<EventSink> {
     if options.stop.iter().any(String::is_empty) {
         return Err(Error::invalid("a stop string is empty"));
     }
-    let mut assembler = Assembler::new(tokenizer.clone(), options, request.min_tokens);
+    if tokenizer.is_none() && !options.stop.is_empty() {
+        return Err(Error::invalid("stop strings need a tokenizer, and the model has none"));
+    }
+    let mut assembler = Assembler::new(tokenizer, options, request.min_tokens);
     let prompt_tokens = request.prompt.len();
     let submitted = Instant::now();
     let mut first_token = None;
@@ -163,92 +174,5 @@ fn text_sink(tokenizer: &Tokenizer, request: &Request, options: TextOptions, mut
     }))
 }
 
-/// What has become certain with one more token.
-#[derive(Default)]
-struct Output {
-    text: String,
-    tokens: Vec<TokenPiece>,
-    stop: Option<String>,
-}
-
-/// A token whose text is not out yet, with its place in the answer's text, in bytes.
-struct Waiting {
-    start: usize,
-    end: usize,
-    piece: TokenPiece,
-}
-
-struct Assembler {
-    tokenizer: Tokenizer,
-    decoder: StreamDecoder,
-    matcher: StopMatcher,
-    options: TextOptions,
-    min_tokens: usize,
-    /// Tokens so far.
-    count: usize,
-    /// Bytes of text that the tokens so far have made.
-    decoded: usize,
-    /// Bytes of it that are out; the matcher holds the rest.
-    released: usize,
-    waiting: VecDeque<Waiting>,
-}
-
-impl Assembler {
-    fn new(tokenizer: Tokenizer, options: TextOptions, min_tokens: usize) -> Self {
-        let decoder = tokenizer.stream(options.skip_special);
-        let decoder = if options.continues_prompt { decoder.continuing() } else { decoder };
-        let matcher = StopMatcher::new(options.stop.clone());
-        let waiting = VecDeque::new();
-        Self { tokenizer, decoder, matcher, options, min_tokens, count: 0, decoded: 0, released: 0, waiting }
-    }
-
-    fn push(&mut self, id: u32, logprobs: Option<TokenLogprobs>) -> Output {
-        self.count += 1;
-        let bytes = self.tokenizer.token_bytes(id).to_vec();
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let piece = TokenPiece { id, bytes, text, logprobs };
-        let start = self.decoded;
-        let decoded = self.decoder.push(id);
-        self.decoded += decoded.as_ref().map_or(0, String::len);
-        // A token without text of its own (a part of a character) goes out with the text that follows.
-        let end = if decoded.is_some() { self.decoded } else { self.decoded + 1 };
-        self.waiting.push_back(Waiting { start, end, piece });
-        decoded.map_or_else(Output::default, |text| self.matched(text))
-    }
-
-    /// Ends the answer: nothing is held back any more.
-    fn finish(&mut self) -> Output {
-        let tail = self.decoder.flush().unwrap_or_default();
-        let mut output = self.matched(tail);
-        output.text.push_str(&self.matcher.flush());
-        output.tokens.extend(self.waiting.drain(..).map(|waiting| waiting.piece));
-        output
-    }
-
-    /// Takes new text; lets out what no stop string can claim.
-    fn matched(&mut self, text: String) -> Output {
-        if self.count <= self.min_tokens {
-            self.released += text.len();
-            return Output { text, tokens: self.released_tokens(), stop: None };
-        }
-        let found = self.matcher.push(&text);
-        let mut text = found.text;
-        let stop = found.stop.and_then(|i| self.options.stop.get(i).cloned());
-        if let Some(stop) = stop.as_deref().filter(|_| self.options.include_stop) {
-            text.push_str(stop);
-        }
-        self.released += text.len();
-        let mut tokens = self.released_tokens();
-        if stop.is_some() {
-            // The token that the cut goes through belongs to the answer; those behind it do not.
-            let rest = self.waiting.drain(..).filter(|waiting| waiting.start < self.released);
-            tokens.extend(rest.map(|waiting| waiting.piece));
-        }
-        Output { text, tokens, stop }
-    }
-
-    fn released_tokens(&mut self) -> Vec<TokenPiece> {
-        let out = self.waiting.iter().take_while(|waiting| waiting.end <= self.released).count();
-        self.waiting.drain(..out).map(|waiting| waiting.piece).collect()
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -24,9 +24,10 @@ pub async fn create(State(app): State<Arc<App>>, JsonBody(fields): JsonBody) -> 
 
 fn submit(app: &App, mut fields: Fields) -> Result<(Running, ChatReply, bool), ApiError> {
     let model = app.engine.model();
+    let tokenizer = model.tokenizer()?;
     let name: String = fields.require("model")?;
     let adapter = app.adapter(&name)?;
-    let mut params = Params::take(&mut fields, &app.defaults, model.config().vocab_size)?;
+    let mut params = Params::take(&mut fields, &app.defaults, model.config().vocab)?;
     // The newer name; both may be sent, by clients that talk to old servers too.
     if let Some(max) = fields.take("max_completion_tokens")? {
         params.max_tokens = Some(max);
@@ -46,10 +47,10 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, ChatReply, bool), A
     })?;
     let text = template.render(&conversation, &options)?;
     // The template writes BOS where the model wants it.
-    let prompt = model.tokenizer.encode(&text, add_special)?;
+    let prompt = tokenizer.encode(&text, add_special)?;
     let requests = params.requests(prompt, app.engine.max_len(), None, "messages")?;
     let running = Running::start(&app.engine, requests, &params.text)?;
-    let reply = ChatReply::new(name, &params, model.tokenizer.clone());
+    let reply = ChatReply::new(name, &params, tokenizer.clone());
     Ok((running, reply, params.stream))
 }
 
@@ -91,7 +92,7 @@ fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
     };
     if may_call {
         let message = "tool calls are not supported yet; with `tool_choice` \"none\" the model only sees the `tools`";
-        return Err(ApiError::field("tools", message));
+        return Err(ApiError::field(if tools.is_some() { "tools" } else { "tool_choice" }, message));
     }
     Ok(tools.map(Value::Array))
 }

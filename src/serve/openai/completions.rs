@@ -37,9 +37,10 @@ pub async fn create(State(app): State<Arc<App>>, JsonBody(fields): JsonBody) -> 
 
 fn submit(app: &App, mut fields: Fields) -> Result<(Running, CompletionsReply, bool), ApiError> {
     let model = app.engine.model();
+    let tokenizer = model.tokenizer()?;
     let name: String = fields.require("model")?;
     let adapter = app.adapter(&name)?;
-    let mut params = Params::take(&mut fields, &app.defaults, model.config().vocab_size)?;
+    let mut params = Params::take(&mut fields, &app.defaults, model.config().vocab)?;
     params.request.logprobs = logprobs(&mut fields)?;
     params.request.adapter = adapter;
     params.text.continues_prompt = true;
@@ -57,7 +58,7 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, CompletionsReply, b
     fields.finish()?;
 
     let echoed = match echo {
-        true => prompts.iter().map(|ids| model.tokenizer.decode(ids, true)).collect(),
+        true => prompts.iter().map(|ids| tokenizer.decode(ids, true)).collect(),
         false => Vec::new(),
     };
     let mut requests = Vec::new();
@@ -65,7 +66,7 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, CompletionsReply, b
         requests.extend(params.requests(prompt, app.engine.max_len(), Some(DEFAULT_MAX_TOKENS), "prompt")?);
     }
     let running = Running::start(&app.engine, requests, &params.text)?;
-    let reply = CompletionsReply::new(name, &params, echoed, running.choices(), model.tokenizer.clone());
+    let reply = CompletionsReply::new(name, &params, echoed, running.choices(), tokenizer.clone());
     Ok((running, reply, params.stream))
 }
 
@@ -81,14 +82,15 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
 /// Token ids of each prompt.
 fn prompts(app: &App, prompt: Prompt, add_special: bool) -> Result<Vec<Vec<u32>>, ApiError> {
     let model = app.engine.model();
-    let encode = |text: &String| model.tokenizer.encode(text, add_special);
+    let tokenizer = model.tokenizer()?;
+    let encode = |text: &String| tokenizer.encode(text, add_special);
     let prompts = match prompt {
         Prompt::Text(text) => vec![encode(&text)?],
         Prompt::Texts(texts) => texts.iter().map(encode).collect::<Result<_, _>>()?,
         Prompt::Ids(ids) => vec![ids],
         Prompt::IdLists(lists) => lists,
     };
-    let vocab_size = model.config().vocab_size;
+    let vocab_size = model.config().vocab;
     if let Some(id) = prompts.iter().flatten().find(|id| **id as usize >= vocab_size) {
         return Err(ApiError::field("prompt", format!("`prompt`: {id} is not a token id below {vocab_size}")));
     }
