@@ -2,6 +2,7 @@
 pub mod backend;
 pub mod engine;
 pub mod error;
+pub mod ffi;
 pub mod format;
 pub mod model;
 pub mod program;

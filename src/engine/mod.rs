@@ -5,6 +5,7 @@
 //! ```
 
 mod adapters;
+pub mod bench;
 mod kv;
 mod request;
 mod sampler;

@@ -126,7 +126,11 @@ fn vector_f32(tensor: &HostTensor) -> Result<HostTensor> {
     HostTensor::from_f32(vec![1, numbers.len()], &numbers)
 }
 
-fn text_tools(checkpoint: &Checkpoint) -> Result<(Option<Tokenizer>, Option<ChatTemplate>)> {
+/// What turns text into tokens for a checkpoint: its tokenizer and its chat template, where it has them. Needs no device.
+///
+/// # Errors
+/// Those of the tokenizer and of the chat template.
+pub fn text_tools(checkpoint: &Checkpoint) -> Result<(Option<Tokenizer>, Option<ChatTemplate>)> {
     match &checkpoint.tokenizer {
         TokenizerSource::None => Ok((None, None)),
         TokenizerSource::Json { tokenizer_json, tokenizer_config, special_tokens_map } => {

@@ -121,6 +121,12 @@ impl ChatTemplate {
         &self.0.source
     }
 
+    /// The variables that every rendering gets, such as `bos_token`.
+    #[must_use]
+    pub fn special(&self) -> &Map<String, Value> {
+        &self.0.special
+    }
+
     /// Renders `messages`, a list of objects with `role` and `content`.
     ///
     /// # Errors
