@@ -11,6 +11,7 @@ mod jinja;
 mod mask;
 mod pieces;
 mod pretokenize;
+mod source;
 mod spm;
 mod stop;
 mod stream;

@@ -1,0 +1,171 @@
+//! LoRA adapters in PEFT's format: a folder with adapter_config.json and adapter_model.safetensors.
+//!
+//! Tensor names: `base_model.model.` + module path + `.lora_A.weight` (`[r, in]`) and `.lora_B.weight`
+//! (`[out, r]`); older files carry the adapter's name, `.lora_A.default.weight`.
+
+use super::checkpoint::read_json;
+use super::quant::dequantise_row;
+use super::safetensors::{self, Tensors};
+use super::safetensors_write::{write_file, write_json};
+use super::source::Source;
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+use crate::model::weights::module_shape;
+use crate::tensor::{DType, HostTensor};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+pub use super::peft_config::{AdapterConfig, TargetModules};
+
+/// Configuration file of an adapter.
+pub const CONFIG: &str = "adapter_config.json";
+/// Weights of an adapter.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
+/// What PEFT puts before every module path of a causal language model.
+const PREFIX: &str = "base_model.model.";
+
+/// One adapter, checked against a model.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// adapter_config.json.
+    pub config: AdapterConfig,
+    /// By full module path, for example `model.layers.0.self_attn.q_proj`.
+    pub modules: BTreeMap<String, LoraWeights>,
+}
+
+/// What is added to one module: `scale · B · A`.
+#[derive(Clone, Debug)]
+pub struct LoraWeights {
+    /// f32 `[r, in]`
+    pub a: HostTensor,
+    /// f32 `[out, r]`
+    pub b: HostTensor,
+    /// alpha / r, or alpha / √r.
+    pub scale: f32,
+}
+
+impl Adapter {
+    /// Reads the adapter in `folder` for a model.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Format`] naming key or tensor where the files are corrupt or do not fit the
+    /// model; [`Error::Unsupported`] naming features that are not implemented (DoRA, saved modules, …).
+    pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self> {
+        let config_path = folder.join(CONFIG);
+        let raw = read_json(&config_path)?;
+        let config = AdapterConfig::from_json(&config_path.display().to_string(), &raw)?;
+        let weights = folder.join(WEIGHTS);
+        if !weights.is_file() && folder.join("adapter_model.bin").is_file() {
+            let message = "weights in adapter_model.bin (a Python pickle); save them as safetensors";
+            return Err(Error::unsupported(format!("{}: {message}", folder.display())));
+        }
+        Self::from_parts(config, &Source::open(&weights)?, model)
+    }
+
+    /// As [`Adapter::read`], from a parsed configuration and the bytes of the weights.
+    ///
+    /// # Errors
+    /// As [`Adapter::read`].
+    pub fn from_parts(config: AdapterConfig, weights: &Source, model: &ModelConfig) -> Result<Self> {
+        let file = weights.name();
+        let tensors = safetensors::read(weights, &|_| false)?;
+        let mut modules = BTreeMap::new();
+        for (module, (a, b)) in pair(file, tensors)? {
+            let place = |side: &str| format!("tensor '{PREFIX}{module}.lora_{side}.weight'");
+            let Some([rows, cols]) = module_shape(model, &module) else {
+                return Err(Error::format(file, format!("module '{module}'"), "the model has no such linear module"));
+            };
+            let (r, scale) = config.rank_and_scale(&module)?;
+            for (side, tensor, expected) in [("A", &a, [r, cols]), ("B", &b, [rows, r])] {
+                if tensor.shape != expected {
+                    let message = format!("found shape {:?}, expected {expected:?}", tensor.shape);
+                    return Err(Error::format(file, place(side), message));
+                }
+            }
+            modules.insert(module, LoraWeights { a: to_f32(&a)?, b: to_f32(&b)?, scale });
+        }
+        // PEFT creates what the file leaves out, with B = 0: no effect. A file without anything is a mistake.
+        if modules.is_empty() {
+            return Err(Error::format(file, "header", "found no LoRA tensor"));
+        }
+        Ok(Self { config, modules })
+    }
+
+    /// Writes the folder that `PeftModel.from_pretrained` loads. The weights come first, so that a reader who
+    /// sees a new configuration also sees its weights.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let mut tensors = Tensors::new();
+        for (module, w) in &self.modules {
+            tensors.insert(format!("{PREFIX}{module}.lora_A.weight"), w.a.clone());
+            tensors.insert(format!("{PREFIX}{module}.lora_B.weight"), w.b.clone());
+        }
+        write_file(&folder.join(WEIGHTS), tensors.iter().map(|(n, t)| (n.as_str(), t)))?;
+        write_json(&folder.join(CONFIG), &self.config.to_json())
+    }
+}
+
+/// Groups the tensors by module; each module needs both sides, and nothing else is accepted.
+fn pair(file: &str, tensors: Tensors) -> Result<BTreeMap<String, (HostTensor, HostTensor)>> {
+    let mut sides = BTreeMap::<String, [Option<HostTensor>; 2]>::new();
+    for (name, tensor) in tensors {
+        let (module, side) = parse_name(&name)
+            .ok_or_else(|| match feature_of(&name) {
+                Some(feature) => Error::unsupported(format!("{file}: tensor '{name}' ({feature})")),
+                None => Error::format(
+                    file,
+                    format!("tensor '{name}'"),
+                    format!("expected a name like '{PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight'"),
+                ),
+            })?;
+        let slot = &mut sides.entry(module.to_owned()).or_default()[side];
+        if slot.is_some() {
+            return Err(Error::format(file, format!("tensor '{name}'"), "the module already has this side"));
+        }
+        *slot = Some(tensor);
+    }
+    let mut out = BTreeMap::new();
+    for (module, sides) in sides {
+        match sides {
+            [Some(a), Some(b)] => drop(out.insert(module, (a, b))),
+            [a, _] => {
+                let missing = if a.is_none() { "lora_A" } else { "lora_B" };
+                return Err(Error::format(file, format!("module '{module}'"), format!("{missing} is missing")));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Module path and side (0 for A, 1 for B).
+fn parse_name(name: &str) -> Option<(&str, usize)> {
+    let rest = name.strip_prefix(PREFIX)?;
+    let ends = [(".lora_A.weight", 0), (".lora_A.default.weight", 0), (".lora_B.weight", 1), (".lora_B.default.weight", 1)];
+    ends.iter().find_map(|(end, side)| Some((rest.strip_suffix(end)?, *side)))
+}
+
+/// What a tensor with an unexpected name belongs to.
+fn feature_of(name: &str) -> Option<&'static str> {
+    [
+        ("lora_magnitude_vector", "DoRA"),
+        ("lora_embedding", "LoRA on an embedding"),
+        ("modules_to_save", "modules_to_save"),
+        (".bias", "biases"),
+        ("trainable_tokens", "trainable tokens"),
+    ]
+    .iter()
+    .find(|(part, _)| name.contains(part))
+    .map(|(_, feature)| *feature)
+}
+
+fn to_f32(tensor: &HostTensor) -> Result<HostTensor> {
+    if tensor.dtype == DType::F32 {
+        return Ok(tensor.clone());
+    }
+    let mut values = vec![0.0; tensor.len()];
+    dequantise_row(tensor.dtype, &tensor.data, &mut values)?;
+    HostTensor::from_f32(tensor.shape.clone(), &values)
+}
