@@ -65,7 +65,7 @@ fn main(ids: Ids) {
         return;
     }
 #for r in 0..R
-    let row${r} = min(n + ${r}u, p.n - 1u);
+    let w_row${r} = min(n + ${r}u, p.n - 1u);
 #endfor
 #for t in 0..T
     let t${t} = min(${t}u, live - 1u);
@@ -82,7 +82,7 @@ fn main(ids: Ids) {
 #endfor
 #for r in 0..R
             {
-                let v = w8(row${r}, g * 4u + ${o}u);
+                let v = w8(w_row${r}, g * 4u + ${o}u);
 #for t in 0..T
                 acc_${r}_${t} += dot(v.a, xa${t}) + dot(v.b, xb${t});
 #endfor

@@ -89,18 +89,18 @@ fn main(ids: Ids) {
 #if SLOTS
     if h >= p.heads + p.kv {
         let g = h - p.heads - p.kv;
-        let from = (t * p.kv + g) * p.d;
+        let start = (t * p.kv + g) * p.d;
         let to = (slots[t] * p.kv + g) * p.d;
         if slots[t] >= p.cache_rows {
             return;
         }
 #if KV_F16
         for (var i = ids.lid * 2u; i < p.d; i += ${WG}u * 2u) {
-            v_out[(to + i) / 2u] = pack2x16float(vec2<f32>(v[from + i], v[from + i + 1u]));
+            v_out[(to + i) / 2u] = pack2x16float(vec2<f32>(v[start + i], v[start + i + 1u]));
         }
 #else
         for (var i = ids.lid; i < p.d; i += ${WG}u) {
-            v_out[to + i] = v[from + i];
+            v_out[to + i] = v[start + i];
         }
 #endif
         return;

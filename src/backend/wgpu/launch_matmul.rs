@@ -117,7 +117,7 @@ impl Recorder<'_> {
             }
             let work = (rows * n * k) as u64;
             if self.caps.software {
-                let t = rows.next_power_of_two().min(8);
+                let t = rows.next_power_of_two().min(16);
                 let group = 32;
                 set.extend(defines(&[("WG", group as i64), ("T", t as i64)]));
                 if self.caps.subgroup == Some(8) && k.is_multiple_of(32) {
