@@ -2,7 +2,7 @@
 // row of w (an output column) and T rows of x, no workgroup memory and no barrier.
 // SG8: subgroups are exactly 8 wide, so the 32 x values of a group are loaded once a subgroup, four a lane,
 // and broadcast; otherwise every invocation loads them. ACCUMULATE as in matmul.wgsl.
-// k a multiple of 32 unless K_ANY. Launched by ops_matmul.rs.
+// k a multiple of 32 unless K_ANY. Launched by launch_matmul.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

@@ -1,7 +1,7 @@
 // out[t, n] = Σ_k x[t, k] · w[n, k] (+ bias[n]) (+ residual[t, n]) for T rows or fewer on a GPU: a workgroup
 // owns R rows of w, its invocations stride over the groups of 32 elements (neighbours load neighbouring 16
 // bytes of a plane), then the sums are reduced (reduce.wgsl).
-// k a multiple of 32 unless K_ANY. Launched by ops_matmul.rs.
+// k a multiple of 32 unless K_ANY. Launched by launch_matmul.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

@@ -2,7 +2,7 @@
 // to row slots[t] of the caches where SLOTS, else k to row t. One workgroup a head of q, k or v.
 // q [rows, heads · d], k, v [rows, kv · d], rope [positions, rope_dim] of (cos, sin); element i of the first
 // rope_dim / 2 turns with element i + rope_dim / 2, the rest passes through.
-// KV_F16: caches hold f16, two to a word: d and rope_dim / 2 are even. Launched by ops_attention.rs.
+// KV_F16: caches hold f16, two to a word: d and rope_dim / 2 are even. Launched by launch_attention.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, heads: u32,

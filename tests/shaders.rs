@@ -69,6 +69,7 @@ fn variants() -> Vec<(&'static str, Set)> {
             vec![weights(), reductions(), vec![vec![("T", 1), ("R", 4)], vec![("T", 8), ("R", 2)]], flag("BIAS"), flag("RESIDUAL")],
         ),
         ("matmul_dx", vec![weights(), vec![tile(64, 64, 32), tile(64, 16, 32)], flag("ACCUMULATE"), flag("SCALE")]),
+        ("matmul_dx_rows", vec![weights(), vec![vec![("WG", 8), ("T", 8), ("SUBGROUPS", 1)]], flag("ACCUMULATE"), flag("SCALE")]),
         ("matmul_dw", vec![vec![tile(64, 64, 16), tile(16, 64, 16), tile(64, 16, 16)], flag("SCALE")]),
         ("lora_shrink", vec![reductions(), flag("SLOTS")]),
         ("lora_expand", vec![group(), flag("SLOTS")]),
@@ -84,6 +85,14 @@ fn variants() -> Vec<(&'static str, Set)> {
                 heads(),
                 vec![vec![], vec![("SUBGROUPS", 1)]],
                 vec![vec![], vec![("PAGED", 1)], vec![("PAGED", 1), ("KV_F16", 1)], vec![("PAGED", 1), ("SPLIT", 1)]],
+                flag("LSE"),
+            ],
+        ),
+        (
+            "attention_rows",
+            vec![
+                vec![vec![("WG", 8), ("SUBGROUPS", 1), ("C", 16), ("C8", 2)], vec![("WG", 8), ("SUBGROUPS", 1), ("C", 32), ("C8", 4)]],
+                vec![vec![], vec![("PAGED", 1)], vec![("PAGED", 1), ("KV_F16", 1)]],
                 flag("LSE"),
             ],
         ),
@@ -110,7 +119,7 @@ fn every_variant_is_valid_and_becomes_spirv() {
         let defines: std::collections::BTreeMap<_, _> = set.iter().copied().collect();
         let subgroups = defines.contains_key("SUBGROUPS");
         // Binding 3 is the weight in the products; frozen weights are bound `read`, trainable ones `read_write`.
-        let product = matches!(*shader, "matmul" | "matmul_rows" | "matmul_vec" | "matmul_dx");
+        let product = matches!(*shader, "matmul" | "matmul_rows" | "matmul_vec" | "matmul_dx" | "matmul_dx_rows");
         for read_only in if product { vec![0, 0b1000] } else { vec![0] } {
             let variant = Variant { shader, defines: defines.clone(), read_only, bindings: 0 };
             let label = format!("{shader} {set:?}");

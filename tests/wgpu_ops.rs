@@ -178,12 +178,12 @@ fn counts(tokens: u32, gathered: u32, sequences: u32) -> Given {
 fn matmul_of_every_type() {
     for dtype in DType::WEIGHTS {
         let sizes: &[(usize, usize)] = match dtype.block_len() {
-            1 => &[(37, 19), (64, 66)],
+            1 => &[(37, 19), (64, 34)],
             32 => &[(96, 19)],
             _ => &[(512, 19)],
         };
         for &(k, n) in sizes {
-            for (rows, live) in [(1, 1), (3, 2), (8, 8), (70, 67)] {
+            for (rows, live) in [(1, 1), (3, 2), (70, 67)] {
                 let mut b = Builder::new("matmul");
                 let weight = b.weight("w", dtype, n, k);
                 let x = live_input(&mut b, "x", rows, k);
