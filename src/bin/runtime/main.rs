@@ -58,7 +58,11 @@ enum Command {
     Inspect(inspect::Args),
 }
 
+/// What clap exits with, too.
+pub const WRONG_ARGUMENTS: i32 = 2;
+
 fn main() -> ExitCode {
+    quiet_mesa();
     let result = match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
@@ -86,3 +90,16 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// Mesa's device-select layer looks for a Wayland display and prints an `error:` of its own on machines without one.
+/// It only reorders devices, which we choose ourselves.
+#[cfg(target_os = "linux")]
+fn quiet_mesa() {
+    if std::env::var_os("NODEVICE_SELECT").is_none() {
+        // SAFETY: no other thread has been started yet.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn quiet_mesa() {}

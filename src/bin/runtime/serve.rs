@@ -1,8 +1,6 @@
 //! `runtime serve`: takes vLLM's flags as they are, so that a script needs to change one word.
 
 use crate::common::{self, DeviceArgs, largest_rank};
-use clap::CommandFactory;
-use clap::error::ErrorKind;
 use runtime::engine::{Engine, EngineOptions};
 use runtime::format::peft::Adapter;
 use runtime::serve::{ServeOptions, Shutdown, serve};
@@ -121,8 +119,8 @@ impl ForeignArgs {
             [("--tensor-parallel-size", self.tensor_parallel_size), ("--pipeline-parallel-size", self.pipeline_parallel_size)]
         {
             if size != 1 {
-                let message = format!("{flag} is {size}: a model runs on one device here, so only 1 is possible\n");
-                crate::Cli::command().error(ErrorKind::ValueValidation, message).exit();
+                eprintln!("error: {flag} is {size}: a model runs on one device here, so only 1 is possible");
+                std::process::exit(crate::WRONG_ARGUMENTS);
             }
         }
         for (given, flag, why) in [

@@ -182,7 +182,15 @@ struct Screen {
 
 impl Observer for Screen {
     fn data(&mut self, report: &DataReport) {
-        eprintln!("{report}");
+        let DataReport { rows, tokens, counted, longest, truncated, skipped, bins } = report;
+        let packed = if *bins > 0 { format!(" in {bins} bins") } else { String::new() };
+        eprintln!("data: {rows} rows{packed}, {tokens} tokens ({counted} count), longest {longest}");
+        if *truncated > 0 {
+            eprintln!("note: {truncated} rows are cut at --max-length");
+        }
+        if let Some(first) = skipped.first() {
+            eprintln!("note: {} rows have no token that counts and are left out, the first in line {first}", skipped.len());
+        }
     }
 
     fn plan(&mut self, report: &MemoryReport) {
