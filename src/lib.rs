@@ -10,4 +10,5 @@ pub mod program;
 pub mod serve;
 pub mod tensor;
 pub mod token;
+pub mod train;
 pub use error::{Error, Result};

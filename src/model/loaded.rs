@@ -146,8 +146,11 @@ pub fn text_tools(checkpoint: &Checkpoint) -> Result<(Option<Tokenizer>, Option<
     }
 }
 
-/// The `tokenizer.ggml.*` keys of a GGUF file.
-fn gguf_tokenizer(metadata: &GgufMetadata) -> Result<GgufTokenizer> {
+/// The `tokenizer.ggml.*` keys of a GGUF file, as a tokenizer is built from them.
+///
+/// # Errors
+/// [`Error::Format`] for a key of another type than the format says.
+pub fn gguf_tokenizer(metadata: &GgufMetadata) -> Result<GgufTokenizer> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let strings = |name: &str| metadata.get_array_str(&key(name)).map(|list| list.map(<[String]>::to_vec));
     let id = |name: &str| metadata.get_u32(&key(name));

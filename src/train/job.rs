@@ -1,0 +1,262 @@
+//! One fine-tuning run, step by step.
+
+use super::adapter::{Start, existing, fresh, to_adapter};
+use super::batch::{MicroBatch, Order};
+use super::checkpoint::{self, Saved};
+use super::data::{self, DataReport, Row};
+use super::recipe::{DEFAULT_EPOCHS, Recipe};
+use super::report::{MemoryReport, StepReport};
+use super::trainer::{Trainer, TrainerOptions, Update};
+use crate::error::{Error, Result};
+use crate::format::peft::{Adapter, AdapterConfig};
+use crate::model::LoadedModel;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A run between two optimizer steps.
+pub struct Job {
+    recipe: Recipe,
+    config: AdapterConfig,
+    scale: f32,
+    trainer: Trainer,
+    rows: Vec<Row>,
+    order: Order,
+    report: DataReport,
+    /// Items to train on, over all epochs.
+    items: usize,
+    total_steps: usize,
+    /// Optimizer steps done.
+    done: usize,
+    began: Instant,
+}
+
+/// What one step's micro-batches added up to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Accumulated {
+    /// Mean over the counted tokens, in nat.
+    pub loss: f64,
+    /// Tokens processed.
+    pub tokens: usize,
+    /// Tokens counted.
+    pub counted: usize,
+}
+
+impl Job {
+    /// Reads the data, makes or loads the adapter and compiles the programs; goes on from `recipe.resume`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a recipe that does not fit model, data or checkpoint, with field and value; those of
+    /// [`data::read`], of reading adapters, and of the device.
+    pub fn new(model: &Arc<LoadedModel>, recipe: &Recipe) -> Result<Self> {
+        recipe.validate()?;
+        let config = model.config();
+        if recipe.max_length > config.max_positions {
+            return Err(Error::invalid(format!(
+                "max_length is {}, expected at most {}, the model's context length",
+                recipe.max_length, config.max_positions
+            )));
+        }
+        let (rows, mut report) = data::read(recipe, model.tokenizer()?, model.chat.as_ref())?;
+        let seed = recipe.shuffle.then_some(recipe.seed);
+        let order = if recipe.packing { Order::bins(&rows, recipe.max_length, seed) } else { Order::rows(&rows, seed) };
+        if recipe.packing {
+            report.bins = order.len();
+        }
+        let saved = recipe.resume.as_deref().map(|folder| Saved::read(folder, recipe, config, &rows)).transpose()?;
+        let start = match (&saved, &recipe.init_adapter) {
+            (Some(saved), _) => existing(&saved.adapter, &saved.folder.display().to_string(), recipe, config)?,
+            (None, Some(folder)) => existing(&Adapter::read(folder, config)?, &folder.display().to_string(), recipe, config)?,
+            (None, None) => fresh(recipe, config)?,
+        };
+        let Start { config: mut adapter, layout, scale, params } = start;
+        adapter.base_model.get_or_insert_with(|| model.name.clone());
+        let (tokens, seqs) = order.largest(&rows, recipe.batch_size);
+        let options = TrainerOptions {
+            tokens,
+            seqs,
+            max_len: recipe.max_length,
+            dropout: recipe.dropout,
+            recompute: recipe.recompute,
+            scale,
+        };
+        let mut trainer = Trainer::new(model.device.clone(), config, &model.weights, layout, &options)?;
+        trainer.set_params(&params)?;
+        let per_step = recipe.batch_size * recipe.grad_accum;
+        let items = match recipe.max_steps {
+            Some(steps) => steps * per_step,
+            None => ((recipe.epochs.unwrap_or(DEFAULT_EPOCHS) * order.len() as f64).round() as usize).max(1),
+        };
+        let mut done = 0;
+        if let Some(saved) = saved {
+            trainer.set_moments(&saved.m, &saved.v)?;
+            done = saved.step;
+        }
+        Ok(Self {
+            recipe: recipe.clone(),
+            config: adapter,
+            scale,
+            trainer,
+            rows,
+            order,
+            report,
+            items,
+            total_steps: items.div_ceil(per_step),
+            done,
+            began: Instant::now(),
+        })
+    }
+
+    /// Bytes on the device.
+    pub fn memory(&self) -> &MemoryReport {
+        self.trainer.memory()
+    }
+
+    /// The data that was read.
+    pub fn data(&self) -> &DataReport {
+        &self.report
+    }
+
+    /// Optimizer steps done, those before a resumed checkpoint included.
+    pub fn steps_done(&self) -> usize {
+        self.done
+    }
+
+    /// Optimizer steps of the whole run.
+    pub fn total_steps(&self) -> usize {
+        self.total_steps
+    }
+
+    /// True after the last step.
+    pub fn is_done(&self) -> bool {
+        self.done >= self.total_steps
+    }
+
+    /// One optimizer step.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] after the last step, or with the step's number where loss or gradient are not finite;
+    /// [`Error::Device`].
+    pub fn step(&mut self) -> Result<StepReport> {
+        self.step_unless(&|| false)?.ok_or_else(|| Error::internal("a step ended early"))
+    }
+
+    /// As [`Job::step`]; asks `stop` between micro-batches and gives `None`, with the step undone, once it says so.
+    ///
+    /// # Errors
+    /// As [`Job::step`].
+    pub fn step_unless(&mut self, stop: &dyn Fn() -> bool) -> Result<Option<StepReport>> {
+        let start = Instant::now();
+        let Some(sum) = self.accumulate(stop)? else { return Ok(None) };
+        let (grad_norm, lr) = self.update()?;
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Some(StepReport {
+            step: self.done,
+            total_steps: self.total_steps,
+            epoch: self.position(self.done) as f64 / self.order.len() as f64,
+            loss: sum.loss,
+            grad_norm,
+            lr,
+            tokens: sum.tokens,
+            counted: sum.counted,
+            tok_s: sum.tokens as f64 / seconds.max(1e-9),
+            elapsed_s: self.began.elapsed().as_secs_f64(),
+        }))
+    }
+
+    /// First half of a step: adds up the gradients of its micro-batches. `None` where `stop` said so; the
+    /// gradients are cleared then.
+    ///
+    /// # Errors
+    /// As [`Job::step`].
+    pub fn accumulate(&mut self, stop: &dyn Fn() -> bool) -> Result<Option<Accumulated>> {
+        if self.is_done() {
+            return Err(Error::invalid(format!("the run has ended after {} steps", self.done)));
+        }
+        let (first, end) = (self.position(self.done), self.position(self.done + 1));
+        let batches: Vec<MicroBatch> = (first..end)
+            .step_by(self.recipe.batch_size)
+            .map(|at| {
+                let items = at..(at + self.recipe.batch_size).min(end);
+                let rows: Vec<usize> = items.flat_map(|i| self.order.item(i).to_vec()).collect();
+                MicroBatch::new(rows.iter().map(|r| &self.rows[*r]))
+            })
+            .collect();
+        let counted: usize = batches.iter().map(MicroBatch::counted).sum();
+        let (mut sum, mut tokens) = (0.0, 0);
+        for (i, batch) in batches.iter().enumerate() {
+            if stop() {
+                self.trainer.clear_gradients()?;
+                return Ok(None);
+            }
+            let seed = dropout_seed(self.recipe.seed, self.done * self.recipe.grad_accum + i);
+            sum += self.trainer.micro_batch(batch, 1.0 / counted as f32, seed)?;
+            tokens += batch.ids.len();
+        }
+        let loss = sum / counted as f64;
+        self.finite("loss", loss)?;
+        Ok(Some(Accumulated { loss, tokens, counted }))
+    }
+
+    /// Second half of a step: AdamW on what was added up. Gives the gradient's norm and the learning rate.
+    ///
+    /// # Errors
+    /// As [`Job::step`].
+    pub fn update(&mut self) -> Result<(f32, f64)> {
+        let r = &self.recipe;
+        let lr = r.lr * r.schedule.factor(self.done, r.warmup_steps, self.total_steps);
+        let (weight_decay, max_grad_norm) = (r.weight_decay, r.max_grad_norm);
+        let norm = self.trainer.update(&Update { lr, weight_decay, max_grad_norm, step: self.done + 1 })?;
+        self.finite("norm of the gradient", f64::from(norm))?;
+        self.done += 1;
+        Ok((norm, lr))
+    }
+
+    /// The adapter as it is now.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn adapter(&self) -> Result<Adapter> {
+        to_adapter(&self.config, self.trainer.layout(), self.scale, &self.trainer.params()?)
+    }
+
+    /// The gradients added up so far, under the names and in the shapes of the adapter.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn gradients(&self) -> Result<Adapter> {
+        to_adapter(&self.config, self.trainer.layout(), self.scale, &self.trainer.gradients()?)
+    }
+
+    /// Writes `checkpoint-N` into `folder`: what [`Recipe::resume`] needs. Gives its path.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Device`].
+    pub fn save(&self, folder: &Path) -> Result<PathBuf> {
+        let (m, v) = self.trainer.moments()?;
+        let saved = Saved { folder: folder.to_owned(), adapter: self.adapter()?, m, v, step: self.done };
+        let position = self.position(self.done);
+        checkpoint::write(&saved, &self.recipe, &self.rows, position)
+    }
+
+    /// Items consumed after `steps` steps.
+    fn position(&self, steps: usize) -> usize {
+        (steps * self.recipe.batch_size * self.recipe.grad_accum).min(self.items)
+    }
+
+    fn finite(&self, what: &str, value: f64) -> Result<()> {
+        if value.is_finite() {
+            return Ok(());
+        }
+        let step = self.done + 1;
+        Err(Error::invalid(format!("step {step}: the {what} is {value}; a lower lr or a longer warm-up may help")))
+    }
+}
+
+/// A seed for a micro-batch, counted from the start of the run: SplitMix64's mix, so that neighbours differ in all bits.
+fn dropout_seed(seed: u64, micro_batch: usize) -> u32 {
+    let mut z = seed ^ (micro_batch as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((z ^ (z >> 31)) >> 32) as u32
+}

@@ -1,0 +1,125 @@
+//! What a run tells about itself.
+
+use super::data::DataReport;
+use serde::Serialize;
+use std::fmt;
+use std::path::PathBuf;
+
+/// Bytes that a run takes on the device, known before its first step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MemoryReport {
+    /// The frozen base model, in its file's types.
+    pub weights: u64,
+    /// Adapters, f32.
+    pub adapters: u64,
+    /// Their gradients.
+    pub gradients: u64,
+    /// AdamW's two moments.
+    pub moments: u64,
+    /// Rotary table.
+    pub tables: u64,
+    /// The memory plan's arena for intermediates.
+    pub arena: u64,
+    /// Most bytes of intermediates alive at one time: the floor for any arena.
+    pub live_peak: u64,
+    /// Trainable numbers.
+    pub parameters: u64,
+    /// Tokens that the training program has room for.
+    pub step_tokens: usize,
+}
+
+impl MemoryReport {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.adapters + self.gradients + self.moments + self.tables + self.arena
+    }
+}
+
+impl fmt::Display for MemoryReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+        write!(
+            f,
+            "memory {} MiB: weights {}, adapters {} ({} parameters), gradients and moments {}, arena {} (live peak {}) for steps of {} tokens",
+            mib(self.total()),
+            mib(self.weights),
+            mib(self.adapters),
+            self.parameters,
+            mib(self.gradients + self.moments),
+            mib(self.arena + self.tables),
+            mib(self.live_peak),
+            self.step_tokens,
+        )
+    }
+}
+
+/// One optimizer step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct StepReport {
+    /// From 1.
+    pub step: usize,
+    /// Steps of the whole run.
+    pub total_steps: usize,
+    /// Passes over the data so far.
+    pub epoch: f64,
+    /// Mean over the tokens counted in this step, in nat.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f32,
+    /// Learning rate that this step used.
+    pub lr: f64,
+    /// Tokens processed in this step, counted or not.
+    pub tokens: usize,
+    /// Tokens that the loss counted.
+    pub counted: usize,
+    /// Tokens a second in this step.
+    pub tok_s: f64,
+    /// Seconds since the run began.
+    pub elapsed_s: f64,
+}
+
+impl StepReport {
+    /// The line of the training log: one JSON object without a line end.
+    pub fn log_line(&self) -> String {
+        let Self { step, loss, grad_norm, lr, tokens, tok_s, .. } = self;
+        serde_json::json!({
+            "step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens,
+            "tok_s": (tok_s * 10.0).round() / 10.0,
+        })
+        .to_string()
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// Optimizer steps done, those before a resumed checkpoint included.
+    pub steps: usize,
+    /// Ended early because the observer asked for it.
+    pub stopped: bool,
+    /// Loss of the last step, `None` where no step ran.
+    pub loss: Option<f64>,
+    /// The adapter's folder; `None` for a run that was stopped.
+    pub adapter: Option<PathBuf>,
+    /// What `resume` takes; `None` where nothing was done.
+    pub checkpoint: Option<PathBuf>,
+    /// Seconds of this run.
+    pub elapsed_s: f64,
+}
+
+/// Watches a run. All methods are called on the thread that trains.
+pub trait Observer {
+    /// Before the first step: the data that was read.
+    fn data(&mut self, _report: &DataReport) {}
+    /// Before the first step: what the run takes.
+    fn plan(&mut self, _report: &MemoryReport) {}
+    /// After each step.
+    fn step(&mut self, _report: &StepReport) {}
+    /// Asked between micro-batches; true saves a checkpoint and ends the run.
+    fn should_stop(&self) -> bool {
+        false
+    }
+}
+
+/// Watches nothing.
+impl Observer for () {}
