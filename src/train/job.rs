@@ -57,7 +57,7 @@ impl Job {
                 recipe.max_length, config.max_positions
             )));
         }
-        let (rows, mut report) = data::read(recipe, &model.tokenizer, model.chat.as_ref())?;
+        let (rows, mut report) = data::read(recipe, model.tokenizer()?, model.chat.as_ref())?;
         let seed = recipe.shuffle.then_some(recipe.seed);
         let order = if recipe.packing { Order::bins(&rows, recipe.max_length, seed) } else { Order::rows(&rows, seed) };
         if recipe.packing {
