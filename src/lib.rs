@@ -2,9 +2,12 @@
 pub mod backend;
 pub mod engine;
 pub mod error;
+pub mod ffi;
 pub mod format;
 pub mod model;
 pub mod program;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod tensor;
 pub mod token;
 pub mod train;

@@ -309,7 +309,7 @@ FEATURES = """{%- macro turn(role, text='') -%}
 {% endfor %}
 {{ true }} {{ none }} {{ 1.0 }} {{ 1e20 }} {{ [1, 'a', "it's", none, 2.5] }} {{ {'k': 'v', 'n': {'m': [true]}} }}
 {{ messages[0].get('name', 'anon') }} {{ messages[0].keys() | list | join(',') }} {{ 'name' in messages[0] }}
-{{ 'A-b-C'.lower().split('-') | join('+') }} {{ 'abc'[1:] }} {{ 'abc'[-1] }} {{ '%s|%d' % ('x', 3) }} {{ 'x' * 3 }}
+{{ 'A-b-C'.lower().split('-') | join('+') }} {{ 'abc'[1:] }} {{ 'abc'[-1] }} {{ '%s|%d' | format('x', 3) }} {{ 'x' * 3 }}
 {{ 'title case'.title() }} {{ 'abc'.upper().replace('B', '-') }} {{ 'a,b'.split(',', 1)[1] }} {{ '  s '.strip() }}
 {{ extra | default('none given') }} {{ number | default(7) + 1 }} {{ (flag | default(false)) | string }} {{ 7 // 2 }} {{ 7 / 2 }} {{ 2 ** 5 }}
 {{ {'z': 1, 'a': [1.5, 'é"\\n<&>'], 'e': {}, 'l': []} | tojson }}
@@ -319,7 +319,7 @@ FEATURES = """{%- macro turn(role, text='') -%}
 {{ messages | map(attribute='role') | unique | list }} {{ messages | selectattr('role', 'eq', 'user') | list | length }}
 {{ messages | rejectattr('role', 'in', ['user', 'system']) | list | length }} {{ 'x' if messages else 'y' }}
 {% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + loop.index %}{% endfor %}{{ ns.n }}
-{% set joined %}a{{ 1 }}b{% endset %}{{ joined }} {{ joined is string }} {{ {} is mapping }} {{ [] is sequence }} {{ 'a' is iterable }} {{ 1 is number }}
+{% set joined %}a{{ 1 }}b{% endset %}{{ joined }} {{ joined is string }} {{ {} is mapping }} {{ [] is sequence }} {{ 'a' is iterable }} {{ none is iterable }} {{ tools is iterable and tools | length > 0 }} {{ 1 is number }}
 {{ dict(a=1, b='x') }} {{ 'tool'.startswith('to') }} {{ 'a\\nb'.splitlines() }} {{ 'ab'.find('b') }} {{ 'abc' | reverse | list }} {{ 'pre-x'.removeprefix('pre-') }}
 {%- if add_generation_prompt %}
 

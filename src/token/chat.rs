@@ -121,6 +121,12 @@ impl ChatTemplate {
         &self.0.source
     }
 
+    /// The variables that every rendering gets, such as `bos_token`.
+    #[must_use]
+    pub fn special(&self) -> &Map<String, Value> {
+        &self.0.special
+    }
+
     /// Renders `messages`, a list of objects with `role` and `content`.
     ///
     /// # Errors
@@ -153,9 +159,10 @@ impl ChatTemplate {
             .get_template(name)
             .and_then(|template| template.render(Serde(&context)))
             .map_err(|error| template_error(&error))?;
-        let (mut text, spans) = if inner.generation { generation_spans(&text) } else { (text, Vec::new()) };
+        let (mut text, mut spans) = if inner.generation { generation_spans(&text) } else { (text, Vec::new()) };
         if let Some(last) = last {
             cut_at_tag(&mut text, &last)?;
+            spans.iter_mut().for_each(|span| *span = span.start.min(text.len())..span.end.min(text.len()));
         }
         Ok((text, spans))
     }

@@ -6,6 +6,7 @@
 //!   [`encode_chat_for_training`] say which of the text is the assistant's.
 
 mod chat;
+mod export;
 mod gguf;
 mod jinja;
 mod mask;

@@ -61,6 +61,11 @@ impl SpmModel {
         Self { pieces, scores, ids, bytes }
     }
 
+    /// The vocabulary and its scores, by id.
+    pub(super) fn pieces(&self) -> (&[String], &[f32]) {
+        (&self.pieces, &self.scores)
+    }
+
     fn bigram(&self, text: &str, symbols: &[Symbol], left: usize, right: usize) -> Option<Bigram> {
         let (a, b) = (symbols.get(left)?, symbols.get(right)?);
         let len = a.len + b.len;

@@ -223,7 +223,11 @@ impl Tokenizer {
         Ok(spans)
     }
 
-    fn around(&self, add_special: bool) -> (&[u32], &[u32]) {
+    pub(super) fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    pub(super) fn around(&self, add_special: bool) -> (&[u32], &[u32]) {
         if add_special { (&self.0.prefix, &self.0.suffix) } else { (&[], &[]) }
     }
 

@@ -1,0 +1,36 @@
+// AdamW with decoupled weight decay (https://arxiv.org/abs/1711.05101), n elements of flat f32 buffers.
+// hyper: lr, beta1, beta2, eps, weight decay, 1 − beta1ᵗ, 1 − beta2ᵗ, clip norm (0: none); norm[0] is the
+// gradient's norm. One invocation an element. Launched by ops_flat.rs.
+
+struct Params {
+    n: u32, pad0: u32, pad1: u32, pad2: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+#bind params array<f32>
+#bind grads array<f32>
+#bind m array<f32>
+#bind v array<f32>
+#bind norm array<f32>
+#bind hyper array<f32>
+#include "common.wgsl"
+
+@compute @workgroup_size(${WG})
+fn main(ids: Ids) {
+    let i = thread_index(ids);
+    if i >= p.n {
+        return;
+    }
+    let lr = hyper[0];
+    let beta1 = hyper[1];
+    let beta2 = hyper[2];
+    var g = grads[i];
+    if hyper[7] > 0.0 {
+        g *= min(1.0, hyper[7] / (norm[0] + 1e-6));
+    }
+    let m1 = fma(beta1, m[i], (1.0 - beta1) * g);
+    let v1 = fma(beta2, v[i], (1.0 - beta2) * g * g);
+    m[i] = m1;
+    v[i] = v1;
+    let w = params[i] * (1.0 - lr * hyper[4]);
+    params[i] = w - lr / hyper[5] * m1 / (sqrt(v1) / sqrt(hyper[6]) + hyper[3]);
+}

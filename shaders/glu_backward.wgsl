@@ -1,0 +1,28 @@
+// dgate = dout · up · activation'(gate), dup = dout · activation(gate), all [rows, k]. One invocation an
+// element. Launched by ops_rows.rs.
+
+struct Params {
+    rows: u32, live: u32, row0: u32, k: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+#bind counts array<u32>
+#bind gate array<f32>
+#bind up array<f32>
+#bind dout array<f32>
+#bind dgate array<f32>
+#bind dup array<f32>
+#include "common.wgsl"
+#include "live.wgsl"
+#include "activation.wgsl"
+
+@compute @workgroup_size(${WG})
+fn main(ids: Ids) {
+    let i = thread_index(ids);
+    if i / p.k >= live_rows() {
+        return;
+    }
+    let g = gate[i];
+    let d = dout[i];
+    dgate[i] = d * up[i] * act_slope(g);
+    dup[i] = d * act(g);
+}

@@ -1,0 +1,67 @@
+// Cross-entropy of one chunk of rows, the logits turned into their gradient in place:
+// loss[row0 + i] = log Σ exp(l) − l[label], l[c] = scale · (softmax(l)[c] − [c = label]); both 0 where the label
+// is u32::MAX. logits [chunk, vocab], labels and loss over all rows. GRADIENT: the gradient is wanted.
+// One workgroup a row. The products before and after it are matmul.wgsl and matmul_dx.wgsl.
+// Launched by ops_loss.rs.
+
+struct Params {
+    rows: u32, live: u32, row0: u32, vocab: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+#bind counts array<u32>
+#bind logits array<f32>
+#bind labels array<u32>
+#bind loss array<f32>
+#bind scale array<f32>
+#include "common.wgsl"
+#include "live.wgsl"
+#include "reduce.wgsl"
+
+@compute @workgroup_size(${WG})
+fn main(ids: Ids) {
+    let i = group_index(ids);
+    if i >= live_rows() {
+        return;
+    }
+    let base = i * p.vocab;
+    let label = labels[p.row0 + i];
+    if label >= p.vocab {
+        if ids.lid == 0u {
+            loss[p.row0 + i] = 0.0;
+        }
+#if GRADIENT
+        for (var c = ids.lid; c < p.vocab; c += ${WG}u) {
+            logits[base + c] = 0.0;
+        }
+#endif
+        return;
+    }
+    var top = -3.4e38;
+    for (var c = ids.lid; c < p.vocab; c += ${WG}u) {
+        top = max(top, logits[base + c]);
+    }
+    top = group_max(ids, top);
+    var sum = 0.0;
+    for (var c = ids.lid; c < p.vocab; c += ${WG}u) {
+        sum += exp(logits[base + c] - top);
+    }
+    sum = group_sum(ids, sum);
+    if ids.lid == 0u {
+        loss[p.row0 + i] = log(sum) - (logits[base + label] - top);
+    }
+#if GRADIENT
+    // The label's logit was read by invocation 0, which also owns it where label % WG = 0 only: keep the
+    // others from overwriting it first.
+    storageBarrier();
+    workgroupBarrier();
+    let factor = scale[0];
+    let inverse = factor / sum;
+    for (var c = ids.lid; c < p.vocab; c += ${WG}u) {
+        var d = exp(logits[base + c] - top) * inverse;
+        if c == label {
+            d -= factor;
+        }
+        logits[base + c] = d;
+    }
+#endif
+}

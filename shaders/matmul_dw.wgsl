@@ -1,0 +1,76 @@
+// dw[n, k] += scale · Σ_t dy[t, n] · x[t, k]: the gradient of a trainable weight (LoRA's A and B).
+// dy [rows, n], x [rows, k], dw [n, k], all f32; SCALE multiplies by scale[0]. One workgroup a tile of BM
+// rows (n) × BN columns (k); the sum runs over the live rows in steps of BK. Launched by ops_matmul.rs.
+
+struct Params {
+    rows: u32, live: u32, row0: u32, k: u32,
+    n: u32, pad0: u32, pad1: u32, pad2: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+#bind counts array<u32>
+#bind dy array<f32>
+#bind x array<f32>
+#bind dw array<f32>
+#if SCALE
+#bind scale array<f32>
+#endif
+#include "common.wgsl"
+#include "live.wgsl"
+
+struct W8 {
+    a: vec4<f32>,
+    b: vec4<f32>,
+}
+#include "tile.wgsl"
+
+@compute @workgroup_size(${WG})
+fn main(ids: Ids) {
+    let tiles_k = (p.k + ${BN}u - 1u) / ${BN}u;
+    let group = group_index(ids);
+    let r0 = (group / tiles_k) * ${BM}u;
+    let c0 = (group % tiles_k) * ${BN}u;
+    if r0 >= p.n {
+        return;
+    }
+    let live = live_rows();
+    let tm = ids.lid / (${BN}u / ${TN}u);
+    let tn = ids.lid % (${BN}u / ${TN}u);
+    clear_tile();
+    for (var t0 = 0u; t0 < live; t0 += ${BK}u) {
+        for (var e = ids.lid; e < ${BM}u * ${BK}u; e += ${WG}u) {
+            let m = e % ${BM}u;
+            let t = t0 + e / ${BM}u;
+            var v = 0.0;
+            if t < live {
+                v = dy[t * p.n + min(r0 + m, p.n - 1u)];
+            }
+            put_a(m, e / ${BM}u, v);
+        }
+        for (var e = ids.lid; e < ${BN}u * ${BK}u; e += ${WG}u) {
+            let m = e % ${BN}u;
+            let t = t0 + e / ${BN}u;
+            var v = 0.0;
+            if t < live {
+                v = x[t * p.k + min(c0 + m, p.k - 1u)];
+            }
+            put_b(m, e / ${BN}u, v);
+        }
+        workgroupBarrier();
+        multiply_tile(tm, tn);
+        workgroupBarrier();
+    }
+#if SCALE
+    let factor = scale[0];
+#else
+    let factor = 1.0;
+#endif
+    for (var i = 0u; i < ${TM}u; i++) {
+        let r = r0 + tm * ${TM}u + i;
+        for (var j = 0u; j < ${TN}u; j++) {
+            let c = c0 + tn * ${TN}u + j;
+            if r < p.n && c < p.k {
+                dw[r * p.k + c] += factor * acc[i][j >> 2u][j & 3u];
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Launches attention, its backward pass, and the rotary step before it.
+
+use super::record::{Bind, Recorder, defines};
+use super::template::Defines;
+use crate::error::{Error, Result};
+use crate::program::{Geometry, KvLayout, Op, TensorId};
+use crate::tensor::DType;
+
+impl Recorder<'_> {
+    pub(super) fn attention_ops(&mut self, op: &Op) -> Result<()> {
+        let counts = self.program.counts;
+        match op {
+            Op::QkNormRopeKv { q, k, v, q_norm, k_norm, eps, head_dim, positions, rope, slots, q_out, k_out, v_out } => {
+                let (rows, heads, kv) = self.heads(*q, *k, *head_dim);
+                let (rope_rows, rope_dim) = self.shape(*rope);
+                let mut set = self.reducing(64);
+                let mut params = self.head(*q_out, heads);
+                params.extend([kv as u32, *head_dim as u32, rope_dim as u32, eps.to_bits()]);
+                params.extend([self.shape(*k_out).0 as u32, rope_rows as u32]);
+                let mut bindings = self.binds(&[counts, *q, *k, *positions, *rope, *q_out, *k_out])?;
+                let mut parts = heads + kv;
+                if let (Some(slots), Some(v_out)) = (slots, v_out) {
+                    set.insert("SLOTS", 1);
+                    bindings.extend(self.binds(&[*slots, *v, *v_out])?);
+                    parts += kv;
+                }
+                if self.half(*k_out)? {
+                    if !head_dim.is_multiple_of(2) {
+                        return Err(Error::unsupported("f16 caches need an even head width"));
+                    }
+                    set.insert("KV_F16", 1);
+                }
+                self.norms(&mut set, &mut bindings, *q_norm, *k_norm)?;
+                self.dispatch("qk_norm_rope_kv", set, bindings, &params, (rows * parts) as u64, (rows * parts * head_dim) as u64)
+            }
+            Op::QkNormRopeBackward { q, k, q_norm, k_norm, eps, head_dim, positions, rope, dq_out, dk_out, dq, dk } => {
+                let (rows, heads, kv) = self.heads(*q, *k, *head_dim);
+                let (rope_rows, rope_dim) = self.shape(*rope);
+                let mut set = self.reducing(64);
+                let mut params = self.head(*dq, heads);
+                params.extend([kv as u32, *head_dim as u32, rope_dim as u32, eps.to_bits(), rope_rows as u32]);
+                let mut bindings = self.binds(&[counts, *q, *k, *positions, *rope, *dq_out, *dk_out, *dq, *dk])?;
+                self.norms(&mut set, &mut bindings, *q_norm, *k_norm)?;
+                let parts = heads + kv;
+                self.dispatch("qk_norm_rope_backward", set, bindings, &params, (rows * parts) as u64, (rows * parts * head_dim) as u64)
+            }
+            Op::Attention { q, k, v, seqs, positions, layout, geometry, out, lse } => {
+                self.attention(&[*q, *k, *v, *seqs, *positions, *out], *layout, geometry, *lse)
+            }
+            Op::AttentionBackward { q, k, v, seqs, bounds, geometry: g, out, lse, dout, delta, dq, dk, dv } => {
+                let rows = self.shape(*q).0;
+                let head = self.head(*dq, g.heads);
+                let set = defines(&[("D", g.head_dim as i64)]);
+                let bindings = self.binds(&[counts, *out, *dout, *delta])?;
+                self.elementwise("attention_delta", set, bindings, &head, rows * g.heads)?;
+
+                let sequences = self.shape(*bounds).1.saturating_sub(1);
+                let mut params = head;
+                params.extend([g.kv_heads as u32, self.shape(*k).0 as u32]);
+                params.extend(masking(g));
+                params.extend([0, 0, sequences as u32]);
+                let set = self.chunked(g.head_dim, 64);
+                let work = (rows * rows / 2 * g.heads * g.head_dim * 3) as u64;
+                let bindings = self.binds(&[counts, *q, *k, *v, *seqs, *bounds, *dout, *lse, *delta, *dq])?;
+                self.dispatch("attention_dq", set.clone(), bindings, &params, (rows * g.heads) as u64, work)?;
+                let bindings = self.binds(&[counts, *q, *k, *v, *seqs, *bounds, *dout, *lse, *delta, *dk, *dv])?;
+                self.dispatch("attention_dkv", set, bindings, &params, (rows * g.kv_heads) as u64, work)
+            }
+            other => Err(Error::internal(format!("attention_ops: {}", other.name()))),
+        }
+    }
+
+    fn attention(&mut self, ids: &[TensorId; 6], layout: KvLayout, g: &Geometry, lse: Option<TensorId>) -> Result<()> {
+        let [q, k, v, seqs, positions, out] = *ids;
+        let counts = self.program.counts;
+        let rows = self.shape(q).0;
+        let kv_rows = self.shape(k).0;
+        let (table, page, pages, sequences, longest) = match layout {
+            KvLayout::Paged { table, page } => {
+                let (sequences, pages) = self.shape(table);
+                (table, page, pages, sequences, page * pages)
+            }
+            KvLayout::Packed { bounds } => (bounds, 0, 0, self.shape(bounds).1.saturating_sub(1), rows),
+        };
+        // Few rows: several workgroups share the keys of one, so that a GPU is busy (flash decoding,
+        // https://pytorch.org/blog/flash-decoding/); with many rows there is enough to do.
+        let splits = match layout {
+            KvLayout::Paged { .. } if rows <= 16 && !self.caps.software => (longest / 256).clamp(1, 32),
+            _ => 1,
+        };
+        let mut params = self.head(out, g.heads);
+        params.extend([g.kv_heads as u32, kv_rows as u32]);
+        params.extend(masking(g));
+        params.extend([page as u32, pages as u32, splits as u32, sequences as u32]);
+        let mut set = self.reducing(64);
+        let group = set.get("WG").copied().unwrap_or(64) as usize;
+        set.extend(defines(&[("D", g.head_dim as i64), ("DPT", g.head_dim.div_ceil(group) as i64)]));
+        let partial_bytes = (rows * g.heads * splits * (g.head_dim + 2) * 4) as u64;
+        let mut bindings = self.binds(&[counts, q, k, v, seqs, table])?;
+        bindings.push(if splits > 1 { Bind::Scratch(partial_bytes) } else { self.bind(out)? });
+        for (flag, on) in [("D4", g.head_dim.is_multiple_of(4)), ("KV_F16", self.half(k)?), ("SPLIT", splits > 1)] {
+            set.insert(flag, on.into());
+        }
+        if page > 0 {
+            set.insert("PAGED", 1);
+            bindings.push(self.bind(positions)?);
+        }
+        let direct_lse = lse.filter(|_| splits == 1);
+        if let Some(lse) = direct_lse {
+            set.insert("LSE", 1);
+            bindings.push(self.bind(lse)?);
+        }
+        let work = (rows * g.heads * g.head_dim * longest) as u64;
+        self.dispatch("attention", set, bindings, &params, (rows * g.heads * splits) as u64, work)?;
+        if splits == 1 {
+            return Ok(());
+        }
+        let mut params = self.head(out, g.heads);
+        params.push(splits as u32);
+        let mut set = defines(&[("D", g.head_dim as i64), ("WG", 64), ("LSE", lse.is_some().into())]);
+        set.retain(|_, value| *value != 0);
+        let mut bindings = vec![self.bind(counts)?, Bind::Scratch(partial_bytes), self.bind(out)?];
+        if let Some(lse) = lse {
+            bindings.push(self.bind(lse)?);
+        }
+        self.dispatch("attention_combine", set, bindings, &params, (rows * g.heads) as u64, (rows * g.heads * g.head_dim * splits) as u64)
+    }
+
+    /// Constants of the shaders that go through keys or queries in chunks of a workgroup.
+    fn chunked(&self, head_dim: usize, group: usize) -> Defines {
+        let set = [("WG", group), ("D", head_dim), ("DPT", head_dim.div_ceil(group))];
+        set.into_iter().map(|(name, value)| (name, value as i64)).collect()
+    }
+
+    fn heads(&self, q: TensorId, k: TensorId, head_dim: usize) -> (usize, usize, usize) {
+        let (rows, width) = self.shape(q);
+        (rows, width / head_dim, self.shape(k).1 / head_dim)
+    }
+
+    /// Whether a cache holds f16 (else f32).
+    fn half(&self, id: TensorId) -> Result<bool> {
+        match self.program.decl(id).dtype {
+            DType::F16 => Ok(true),
+            DType::F32 => Ok(false),
+            other => Err(Error::unsupported(format!("a {other} key/value cache on wgpu: use f32 or f16"))),
+        }
+    }
+
+    fn norms(&self, set: &mut Defines, bindings: &mut Vec<Bind>, q_norm: Option<TensorId>, k_norm: Option<TensorId>) -> Result<()> {
+        for (flag, norm) in [("Q_NORM", q_norm), ("K_NORM", k_norm)] {
+            if let Some(norm) = norm {
+                set.extend(defines(&[(flag, 1), ("NORMS", 1)]));
+                bindings.push(self.bind(norm)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Window, scale and soft-cap as parameters.
+fn masking(g: &Geometry) -> [u32; 3] {
+    [g.window.unwrap_or(0), g.scale.to_bits(), g.softcap.unwrap_or(0.0).to_bits()]
+}

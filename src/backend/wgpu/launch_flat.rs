@@ -1,0 +1,67 @@
+//! Launches the ops over whole flat buffers (millions of elements): fill, grad_norm, adamw. Buffers larger than
+//! a binding take several dispatches.
+
+use super::places::View;
+use super::record::{Bind, Recorder, defines};
+use crate::error::{Error, Result};
+use crate::program::{Op, TensorId};
+
+impl Recorder<'_> {
+    pub(super) fn flat_ops(&mut self, op: &Op) -> Result<()> {
+        match op {
+            Op::Fill { x, value } => {
+                let decl = self.program.decl(*x);
+                let bits = match decl.dtype.block_bytes() {
+                    4 => value.to_bits(),
+                    2 if *value == 0.0 => 0,
+                    _ => return Err(Error::unsupported(format!("fill of a {} tensor with {value}", decl.dtype))),
+                };
+                for (start, words) in self.pieces(*x)? {
+                    let bindings = vec![self.piece(*x, start, words)?];
+                    self.elementwise("fill", defines(&[]), bindings, &[words as u32, bits], words as usize)?;
+                }
+                Ok(())
+            }
+            Op::GradNorm { x, out } => {
+                let pieces = self.pieces(*x)?;
+                // Enough workgroups to fill a large GPU; the second stage sums their results.
+                let groups: u64 = if self.caps.software { 64 } else { 1024 };
+                let partials = groups * pieces.len() as u64;
+                let set = self.reducing(256);
+                for (i, (start, words)) in pieces.into_iter().enumerate() {
+                    let bindings = vec![self.piece(*x, start, words)?, Bind::Scratch(partials * 4)];
+                    let params = [words as u32, (i as u64 * groups) as u32, groups as u32];
+                    self.dispatch("grad_norm", set.clone(), bindings, &params, groups, words)?;
+                }
+                let mut last = set;
+                last.insert("LAST", 1);
+                let bindings = vec![Bind::Scratch(partials * 4), self.bind(*out)?];
+                self.dispatch("grad_norm", last, bindings, &[partials as u32], 1, partials)
+            }
+            Op::AdamW { params, grads, m, v, norm, hyper } => {
+                for (start, words) in self.pieces(*params)? {
+                    let mut bindings = Vec::with_capacity(6);
+                    for id in [params, grads, m, v] {
+                        bindings.push(self.piece(*id, start, words)?);
+                    }
+                    bindings.extend(self.binds(&[*norm, *hyper])?);
+                    self.elementwise("adamw", defines(&[]), bindings, &[words as u32], words as usize)?;
+                }
+                Ok(())
+            }
+            other => Err(Error::internal(format!("flat_ops: {}", other.name()))),
+        }
+    }
+
+    /// (first word, words) of pieces that each fit in a binding.
+    fn pieces(&self, id: TensorId) -> Result<Vec<(u64, u64)>> {
+        let words = (self.program.decl(id).bytes() as u64).div_ceil(4);
+        let most = self.caps.max_binding / 4;
+        Ok((0..words).step_by(usize::try_from(most).unwrap_or(usize::MAX)).map(|start| (start, most.min(words - start))).collect())
+    }
+
+    fn piece(&self, id: TensorId, start: u64, words: u64) -> Result<Bind> {
+        let view = self.places.view(self.program, id)?;
+        Ok(Bind::View(View { offset: view.offset + start * 4, size: words * 4, ..view }))
+    }
+}

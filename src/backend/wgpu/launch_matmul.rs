@@ -1,0 +1,236 @@
+//! Launches the products: matmul and its backward, LoRA, the head with its loss. Picks the shader by the rows of
+//! the step and the kind of adapter.
+
+use super::library::weight_flag;
+use super::places::WeightView;
+use super::record::{Bind, Recorder, defines};
+use super::template::Defines;
+use crate::error::{Error, Result};
+use crate::program::{Op, TensorId};
+
+/// Rows up to which a matrix-vector shader is launched on a GPU.
+const VEC_ROWS: usize = 8;
+
+/// An `x · wᵀ` with what goes around it.
+struct Product {
+    x: TensorId,
+    /// First row of x that is read.
+    x_row0: usize,
+    weight: TensorId,
+    out: Option<TensorId>,
+    bias: Option<TensorId>,
+    residual: Option<TensorId>,
+    /// out += scales[0] · product.
+    scales: Option<TensorId>,
+    head: Vec<u32>,
+    rows: usize,
+}
+
+impl Recorder<'_> {
+    pub(super) fn products(&mut self, op: &Op) -> Result<()> {
+        match op {
+            Op::MatMul { x, weight, bias, residual, out } => self.product(&Product {
+                x: *x,
+                x_row0: 0,
+                weight: *weight,
+                out: Some(*out),
+                bias: *bias,
+                residual: *residual,
+                scales: None,
+                head: self.head(*out, self.shape(*x).1),
+                rows: self.shape(*x).0,
+            }),
+            Op::MatMulDx { dy, weight, scale, dx, accumulate } => {
+                let head = self.head(*dx, self.shape(*weight).1);
+                self.product_dx(Some(*dy), *weight, *scale, *dx, *accumulate, head, 0, 0)
+            }
+            Op::MatMulDw { dy, x, scale, dw } => {
+                let (n, k) = self.shape(*dw);
+                let mut params = self.head(*dy, k);
+                params.push(n as u32);
+                let rows = self.shape(*dy).0;
+                // LoRA's tensors are thin on one side: a tile of 16 there.
+                let (bm, bn) = if n <= 16 { (16, 64) } else if k <= 16 { (64, 16) } else { (64, 64) };
+                let mut set = tile(bm, bn, 16);
+                let mut bindings = self.binds(&[self.program.counts, *dy, *x, *dw])?;
+                if let Some(scale) = scale {
+                    set.insert("SCALE", 1);
+                    bindings.push(self.bind(*scale)?);
+                }
+                let groups = n.div_ceil(bm) * k.div_ceil(bn);
+                self.dispatch("matmul_dw", set, bindings, &params, groups as u64, (rows * n * k) as u64)
+            }
+            Op::LoraShrink { x, a, slots, rank, out } => self.lora_shrink(*x, *a, *slots, *rank, *out),
+            Op::LoraExpand { u, b, slots, scales, rank, y } => self.lora_expand(*u, *b, *slots, *scales, *rank, *y),
+            Op::HeadLoss { x, weight, labels, scale, logits, loss, dx } => {
+                let (rows, k) = self.shape(*x);
+                let (chunk, vocab) = self.shape(*logits);
+                for row0 in (0..rows).step_by(chunk) {
+                    let count = chunk.min(rows - row0);
+                    let mut head = self.head(*x, k);
+                    (head[0], head[2]) = (count as u32, row0 as u32);
+                    self.product(&Product {
+                        x: *x,
+                        x_row0: row0,
+                        weight: *weight,
+                        out: Some(*logits),
+                        bias: None,
+                        residual: None,
+                        scales: None,
+                        head: head.clone(),
+                        rows: count,
+                    })?;
+                    let mut params = head.clone();
+                    params[3] = vocab as u32;
+                    let mut set = self.reducing(256);
+                    set.insert("GRADIENT", dx.is_some().into());
+                    let bindings = self.binds(&[self.program.counts, *logits, *labels, *loss, *scale])?;
+                    self.dispatch("head_loss", set, bindings, &params, count as u64, (count * vocab * 8) as u64)?;
+                    if let Some(dx) = dx {
+                        self.product_dx(Some(*logits), *weight, None, *dx, false, head, row0, count)?;
+                    }
+                }
+                Ok(())
+            }
+            other => Err(Error::internal(format!("products: {}", other.name()))),
+        }
+    }
+
+    fn product(&mut self, product: &Product) -> Result<()> {
+        let &Product { x, weight, rows, .. } = product;
+        let k = self.shape(x).1;
+        let Some(out) = product.out else { return Err(Error::internal("product without an output")) };
+        let ldo = self.shape(out).1;
+        for part in self.weight(weight)? {
+            let n = part.rows;
+            let mut params = product.head.clone();
+            params.extend([n as u32, part.first as u32, ldo as u32]);
+            params.extend(part.layout);
+            params.push(product.x_row0 as u32);
+            let mut set = weight_defines(&part, k);
+            let mut bindings = vec![self.bind(self.program.counts)?, self.bind(x)?, Bind::View(part.view), self.bind(out)?];
+            for (flag, extra) in [("BIAS", product.bias), ("RESIDUAL", product.residual), ("ACCUMULATE", product.scales)] {
+                if let Some(extra) = extra {
+                    set.insert(flag, 1);
+                    bindings.push(self.bind(extra)?);
+                }
+            }
+            let work = (rows * n * k) as u64;
+            if self.caps.software {
+                let t = rows.next_power_of_two().min(8);
+                let group = 32;
+                set.extend(defines(&[("WG", group as i64), ("T", t as i64)]));
+                if self.caps.subgroup == Some(8) && k.is_multiple_of(32) {
+                    set.extend(defines(&[("SUBGROUPS", 1), ("SG8", 1)]));
+                }
+                let groups = n.div_ceil(group) * rows.div_ceil(t);
+                self.dispatch("matmul_rows", set, bindings, &params, groups as u64, work)?;
+            } else if rows <= VEC_ROWS && product.scales.is_none() {
+                let t = rows.next_power_of_two();
+                let r = if t <= 2 { 4 } else { 2 };
+                let wanted = (k.div_ceil(32).next_power_of_two() as u32).clamp(32, 256);
+                set.extend(self.reducing(wanted));
+                set.extend(defines(&[("T", t as i64), ("R", r as i64)]));
+                self.dispatch("matmul_vec", set, bindings, &params, n.div_ceil(r) as u64, work)?;
+            } else {
+                let (bm, bn) = if n <= 16 { (64, 16) } else { (64, 64) };
+                set.extend(tile(bm, bn, 32));
+                let groups = n.div_ceil(bn) * rows.div_ceil(bm);
+                self.dispatch("matmul", set, bindings, &params, groups as u64, work)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `dx (+)= scale · dy · w`; rows of dx start at `dx_row0`, `count` of them (0: all).
+    #[allow(clippy::too_many_arguments)] // two callers; a struct would only repeat the names
+    fn product_dx(
+        &mut self,
+        dy: Option<TensorId>,
+        weight: TensorId,
+        scale: Option<TensorId>,
+        dx: TensorId,
+        accumulate: bool,
+        head: Vec<u32>,
+        dx_row0: usize,
+        count: usize,
+    ) -> Result<()> {
+        let Some(dy) = dy else { return Err(Error::internal("product_dx without dy")) };
+        let (all, k) = self.shape(dx);
+        let rows = if count == 0 { all } else { count };
+        let ldy = self.shape(dy).1;
+        for (i, part) in self.weight(weight)?.into_iter().enumerate() {
+            let mut params = head.clone();
+            params.extend([part.rows as u32, part.first as u32, ldy as u32]);
+            params.extend(part.layout);
+            params.push(dx_row0 as u32);
+            let mut set = weight_defines(&part, k);
+            let work = (rows * part.rows * k) as u64;
+            // Parts after the first add to what the first wrote.
+            set.insert("ACCUMULATE", (accumulate || i > 0).into());
+            let mut bindings = vec![self.bind(self.program.counts)?, self.bind(dy)?, Bind::View(part.view), self.bind(dx)?];
+            if let Some(scale) = scale {
+                set.insert("SCALE", 1);
+                bindings.push(self.bind(scale)?);
+            }
+            let (bm, bn) = if k <= 16 { (64, 16) } else { (64, 64) };
+            set.extend(tile(bm, bn, 32));
+            let groups = rows.div_ceil(bm) * k.div_ceil(bn);
+            self.dispatch("matmul_dx", set, bindings, &params, groups as u64, work)?;
+        }
+        Ok(())
+    }
+
+    fn lora_shrink(&mut self, x: TensorId, a: TensorId, slots: Option<TensorId>, rank: usize, out: TensorId) -> Result<()> {
+        let (rows, k) = self.shape(x);
+        if slots.is_none() && self.shape(a).0 == rank && (rows > VEC_ROWS || self.caps.software) {
+            let head = self.head(out, k);
+            return self.product(&Product { x, x_row0: 0, weight: a, out: Some(out), bias: None, residual: None, scales: None, head, rows });
+        }
+        let mut params = self.head(out, k);
+        params.extend([rank as u32, (self.shape(a).0 / rank) as u32]);
+        let mut set = self.reducing(64);
+        let mut bindings = self.binds(&[self.program.counts, x, a, out])?;
+        if let Some(slots) = slots {
+            set.insert("SLOTS", 1);
+            bindings.push(self.bind(slots)?);
+        }
+        self.dispatch("lora_shrink", set, bindings, &params, (rows * rank) as u64, (rows * rank * k) as u64)
+    }
+
+    fn lora_expand(&mut self, u: TensorId, b: TensorId, slots: Option<TensorId>, scales: TensorId, rank: usize, y: TensorId) -> Result<()> {
+        let (rows, n) = self.shape(y);
+        if slots.is_none() && self.shape(b).0 == n && rows > VEC_ROWS {
+            let head = self.head(y, rank);
+            return self.product(&Product { x: u, x_row0: 0, weight: b, out: Some(y), bias: None, residual: None, scales: Some(scales), head, rows });
+        }
+        let mut params = self.head(y, n);
+        params.extend([rank as u32, (self.shape(b).0 / n) as u32]);
+        let mut set = defines(&[]);
+        let mut bindings = self.binds(&[self.program.counts, u, b, scales, y])?;
+        if let Some(slots) = slots {
+            set.insert("SLOTS", 1);
+            bindings.push(self.bind(slots)?);
+        }
+        self.elementwise("lora_expand", set, bindings, &params, rows * n)
+    }
+}
+
+fn weight_defines(part: &WeightView, k: usize) -> Defines {
+    defines(&[(weight_flag(part.dtype), 1), ("K_ANY", (!k.is_multiple_of(32)).into())])
+}
+
+/// Constants of `tile.wgsl` with 4 × 4 sums an invocation.
+fn tile(bm: usize, bn: usize, bk: i64) -> Defines {
+    let threads = (bm / 4 * (bn / 4)) as i64;
+    defines(&[
+        ("BM", bm as i64),
+        ("BN", bn as i64),
+        ("BK", bk),
+        ("TM", 4),
+        ("TN", 4),
+        ("TM4", 1),
+        ("TN4", 1),
+        ("WG", threads),
+    ])
+}

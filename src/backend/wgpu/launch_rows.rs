@@ -1,0 +1,83 @@
+//! Launches the ops that go row by row or element by element.
+
+use super::library::weight_flag;
+use super::record::{Bind, Recorder, defines};
+use crate::error::{Error, Result};
+use crate::model::config::Activation;
+use crate::program::Op;
+
+impl Recorder<'_> {
+    pub(super) fn row_ops(&mut self, op: &Op) -> Result<()> {
+        let counts = self.program.counts;
+        match op {
+            Op::Embed { table, ids, out } => {
+                let (rows, k) = self.shape(*out);
+                let vocab = self.shape(*table).0 as u32;
+                for part in self.weight(*table)? {
+                    let mut set = defines(&[(weight_flag(part.dtype), 1)]);
+                    if !k.is_multiple_of(32) {
+                        set.insert("K_ANY", 1);
+                    }
+                    let mut params = self.head(*out, k);
+                    params.extend([part.rows as u32, vocab, part.first as u32]);
+                    params.extend(part.layout);
+                    let bindings = vec![self.bind(counts)?, Bind::View(part.view), self.bind(*ids)?, self.bind(*out)?];
+                    self.elementwise("embed", set, bindings, &params, rows * k.div_ceil(8))?;
+                }
+                Ok(())
+            }
+            Op::RmsNorm { x, weight, eps, out } => {
+                let (rows, k) = self.shape(*x);
+                let mut params = self.head(*out, k);
+                params.push(eps.to_bits());
+                let bindings = self.binds(&[counts, *x, *weight, *out])?;
+                self.dispatch("rms_norm", self.reducing(256), bindings, &params, rows as u64, (rows * k * 2) as u64)
+            }
+            Op::RmsNormBackward { x, weight, eps, dy, dx, accumulate } => {
+                let (rows, k) = self.shape(*x);
+                let mut params = self.head(*dx, k);
+                params.push(eps.to_bits());
+                let mut set = self.reducing(256);
+                set.insert("ACCUMULATE", (*accumulate).into());
+                let bindings = self.binds(&[counts, *x, *weight, *dy, *dx])?;
+                self.dispatch("rms_norm_backward", set, bindings, &params, rows as u64, (rows * k * 4) as u64)
+            }
+            Op::Dropout { x, p, salt, out, accumulate } => {
+                let (rows, k) = self.shape(*x);
+                let mut params = self.head(*out, k);
+                params.extend([*salt, p.to_bits(), (1.0 / (1.0 - p)).to_bits()]);
+                let set = defines(&[("ACCUMULATE", (*accumulate).into())]);
+                self.elementwise("dropout", set, self.binds(&[counts, *x, *out])?, &params, rows * k)
+            }
+            Op::Glu { gate, up, activation, out } => {
+                let (rows, k) = self.shape(*out);
+                let set = defines(&[("ACT", activation_code(*activation))]);
+                self.elementwise("glu", set, self.binds(&[counts, *gate, *up, *out])?, &self.head(*out, k), rows * k)
+            }
+            Op::GluBackward { gate, up, activation, dout, dgate, dup } => {
+                let (rows, k) = self.shape(*gate);
+                let set = defines(&[("ACT", activation_code(*activation))]);
+                let bindings = self.binds(&[counts, *gate, *up, *dout, *dgate, *dup])?;
+                self.elementwise("glu_backward", set, bindings, &self.head(*dgate, k), rows * k)
+            }
+            Op::GatherRows { x, rows, out } => {
+                let (count, k) = self.shape(*out);
+                let mut params = self.head(*out, k);
+                params.push(self.shape(*x).0 as u32);
+                self.elementwise("gather_rows", defines(&[]), self.binds(&[counts, *x, *rows, *out])?, &params, count * k)
+            }
+            Op::Accumulate { x, y } => {
+                let (rows, k) = self.shape(*y);
+                self.elementwise("accumulate", defines(&[]), self.binds(&[counts, *x, *y])?, &self.head(*y, k), rows * k)
+            }
+            other => Err(Error::unsupported(format!("the wgpu backend has no '{}'", other.name()))),
+        }
+    }
+}
+
+fn activation_code(activation: Activation) -> i64 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+    }
+}

@@ -1,0 +1,94 @@
+//! The shader files and their variants: a variant is a file, its constants, and which bindings are read-only.
+
+use super::template::{self, Defines};
+use crate::tensor::DType;
+
+/// One compiled form of a shader; the key of the pipeline cache.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Variant {
+    /// File name without `.wgsl`.
+    pub shader: &'static str,
+    /// Constants of the template.
+    pub defines: Defines,
+    /// Bit b: storage binding b (from 1) is `read`.
+    pub read_only: u32,
+    /// Number of storage bindings.
+    pub bindings: u32,
+}
+
+impl Variant {
+    /// The WGSL text.
+    ///
+    /// # Errors
+    /// A message about the template line that is wrong.
+    pub fn source(&self) -> Result<String, String> {
+        template::expand(&file, &format!("{}.wgsl", self.shader), &self.defines, self.read_only)
+    }
+}
+
+/// The flag that selects a weight type in `decode.wgsl`.
+pub fn weight_flag(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 | DType::U32 => "W_F32",
+        DType::F16 => "W_F16",
+        DType::BF16 => "W_BF16",
+        DType::Q4_0 => "W_Q4_0",
+        DType::Q4_1 => "W_Q4_1",
+        DType::Q5_0 => "W_Q5_0",
+        DType::Q5_1 => "W_Q5_1",
+        DType::Q8_0 => "W_Q8_0",
+        DType::Q4_K => "W_Q4_K",
+        DType::Q5_K => "W_Q5_K",
+        DType::Q6_K => "W_Q6_K",
+    }
+}
+
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        /// Text of a shader file.
+        pub fn file(name: &str) -> Option<&'static str> {
+            match name {
+                $($name => Some(include_str!(concat!("../../../shaders/", $name))),)*
+                _ => None,
+            }
+        }
+        /// Every file, parts that are only included too.
+        pub const FILES: &[&str] = &[$($name),*];
+    };
+}
+
+files!(
+    "common.wgsl",
+    "live.wgsl",
+    "reduce.wgsl",
+    "decode.wgsl",
+    "tile.wgsl",
+    "activation.wgsl",
+    "attention_mask.wgsl",
+    "embed.wgsl",
+    "rms_norm.wgsl",
+    "rms_norm_backward.wgsl",
+    "matmul.wgsl",
+    "matmul_rows.wgsl",
+    "matmul_vec.wgsl",
+    "matmul_dx.wgsl",
+    "matmul_dw.wgsl",
+    "lora_shrink.wgsl",
+    "lora_expand.wgsl",
+    "dropout.wgsl",
+    "qk_norm_rope_kv.wgsl",
+    "qk_norm_rope_backward.wgsl",
+    "attention.wgsl",
+    "attention_combine.wgsl",
+    "attention_delta.wgsl",
+    "attention_dq.wgsl",
+    "attention_dkv.wgsl",
+    "glu.wgsl",
+    "glu_backward.wgsl",
+    "gather_rows.wgsl",
+    "head_loss.wgsl",
+    "accumulate.wgsl",
+    "fill.wgsl",
+    "grad_norm.wgsl",
+    "adamw.wgsl",
+);

@@ -1,0 +1,161 @@
+//! From ops to dispatches. A recorder is used once, when a program is compiled.
+
+use super::context::Caps;
+use super::library::Variant;
+use super::places::{Places, View, WeightView};
+use super::template::Defines;
+use crate::error::{Error, Result};
+use crate::program::{Live, Node, Op, Program, TensorId};
+
+/// A binding: a range of a buffer, or the first bytes of the executable's scratch.
+pub enum Bind {
+    /// A tensor.
+    View(View),
+    /// Scratch that lives for consecutive dispatches of one op.
+    Scratch(u64),
+}
+
+/// Words of parameters of a dispatch.
+pub const PARAMS: usize = 16;
+
+/// One dispatch.
+pub struct Dispatch {
+    pub variant: Variant,
+    pub bindings: Vec<Bind>,
+    pub params: [u32; PARAMS],
+    pub grid: [u32; 2],
+    /// Multiply-adds, roughly; long lists are cut by it.
+    pub work: u64,
+}
+
+/// Collects the dispatches of a program.
+pub struct Recorder<'a> {
+    pub caps: Caps,
+    pub program: &'a Program,
+    pub places: &'a Places,
+    pub dispatches: Vec<Dispatch>,
+    /// Bytes of scratch that the list needs.
+    pub scratch: u64,
+}
+
+/// Constants of a variant from a list.
+pub fn defines(list: &[(&'static str, i64)]) -> Defines {
+    list.iter().copied().collect()
+}
+
+impl<'a> Recorder<'a> {
+    /// Records every op of `program`.
+    pub fn record(caps: Caps, program: &'a Program, places: &'a Places) -> Result<Self> {
+        let mut recorder = Self { caps, program, places, dispatches: Vec::new(), scratch: 0 };
+        for node in &program.nodes {
+            recorder.node(node)?;
+        }
+        Ok(recorder)
+    }
+
+    fn node(&mut self, node: &Node) -> Result<()> {
+        let op = &node.op;
+        match op {
+            Op::MatMul { .. } | Op::MatMulDx { .. } | Op::MatMulDw { .. } | Op::LoraShrink { .. } | Op::LoraExpand { .. } | Op::HeadLoss { .. } => {
+                self.products(op)
+            }
+            Op::QkNormRopeKv { .. } | Op::QkNormRopeBackward { .. } | Op::Attention { .. } | Op::AttentionBackward { .. } => self.attention_ops(op),
+            Op::Fill { .. } | Op::GradNorm { .. } | Op::AdamW { .. } => self.flat_ops(op),
+            _ => self.row_ops(op),
+        }
+    }
+
+    /// A binding of a plain tensor.
+    pub fn bind(&self, id: TensorId) -> Result<Bind> {
+        let view = self.places.view(self.program, id)?;
+        if view.size > self.caps.max_binding {
+            let decl = self.program.decl(id);
+            return Err(Error::unsupported(format!(
+                "tensor '{}' of {} bytes: one binding of this adapter holds {}",
+                decl.name, view.size, self.caps.max_binding
+            )));
+        }
+        Ok(Bind::View(view))
+    }
+
+    /// Bindings of several plain tensors.
+    pub fn binds(&self, ids: &[TensorId]) -> Result<Vec<Bind>> {
+        ids.iter().map(|id| self.bind(*id)).collect()
+    }
+
+    /// The parts of a weight.
+    pub fn weight(&self, id: TensorId) -> Result<Vec<WeightView>> {
+        self.places.weight(self.program, id)
+    }
+
+    /// Rows and columns of a tensor.
+    pub fn shape(&self, id: TensorId) -> (usize, usize) {
+        let decl = self.program.decl(id);
+        (decl.rows, decl.cols)
+    }
+
+    /// The first four parameters of most shaders: rows, live, row0, and one more.
+    pub fn head(&self, id: TensorId, fourth: usize) -> Vec<u32> {
+        let decl = self.program.decl(id);
+        let live = match decl.live {
+            Live::Tokens => 0,
+            Live::Gathered => 1,
+            Live::All => 2,
+        };
+        vec![decl.rows as u32, live, 0, fourth as u32]
+    }
+
+    /// Constants of a shader that reduces over a workgroup of about `wanted` invocations.
+    pub fn reducing(&self, wanted: u32) -> Defines {
+        let wanted = wanted.min(self.caps.max_group);
+        match self.caps.subgroup {
+            // One subgroup needs no barrier, which is what costs on a software adapter.
+            Some(width) if self.caps.software => defines(&[("WG", width.into()), ("SUBGROUPS", 1), ("ONE_SUBGROUP", 1)]),
+            Some(_) => defines(&[("WG", wanted.into()), ("SUBGROUPS", 1)]),
+            None => defines(&[("WG", wanted.into())]),
+        }
+    }
+
+    /// Workgroup size of element-wise shaders.
+    pub fn flat_group(&self) -> i64 {
+        if self.caps.software { 64 } else { 256.min(i64::from(self.caps.max_group)) }
+    }
+
+    /// Appends a dispatch of `groups` workgroups, folded to two dimensions.
+    pub fn dispatch(&mut self, shader: &'static str, defines: Defines, bindings: Vec<Bind>, params: &[u32], groups: u64, work: u64) -> Result<()> {
+        let mut read_only = 0;
+        for (i, bind) in bindings.iter().enumerate() {
+            match bind {
+                Bind::View(view) if view.read_only => read_only |= 2 << i,
+                Bind::View(_) => {}
+                Bind::Scratch(bytes) => self.scratch = self.scratch.max(*bytes),
+            }
+        }
+        let mut all = [0; PARAMS];
+        all.get_mut(..params.len()).ok_or_else(|| Error::internal("too many parameters"))?.copy_from_slice(params);
+        if groups == 0 {
+            return Ok(());
+        }
+        let y = groups.div_ceil(MAX_GRID);
+        let x = groups.div_ceil(y);
+        if y > MAX_GRID || groups > u64::from(u32::MAX) {
+            return Err(Error::unsupported(format!("{shader}: a grid of {groups} workgroups")));
+        }
+        let variant = Variant { shader, defines, read_only, bindings: bindings.len() as u32 };
+        self.dispatches.push(Dispatch { variant, bindings, params: all, grid: [x as u32, y as u32], work });
+        Ok(())
+    }
+
+    /// A dispatch with one invocation for each of `elements`.
+    pub fn elementwise(&mut self, shader: &'static str, mut defines: Defines, bindings: Vec<Bind>, params: &[u32], elements: usize) -> Result<()> {
+        let group = self.flat_group();
+        if elements as u64 > u64::from(u32::MAX) - 65_536 {
+            return Err(Error::unsupported(format!("{shader}: {elements} elements in one dispatch")));
+        }
+        defines.insert("WG", group);
+        self.dispatch(shader, defines, bindings, params, (elements as u64).div_ceil(group as u64), elements as u64)
+    }
+}
+
+/// Workgroups in one dimension (WebGPU's limit, and Vulkan's usual one).
+const MAX_GRID: u64 = 65_535;

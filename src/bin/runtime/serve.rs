@@ -1,0 +1,188 @@
+//! `runtime serve`: takes vLLM's flags as they are, so that a script needs to change one word.
+
+use crate::common::{self, DeviceArgs, largest_rank};
+use runtime::engine::{Engine, EngineOptions};
+use runtime::format::peft::Adapter;
+use runtime::serve::{ServeOptions, Shutdown, serve};
+use runtime::token::ChatTemplate;
+use runtime::{Error, Result};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A .gguf file, a Hugging Face folder, or the name of a pulled repository
+    #[arg(value_name = "MODEL", required_unless_present = "model_flag")]
+    model: Option<String>,
+    /// The same, as a flag
+    #[arg(long = "model", short = 'm', value_name = "MODEL", conflicts_with = "model", hide = true)]
+    model_flag: Option<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: String,
+    /// Port to listen on; 0: any free one
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    port: u16,
+    /// Names of the model in requests [default: the name of its file or folder]
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    served_model_name: Vec<String>,
+    /// Keys of which a request has to bring one
+    #[arg(long, value_name = "KEY", num_args = 1..)]
+    api_key: Vec<String>,
+    /// A LoRA adapter in PEFT's format and the model name that selects it; may be given several times
+    #[arg(long, value_name = "NAME=DIR", num_args = 1.., alias = "lora-modules")]
+    adapter: Vec<AdapterArg>,
+    /// A file with a chat template to use instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+    /// Longest prompt and answer together, in tokens [default: the model's own, up to 8192]
+    #[arg(long, value_name = "TOKENS")]
+    max_model_len: Option<usize>,
+    /// Requests that run at once; more wait
+    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_seqs)]
+    max_num_seqs: usize,
+    /// Most prompt tokens in one step
+    #[arg(long, value_name = "TOKENS")]
+    max_num_batched_tokens: Option<usize>,
+    /// Adapters that can be loaded at once [default: those of --adapter]
+    #[arg(long, value_name = "N")]
+    max_loras: Option<usize>,
+    /// Largest rank of an adapter [default: that of --adapter]
+    #[arg(long, value_name = "R")]
+    max_lora_rank: Option<usize>,
+    #[command(flatten)]
+    foreign: ForeignArgs,
+}
+
+/// What vLLM takes and this engine has no use for.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Accepted for vLLM's sake, without effect")]
+struct ForeignArgs {
+    /// More than 1 is refused
+    #[arg(long, short = None, value_name = "N", default_value_t = 1)]
+    tensor_parallel_size: usize,
+    /// More than 1 is refused
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pipeline_parallel_size: usize,
+    /// The cache is sized by --max-num-seqs and --max-model-len
+    #[arg(long, value_name = "SHARE")]
+    gpu_memory_utilization: Option<f64>,
+    /// Not there yet
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    enable_prefix_caching: bool,
+    #[arg(long, hide = true)]
+    no_enable_prefix_caching: bool,
+    /// Prompts are always computed in chunks
+    #[arg(long, overrides_with = "no_enable_chunked_prefill")]
+    enable_chunked_prefill: bool,
+    #[arg(long, hide = true)]
+    no_enable_chunked_prefill: bool,
+    /// Steps are recorded once and replayed on every backend
+    #[arg(long)]
+    enforce_eager: bool,
+    /// Models bring no code
+    #[arg(long)]
+    trust_remote_code: bool,
+    /// Requests bring their own
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+    /// --adapter is enough
+    #[arg(long)]
+    enable_lora: bool,
+}
+
+#[derive(Clone)]
+struct AdapterArg {
+    name: String,
+    folder: PathBuf,
+}
+
+impl FromStr for AdapterArg {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split_once('=') {
+            Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
+                Ok(Self { name: name.into(), folder: folder.into() })
+            }
+            _ => Err(Error::invalid(format!("'{text}' is not NAME=DIR"))),
+        }
+    }
+}
+
+impl ForeignArgs {
+    fn check(&self) {
+        for (flag, size) in
+            [("--tensor-parallel-size", self.tensor_parallel_size), ("--pipeline-parallel-size", self.pipeline_parallel_size)]
+        {
+            if size != 1 {
+                eprintln!("error: {flag} is {size}: a model runs on one device here, so only 1 is possible");
+                std::process::exit(crate::WRONG_ARGUMENTS);
+            }
+        }
+        for (given, flag, why) in [
+            (self.gpu_memory_utilization.is_some(), "--gpu-memory-utilization", "the cache is sized by --max-num-seqs"),
+            (self.enable_prefix_caching, "--enable-prefix-caching", "every prompt is computed in full so far"),
+            (self.enable_chunked_prefill, "--enable-chunked-prefill", "prompts are always computed in chunks"),
+            (self.no_enable_chunked_prefill, "--no-enable-chunked-prefill", "prompts are always computed in chunks"),
+            (self.enforce_eager, "--enforce-eager", "steps are always recorded and replayed"),
+            (self.trust_remote_code, "--trust-remote-code", "no model brings code"),
+            (self.seed.is_some(), "--seed", "a request's own seed decides"),
+        ] {
+            if given {
+                eprintln!("note: {flag} has no effect: {why}");
+            }
+        }
+    }
+}
+
+pub fn run(args: Args) -> Result<()> {
+    args.foreign.check();
+    let name = args.model.or(args.model_flag).unwrap_or_default();
+    let mut model = common::load(&name, args.device)?;
+    if let Some(path) = &args.chat_template {
+        let source = std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+        let special = model.chat.as_ref().map(|chat| chat.special().clone()).unwrap_or_default();
+        let template = ChatTemplate::new(&source, special)?;
+        let owned = Arc::get_mut(&mut model).ok_or_else(|| Error::internal("the model is already in use"))?;
+        owned.chat = Some(template);
+    }
+    let mut adapters = Vec::new();
+    for AdapterArg { name, folder } in &args.adapter {
+        adapters.push((name, Adapter::read(folder, model.config())?));
+    }
+    let ranks = adapters.iter().map(|(_, adapter)| largest_rank(adapter));
+    let defaults = EngineOptions::default();
+    let options = EngineOptions {
+        max_seqs: args.max_num_seqs,
+        max_len: args.max_model_len,
+        max_step_tokens: args.max_num_batched_tokens.unwrap_or(defaults.max_step_tokens),
+        max_adapters: args.max_loras.unwrap_or(0).max(adapters.len()),
+        max_rank: ranks.chain(args.max_lora_rank).max().unwrap_or(defaults.max_rank),
+        ..defaults
+    };
+    let engine = Engine::start(model.clone(), options)?;
+    for (name, adapter) in &adapters {
+        engine.load_adapter(name, adapter)?;
+    }
+    let options = ServeOptions {
+        host: args.host,
+        port: args.port,
+        served_model_names: args.served_model_name,
+        api_keys: args.api_key,
+        ..ServeOptions::default()
+    };
+    let shutdown = Shutdown::new();
+    let stopping = shutdown.clone();
+    let handler = move || {
+        eprintln!("stopping; Ctrl-C again cuts running answers");
+        stopping.stop();
+    };
+    ctrlc::set_handler(handler).map_err(|error| Error::internal(format!("cannot catch Ctrl-C: {error}")))?;
+    let device = model.device.info().name.clone();
+    let ready = |address| eprintln!("{name} on {device}: http://{address}/v1");
+    serve(engine, options, ready, &shutdown)
+}

@@ -1,0 +1,101 @@
+//! `POST /v1/completions`: the request.
+
+use super::completions_reply::CompletionsReply;
+use super::params::{MAX_CHOICES, MAX_LOGPROBS, Params};
+use super::{ApiError, Fields};
+use crate::serve::http::{App, JsonBody};
+use crate::serve::running::Running;
+use crate::serve::sse;
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+use std::sync::Arc;
+
+/// Tokens of an answer whose length is not stated: OpenAI's and vLLM's default for this endpoint.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+/// `prompt` in its four forms.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a string, a list of strings, a list of token ids, or a list of such lists")]
+enum Prompt {
+    Text(String),
+    Texts(Vec<String>),
+    Ids(Vec<u32>),
+    IdLists(Vec<Vec<u32>>),
+}
+
+/// The handler.
+pub async fn create(State(app): State<Arc<App>>, JsonBody(fields): JsonBody) -> Result<Response, ApiError> {
+    let (running, reply, stream) = app.blocking(|app| submit(app, fields)).await?;
+    if stream {
+        return Ok(sse::stream(running, reply));
+    }
+    Ok(Json(reply.whole(running.finish().await?)).into_response())
+}
+
+fn submit(app: &App, mut fields: Fields) -> Result<(Running, CompletionsReply, bool), ApiError> {
+    let model = app.engine.model();
+    let tokenizer = model.tokenizer()?;
+    let name: String = fields.require("model")?;
+    let adapter = app.adapter(&name)?;
+    let mut params = Params::take(&mut fields, &app.defaults, model.config().vocab)?;
+    params.request.logprobs = logprobs(&mut fields)?;
+    params.request.adapter = adapter;
+    params.text.continues_prompt = true;
+    let add_special = fields.take("add_special_tokens")?.unwrap_or(true);
+    let prompts = prompts(app, fields.require("prompt")?, add_special)?;
+    if prompts.len() * params.n > MAX_CHOICES {
+        let message = format!("{} prompts with `n` {} are more than {MAX_CHOICES} answers", prompts.len(), params.n);
+        return Err(ApiError::field("prompt", message));
+    }
+    let echo = fields.take("echo")?.unwrap_or(false);
+    if echo && params.request.logprobs.is_some() {
+        return Err(ApiError::field("echo", "`echo` together with `logprobs` is not supported"));
+    }
+    fields.unsupported("suffix", &[json!("")])?;
+    fields.finish()?;
+
+    let echoed = match echo {
+        true => prompts.iter().map(|ids| tokenizer.decode(ids, true)).collect(),
+        false => Vec::new(),
+    };
+    let mut requests = Vec::new();
+    for prompt in prompts {
+        requests.extend(params.requests(prompt, app.engine.max_len(), Some(DEFAULT_MAX_TOKENS), "prompt")?);
+    }
+    let running = Running::start(&app.engine, requests, &params.text)?;
+    let reply = CompletionsReply::new(name, &params, echoed, running.choices(), tokenizer.clone());
+    Ok((running, reply, params.stream))
+}
+
+fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    match fields.take::<usize>("logprobs")? {
+        Some(top) if top > MAX_LOGPROBS => {
+            Err(ApiError::field("logprobs", format!("`logprobs` must be in [0, {MAX_LOGPROBS}], not {top}")))
+        }
+        top => Ok(top),
+    }
+}
+
+/// Token ids of each prompt.
+fn prompts(app: &App, prompt: Prompt, add_special: bool) -> Result<Vec<Vec<u32>>, ApiError> {
+    let model = app.engine.model();
+    let tokenizer = model.tokenizer()?;
+    let encode = |text: &String| tokenizer.encode(text, add_special);
+    let prompts = match prompt {
+        Prompt::Text(text) => vec![encode(&text)?],
+        Prompt::Texts(texts) => texts.iter().map(encode).collect::<Result<_, _>>()?,
+        Prompt::Ids(ids) => vec![ids],
+        Prompt::IdLists(lists) => lists,
+    };
+    let vocab_size = model.config().vocab;
+    if let Some(id) = prompts.iter().flatten().find(|id| **id as usize >= vocab_size) {
+        return Err(ApiError::field("prompt", format!("`prompt`: {id} is not a token id below {vocab_size}")));
+    }
+    if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
+        return Err(ApiError::field("prompt", "`prompt` must have at least one token"));
+    }
+    Ok(prompts)
+}

@@ -1,0 +1,17 @@
+//! OpenAI's endpoints, with vLLM's additions to the request body.
+
+pub(super) mod chat;
+mod chat_reply;
+pub(super) mod completions;
+mod completions_reply;
+mod error;
+mod fields;
+mod logprobs;
+mod messages;
+pub(super) mod models;
+mod params;
+mod reply;
+
+pub(super) use error::ApiError;
+pub(super) use fields::Fields;
+pub(super) use params::Defaults;

@@ -1,0 +1,224 @@
+//! What chat and completions have in common: sampling, stopping, counts, streaming.
+
+use super::{ApiError, Fields};
+use crate::engine::text::TextOptions;
+use crate::engine::{Request, SamplingParams};
+use serde_json::{Map, Value, json};
+
+/// Choices (n × prompts) of one HTTP request.
+pub const MAX_CHOICES: usize = 128;
+/// Alternatives a token, as at OpenAI and vLLM.
+pub const MAX_LOGPROBS: usize = 20;
+
+/// Sampling parameters for requests that do not state them: those of the model's generation_config.json, as
+/// in vLLM, else OpenAI's (temperature 1, no truncation).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Defaults {
+    temperature: f32,
+    top_p: f32,
+    top_k: usize,
+    min_p: f32,
+    repetition_penalty: f32,
+}
+
+impl Defaults {
+    /// Takes what is there and usable; `do_sample` and the rest are transformers' own business.
+    pub fn from_generation_config(config: &Value) -> Self {
+        let number = |name: &str, default: f32, usable: fn(f32) -> bool| {
+            config[name].as_f64().map(|value| value as f32).filter(|value| usable(*value)).unwrap_or(default)
+        };
+        Self {
+            temperature: number("temperature", 1.0, |t| t >= 0.0),
+            top_p: number("top_p", 1.0, |p| p > 0.0 && p <= 1.0),
+            top_k: config["top_k"].as_u64().map_or(0, |k| k as usize),
+            min_p: number("min_p", 0.0, |p| (0.0..=1.0).contains(&p)),
+            repetition_penalty: number("repetition_penalty", 1.0, |r| r > 0.0),
+        }
+    }
+}
+
+/// The fields that both endpoints take.
+pub struct Params {
+    /// Everything but prompt, length, adapter and log-probabilities.
+    pub request: Request,
+    /// How the answer becomes text.
+    pub text: TextOptions,
+    /// Choices a prompt.
+    pub n: usize,
+    /// `max_tokens`, where stated.
+    pub max_tokens: Option<usize>,
+    /// Answer in pieces.
+    pub stream: bool,
+    /// End the stream with a chunk that has the counts.
+    pub include_usage: bool,
+}
+
+/// One stop string, or several.
+#[derive(serde::Deserialize)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
+enum Stop {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Params {
+    /// Takes the shared fields.
+    pub fn take(fields: &mut Fields, defaults: &Defaults, vocab_size: usize) -> Result<Self, ApiError> {
+        let sampling = sampling(fields, defaults, vocab_size)?;
+        let request = Request {
+            min_tokens: fields.take("min_tokens")?.unwrap_or(0),
+            ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
+            stop_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
+            sampling,
+            ..Request::default()
+        };
+        let text = TextOptions {
+            stop: stop_strings(fields)?,
+            skip_special: fields.take("skip_special_tokens")?.unwrap_or(true),
+            include_stop: fields.take("include_stop_str_in_output")?.unwrap_or(false),
+            continues_prompt: false,
+        };
+        let n = fields.take("n")?.unwrap_or(1);
+        if !(1..=MAX_CHOICES).contains(&n) {
+            return Err(ApiError::field("n", format!("`n` must be between 1 and {MAX_CHOICES}, not {n}")));
+        }
+        // Best of n is the n that were asked for.
+        fields.unsupported("best_of", &[json!(n)])?;
+        let max_tokens = fields.take("max_tokens")?;
+        let stream = fields.take("stream")?.unwrap_or(false);
+        let include_usage = stream_options(fields, stream)?;
+        for (name, neutral) in not_yet() {
+            fields.unsupported(name, &neutral)?;
+        }
+        Ok(Self { request, text, n, max_tokens, stream, include_usage })
+    }
+
+    /// Requests for the `n` answers to a prompt of `prompt`; `default` tokens each where the client does not say.
+    pub fn requests(
+        &self,
+        prompt: Vec<u32>,
+        max_len: usize,
+        default: Option<usize>,
+        prompt_field: &str,
+    ) -> Result<Vec<Request>, ApiError> {
+        if self.max_tokens == Some(0) {
+            return Err(ApiError::field("max_tokens", "`max_tokens` must be at least 1"));
+        }
+        let len = prompt.len();
+        let room = max_len.saturating_sub(len);
+        let requested = self.max_tokens.unwrap_or(1);
+        if requested > room {
+            let message = format!(
+                "This model's maximum context length is {max_len} tokens. However, you requested {} tokens \
+                 ({len} in the {prompt_field}, {requested} in the completion).",
+                len.saturating_add(requested),
+            );
+            return Err(ApiError::context_length(prompt_field, message));
+        }
+        let max_tokens = self.max_tokens.unwrap_or_else(|| default.map_or(room, |default| default.min(room)));
+        if max_tokens < self.request.min_tokens {
+            let min = self.request.min_tokens;
+            return Err(ApiError::field("min_tokens", format!("`min_tokens` ({min}) is more than {max_tokens}, the most tokens of this answer")));
+        }
+        let request = Request { prompt, max_tokens, ..self.request.clone() };
+        Ok((0..self.n as u64)
+            .map(|i| {
+                let mut request = request.clone();
+                // Different answers, the same ones each time.
+                request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(i));
+                request
+            })
+            .collect())
+    }
+}
+
+fn sampling(fields: &mut Fields, defaults: &Defaults, vocab_size: usize) -> Result<SamplingParams, ApiError> {
+    // vLLM writes "all" as -1.
+    let top_k = match fields.take::<i64>("top_k")? {
+        None => defaults.top_k,
+        Some(-1 | 0) => 0,
+        Some(k) => usize::try_from(k)
+            .map_err(|_| ApiError::field("top_k", format!("`top_k` must be -1, 0 (all tokens) or positive, not {k}")))?,
+    };
+    let penalty = |value: f32| (-2.0..=2.0).contains(&value);
+    Ok(SamplingParams {
+        temperature: fields.number("temperature", "[0, 2]", |t| (0.0..=2.0).contains(&t))?.unwrap_or(defaults.temperature),
+        top_p: fields.number("top_p", "(0, 1]", |p| p > 0.0 && p <= 1.0)?.unwrap_or(defaults.top_p),
+        top_k,
+        min_p: fields.number("min_p", "[0, 1]", |p| (0.0..=1.0).contains(&p))?.unwrap_or(defaults.min_p),
+        repetition_penalty: fields
+            .number("repetition_penalty", "(0, 2]", |r| r > 0.0 && r <= 2.0)?
+            .unwrap_or(defaults.repetition_penalty),
+        presence_penalty: fields.number("presence_penalty", "[-2, 2]", penalty)?.unwrap_or(0.0),
+        frequency_penalty: fields.number("frequency_penalty", "[-2, 2]", penalty)?.unwrap_or(0.0),
+        logit_bias: logit_bias(fields, vocab_size)?,
+        seed: fields.take::<i64>("seed")?.map(|seed| seed as u64),
+    })
+}
+
+fn logit_bias(fields: &mut Fields, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+    let biases: Map<String, Value> = fields.take("logit_bias")?.unwrap_or_default();
+    let wrong = |message: String| ApiError::field("logit_bias", message);
+    let read = |(token, bias): (String, Value)| {
+        let id = token.parse().ok().filter(|&id: &u32| (id as usize) < vocab_size);
+        let id = id.ok_or_else(|| wrong(format!("`logit_bias`: '{token}' is not a token id below {vocab_size}")))?;
+        let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
+        let bias = bias.ok_or_else(|| wrong(format!("`logit_bias` of token {id} must be a number in [-100, 100]")))?;
+        Ok((id, bias as f32))
+    };
+    biases.into_iter().map(read).collect()
+}
+
+fn stop_strings(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let stop = match fields.take("stop")? {
+        None => Vec::new(),
+        Some(Stop::One(stop)) => vec![stop],
+        Some(Stop::Many(stops)) => stops,
+    };
+    if stop.iter().any(String::is_empty) {
+        return Err(ApiError::field("stop", "`stop` must not be an empty string"));
+    }
+    Ok(stop)
+}
+
+/// Whether the stream is to end with the counts.
+fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
+    const NAME: &str = "stream_options";
+    let Some(options) = fields.take::<Map<String, Value>>(NAME)? else { return Ok(false) };
+    if !stream {
+        return Err(ApiError::field(NAME, "`stream_options` is only allowed when `stream` is true"));
+    }
+    let mut options = Fields::new(options);
+    let include = options.take("include_usage")?.unwrap_or(false);
+    options.unsupported("continuous_usage_stats", &[json!(false)])?;
+    // Padding against eavesdroppers who guess from sizes: OpenAI's business, and no part of the answer.
+    options.take::<bool>("include_obfuscation")?;
+    options.finish()?;
+    Ok(include)
+}
+
+/// Fields that would change the answer if they were supported, and the values that ask for nothing.
+fn not_yet() -> Vec<(&'static str, Vec<Value>)> {
+    let off = || vec![json!(false)];
+    let text = || vec![json!({"type": "text"})];
+    vec![
+        ("allowed_token_ids", vec![]),
+        ("bad_words", vec![json!([])]),
+        ("guided_choice", vec![]),
+        ("guided_grammar", vec![]),
+        ("guided_json", vec![]),
+        ("guided_regex", vec![]),
+        ("kv_transfer_params", vec![]),
+        ("length_penalty", vec![json!(1), json!(1.0)]),
+        ("logits_processors", vec![json!([])]),
+        ("priority", vec![json!(0)]),
+        ("prompt_logprobs", vec![]),
+        ("response_format", text()),
+        ("return_token_ids", off()),
+        ("return_tokens_as_token_ids", off()),
+        ("structured_outputs", vec![]),
+        ("truncate_prompt_tokens", vec![]),
+        ("use_beam_search", off()),
+        ("vllm_xargs", vec![json!({})]),
+    ]
+}

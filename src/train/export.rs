@@ -1,0 +1,223 @@
+//! Model and adapter as one: `W + scale · B · A` for every target, in Hugging Face's layout.
+
+use crate::error::{Error, Result};
+use crate::format::peft::{Adapter, LoraWeights};
+use crate::format::quant::dequantise_row;
+use crate::format::safetensors_write::{MAX_SHARD_BYTES, write_folder, write_json};
+use crate::format::{Checkpoint, TokenizerSource};
+use crate::model::text_tools;
+use crate::tensor::{DType, HostBytes, HostTensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What [`merge`] wrote.
+#[derive(Clone, Copy, Debug)]
+pub struct MergeReport {
+    /// Element type of the weights.
+    pub dtype: DType,
+    /// Bytes of all weights.
+    pub bytes: u64,
+}
+
+/// Writes the merged model into `folder`: weights, configuration, tokenizer. transformers and this crate load it.
+///
+/// `dtype` is f32, f16 or bf16; `None` keeps the model's own, and takes f32 for a quantised model. The sum is made
+/// in f32 and rounded once.
+///
+/// # Errors
+/// [`Error::Invalid`] for an adapter that does not fit, a value that f16 cannot hold, or `folder` being the model's
+/// own; [`Error::Io`].
+pub fn merge(checkpoint: &Checkpoint, adapter: &Adapter, folder: &Path, dtype: Option<DType>) -> Result<MergeReport> {
+    let dtype = dtype.unwrap_or_else(|| own_dtype(checkpoint));
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    // The source is memory-mapped: overwriting it would tear it from under us.
+    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    let source = &checkpoint.path;
+    if same(source, folder) || source.parent().is_some_and(|parent| source.is_file() && same(parent, folder)) {
+        return Err(Error::invalid(format!("{}: is the model's own folder; name another one", folder.display())));
+    }
+    for module in adapter.modules.keys() {
+        if !checkpoint.tensors.contains_key(&format!("{module}.weight")) {
+            return Err(Error::invalid(format!("the adapter changes '{module}', which the model does not have")));
+        }
+    }
+    let merged: Vec<(String, HostTensor)> = checkpoint
+        .tensors
+        .par_iter()
+        .map(|(name, tensor)| {
+            let lora = name.strip_suffix(".weight").and_then(|module| adapter.modules.get(module));
+            Ok((name.clone(), merged_tensor(name, tensor, lora, dtype)?))
+        })
+        .collect::<Result<_>>()?;
+    let tensors: BTreeMap<String, HostTensor> = merged.into_iter().collect();
+    write_folder(folder, &tensors, MAX_SHARD_BYTES)?;
+    write_json(&folder.join("config.json"), &config_json(checkpoint, dtype))?;
+    write_json(&folder.join("generation_config.json"), &generation_json(checkpoint))?;
+    write_tokenizer(checkpoint, folder)?;
+    Ok(MergeReport { dtype, bytes: tensors.values().map(|tensor| tensor.data.len() as u64).sum() })
+}
+
+/// The type of most of the model's numbers; f32 where they are quantised.
+fn own_dtype(checkpoint: &Checkpoint) -> DType {
+    let mut counts: BTreeMap<DType, usize> = BTreeMap::new();
+    for tensor in checkpoint.tensors.values() {
+        *counts.entry(tensor.dtype).or_default() += tensor.len();
+    }
+    let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(dtype, _)| dtype);
+    most.filter(|dtype| matches!(dtype, DType::F16 | DType::BF16)).unwrap_or(DType::F32)
+}
+
+fn merged_tensor(name: &str, tensor: &HostTensor, lora: Option<&LoraWeights>, dtype: DType) -> Result<HostTensor> {
+    if lora.is_none() && tensor.dtype == dtype {
+        return Ok(tensor.clone());
+    }
+    let mut values = vec![0.0; tensor.len()];
+    dequantise_row(tensor.dtype, &tensor.data, &mut values)?;
+    if let Some(lora) = lora {
+        add_product(&mut values, tensor, lora)?;
+    }
+    let bytes = encode(&values, dtype).ok_or_else(|| {
+        Error::invalid(format!("tensor '{name}' has values that f16 cannot hold: use --dtype bf16 or f32"))
+    })?;
+    HostTensor::new(dtype, tensor.shape.clone(), HostBytes::from_vec(bytes))
+}
+
+/// `W += scale · B · A`, a row of W at a time.
+fn add_product(weight: &mut [f32], tensor: &HostTensor, lora: &LoraWeights) -> Result<()> {
+    let (a, b) = (floats(&lora.a)?, floats(&lora.b)?);
+    let (rank, inputs) = (lora.a.rows(), lora.a.cols());
+    if rank == 0 || inputs != tensor.cols() || lora.b.rows() != tensor.rows() || lora.b.cols() != rank {
+        return Err(Error::invalid(format!("an adapter of shape {:?} does not fit {:?}", lora.b.shape, tensor.shape)));
+    }
+    for (row, b) in weight.chunks_exact_mut(inputs).zip(b.chunks_exact(rank)) {
+        let mut delta = vec![0.0f32; inputs];
+        for (b, a) in b.iter().zip(a.chunks_exact(inputs)) {
+            delta.iter_mut().zip(a).for_each(|(delta, a)| *delta += b * a);
+        }
+        row.iter_mut().zip(&delta).for_each(|(weight, delta)| *weight += lora.scale * delta);
+    }
+    Ok(())
+}
+
+fn floats(tensor: &HostTensor) -> Result<Vec<f32>> {
+    let mut values = vec![0.0; tensor.len()];
+    dequantise_row(tensor.dtype, &tensor.data, &mut values)?;
+    Ok(values)
+}
+
+/// Little-endian bytes; `None` where a finite value becomes infinite.
+fn encode(values: &[f32], dtype: DType) -> Option<Vec<u8>> {
+    match dtype {
+        DType::F16 => {
+            let mut bytes = Vec::with_capacity(values.len() * 2);
+            for value in values {
+                let half = f16::from_f32(*value);
+                if half.is_infinite() && value.is_finite() {
+                    return None;
+                }
+                bytes.extend(half.to_le_bytes());
+            }
+            Some(bytes)
+        }
+        DType::BF16 => Some(values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect()),
+        _ => Some(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+    }
+}
+
+fn config_json(checkpoint: &Checkpoint, dtype: DType) -> Value {
+    let mut config = checkpoint.raw_config.clone();
+    let name = match dtype {
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        _ => "float32",
+    };
+    if let Value::Object(config) = &mut config {
+        // transformers 5 calls it `dtype` and still reads the older name.
+        let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        config.insert(key.into(), name.into());
+        config.insert("tie_word_embeddings".into(), checkpoint.config.tied_head.into());
+        config.remove("quantization_config");
+    }
+    config
+}
+
+fn generation_json(checkpoint: &Checkpoint) -> Value {
+    match &checkpoint.generation {
+        Value::Null => {
+            let mut config = serde_json::Map::new();
+            if let Some(bos) = checkpoint.config.bos {
+                config.insert("bos_token_id".into(), bos.into());
+            }
+            match checkpoint.config.eos.as_slice() {
+                [] => {}
+                [one] => drop(config.insert("eos_token_id".into(), json!(one))),
+                several => drop(config.insert("eos_token_id".into(), json!(several))),
+            }
+            Value::Object(config)
+        }
+        own => own.clone(),
+    }
+}
+
+fn write_tokenizer(checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).map_err(|e| Error::io(path, e))
+    };
+    match &checkpoint.tokenizer {
+        TokenizerSource::Json { tokenizer_json, tokenizer_config, special_tokens_map } => {
+            write("tokenizer.json", tokenizer_json)?;
+            for (name, value) in
+                [("tokenizer_config.json", tokenizer_config), ("special_tokens_map.json", special_tokens_map)]
+            {
+                if !value.is_null() {
+                    write_json(&folder.join(name), value)?;
+                }
+            }
+            // Where the template is a part of tokenizer_config.json it is written already.
+            if let Some(template) = checkpoint.chat_template.as_ref().filter(|_| tokenizer_config["chat_template"].is_null()) {
+                write("chat_template.jinja", template.as_bytes())?;
+            }
+        }
+        TokenizerSource::Gguf(_) => {
+            let Some(tokenizer) = text_tools(checkpoint)?.0 else { return Ok(()) };
+            write_json(&folder.join("tokenizer.json"), &tokenizer.to_json()?)?;
+            let mut config = tokenizer.config_json(checkpoint.config.max_positions);
+            if let Some(template) = &checkpoint.chat_template {
+                config["chat_template"] = template.as_str().into();
+            }
+            write_json(&folder.join("tokenizer_config.json"), &config)?;
+        }
+        TokenizerSource::None => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adds_the_scaled_product() {
+        let weight = HostTensor::from_f32(vec![2, 3], &[1.0; 6]).unwrap();
+        let lora = LoraWeights {
+            a: HostTensor::from_f32(vec![1, 3], &[1.0, 2.0, 3.0]).unwrap(),
+            b: HostTensor::from_f32(vec![2, 1], &[10.0, -1.0]).unwrap(),
+            scale: 0.5,
+        };
+        let merged = merged_tensor("w", &weight, Some(&lora), DType::F32).unwrap();
+        assert_eq!(floats(&merged).unwrap(), [6.0, 11.0, 16.0, 0.5, 0.0, -0.5]);
+        let half = merged_tensor("w", &weight, Some(&lora), DType::BF16).unwrap();
+        assert_eq!(floats(&half).unwrap(), [6.0, 11.0, 16.0, 0.5, 0.0, -0.5]);
+    }
+
+    #[test]
+    fn f16_refuses_what_it_cannot_hold() {
+        let weight = HostTensor::from_f32(vec![1, 2], &[1.0, 1e6]).unwrap();
+        let error = merged_tensor("w", &weight, None, DType::F16).unwrap_err().to_string();
+        assert!(error.contains("'w'") && error.contains("bf16"), "{error}");
+    }
+}

@@ -1,0 +1,42 @@
+//! Every weight decoder against the `gguf` Python package, bit for bit (scripts/golden/quant.py).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use runtime::format::quant::{bf16_to_f32, dequantise_row, f16_to_f32};
+use runtime::tensor::DType;
+use safetensors::SafeTensors;
+
+#[test]
+fn decoders_equal_the_gguf_package() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/quant/blocks.safetensors");
+    let file = std::fs::read(path).unwrap();
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    for dtype in DType::WEIGHTS.into_iter().filter(|d| *d != DType::F32) {
+        let bytes = golden.tensor(&format!("{dtype}.bytes")).unwrap().data();
+        let want = golden.tensor(&format!("{dtype}.values")).unwrap().data();
+        let want: Vec<u32> = want.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+        let mut got = vec![f32::NAN; want.len()];
+        dequantise_row(dtype, bytes, &mut got).unwrap();
+        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+            assert_eq!(g.to_bits(), *w, "{dtype} element {i}: {g} against {}", f32::from_bits(*w));
+        }
+    }
+}
+
+#[test]
+fn halves_equal_the_half_crate_for_every_bit_pattern() {
+    for bits in 0..=u16::MAX {
+        let (a, b) = (f16_to_f32(bits), half::f16::from_bits(bits).to_f32());
+        assert!(a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()), "f16 {bits:#06x}: {a} against {b}");
+        let (a, b) = (bf16_to_f32(bits), half::bf16::from_bits(bits).to_f32());
+        assert!(a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()), "bf16 {bits:#06x}: {a} against {b}");
+    }
+}
+
+#[test]
+fn wrong_lengths_are_refused() {
+    let mut out = [0.0; 32];
+    assert!(dequantise_row(DType::Q4_0, &[0; 17], &mut out).is_err());
+    assert!(dequantise_row(DType::Q4_0, &[0; 18], &mut out[..31]).is_err());
+    assert!(dequantise_row(DType::U32, &[0; 128], &mut out).is_err());
+    assert!(dequantise_row(DType::F32, &[0; 128], &mut out).is_ok());
+}
