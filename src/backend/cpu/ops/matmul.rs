@@ -1,5 +1,6 @@
 //! embed, matmul, matmul_dx, matmul_dw, gather_rows
 
+use super::norm::vector;
 use crate::backend::cpu::args::{Args, WeightArg};
 use crate::backend::cpu::gemm::{Mat, gemm};
 use crate::error::{Error, Result};
@@ -25,7 +26,7 @@ pub fn embed(mut args: Args) -> Result<()> {
 pub fn forward(mut args: Args, has_bias: bool, has_residual: bool) -> Result<()> {
     let x = args.read()?;
     let weight = args.weight()?;
-    let bias = args.read_if(has_bias)?;
+    let bias = if has_bias { Some(vector(args.weight()?)) } else { None };
     let residual = args.read_if(has_residual)?;
     let out = args.write()?;
     let WeightArg::File(weight) = weight else {
@@ -34,7 +35,7 @@ pub fn forward(mut args: Args, has_bias: bool, has_residual: bool) -> Result<()>
     weight.product(x, out)?;
     if let Some(bias) = bias {
         for row in out.chunks_exact_mut(bias.len()) {
-            row.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
+            row.iter_mut().zip(bias.iter()).for_each(|(o, b)| *o += b);
         }
     }
     if let Some(residual) = residual {

@@ -1,0 +1,95 @@
+//! Training of SmolLM2-135M-Instruct (Q4_1) against PEFT on the same dequantised weights: bar 3 of the fine-tuner.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod train_support;
+
+use runtime::backend::BackendChoice;
+use runtime::format::peft::{Adapter, AdapterConfig, LoraWeights, TargetModules};
+use runtime::format::{Source, safetensors};
+use runtime::model::lora::Projection;
+use runtime::model::{LoadedModel, ModelConfig};
+use runtime::tensor::HostTensor;
+use runtime::train::{Job, Recipe};
+use serde_json::Value;
+use std::sync::Arc;
+use train_support::{compare_steps, floats, golden, json, open, recipe, smollm2, tensors, uniform, words};
+
+/// The initial adapter of a case, from the golden script's hash.
+fn initial(case: &Value, config: &ModelConfig) -> Adapter {
+    let (rank, seed) = (case["rank"].as_u64().unwrap() as usize, case["seed"].as_u64().unwrap());
+    let (alpha, init_b) = (case["alpha"].as_f64().unwrap(), case["init_b"].as_f64().unwrap());
+    let names = Projection::ALL.map(|p| p.name().to_owned()).to_vec();
+    let module = |layer: usize, p: Projection| {
+        let (name, (outputs, inputs)) = (p.module(layer), p.shape(config));
+        let tensor = |side: &str, shape: [usize; 2], bound: f64| {
+            let text = format!("base_model.model.{name}.lora_{side}.weight");
+            HostTensor::from_f32(shape.to_vec(), &uniform(seed, &text, shape[0] * shape[1], bound as f32)).unwrap()
+        };
+        let weights = LoraWeights {
+            a: tensor("A", [rank, inputs], 1.0 / (inputs as f64).sqrt()),
+            b: tensor("B", [outputs, rank], init_b),
+            scale: (alpha / rank as f64) as f32,
+        };
+        (name, weights)
+    };
+    let modules = (0..config.layers).flat_map(|l| Projection::ALL.map(|p| module(l, p))).collect();
+    Adapter { config: AdapterConfig::new(rank, alpha, TargetModules::List(names)), modules }
+}
+
+/// The 261 numbers of a gradient summary.
+fn summary(seed: u64, name: &str, gradient: &[f32]) -> Vec<f64> {
+    let mut out = vec![gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt()];
+    for j in 0..4 {
+        let signs = words(seed, &format!("{name}#sign{j}"));
+        out.push(gradient.iter().zip(signs).map(|(g, w)| if w >> 63 == 1 { -f64::from(*g) } else { f64::from(*g) }).sum());
+    }
+    let samples = words(seed, &format!("{name}#sample")).take(256);
+    out.extend(samples.map(|w| f64::from(gradient[(w % gradient.len() as u64) as usize])));
+    out
+}
+
+fn check_gradients(job: &Job, case: &Value) {
+    let name = case["name"].as_str().unwrap();
+    let source = Source::open(&golden(&format!("sft/smollm2_{name}.gradients.safetensors"))).unwrap();
+    let expected = safetensors::read(&source, &|_| false).unwrap();
+    let mut largest = 0f64;
+    for (tensor, gradient) in tensors(&job.gradients().unwrap()) {
+        let Some(expected) = expected.get(&tensor) else {
+            assert!(gradient.iter().all(|g| *g == 0.0), "{tensor} should have no gradient while B is zero");
+            continue;
+        };
+        let (found, expected) = (summary(3407, &tensor, &gradient), floats(expected));
+        let norm = f64::from(expected[0]);
+        let apart = |range: std::ops::Range<usize>| {
+            range.map(|i| (found[i] - f64::from(expected[i])).powi(2)).sum::<f64>().sqrt()
+        };
+        // ±1 projections and scaled samples both estimate the norm of the difference.
+        let share = (gradient.len() as f64 / 256.0).sqrt();
+        let difference = apart(0..1).max(apart(1..5) / 2.0).max(apart(5..261) * share) / norm;
+        largest = largest.max(difference);
+        assert!(difference <= 1e-3, "{name}: the gradient of {tensor} is off by {difference}");
+    }
+    eprintln!("{name}: gradients within {largest:.1e}");
+}
+
+fn like_peft(model: &Arc<LoadedModel>, name: &str, tolerance: f64, steps: usize) {
+    let cases = json(&golden("sft/smollm2.json"));
+    let case = cases["cases"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    initial(case, model.config()).write(folder.path()).unwrap();
+    let mut job = Job::new(model, &Recipe { init_adapter: Some(folder.path().into()), ..recipe(case) }).unwrap();
+    eprintln!("{name}: {}", job.memory());
+    let first = job.accumulate(&|| false).unwrap().unwrap();
+    check_gradients(&job, case);
+    compare_steps(&mut job, case, first.loss, tolerance, 0.02, steps);
+}
+
+/// Both losses from PEFT's own start (B zero), and both with a random B, where every gradient is there from the start.
+#[test]
+fn like_peft_on_cpu() {
+    let Some(path) = smollm2() else { return };
+    let model = open(&path, BackendChoice::Cpu);
+    for name in ["all", "assistant", "all_random_b", "assistant_random_b"] {
+        like_peft(&model, name, 2e-3, 12);
+    }
+}
