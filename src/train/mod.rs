@@ -13,6 +13,7 @@ pub mod batch;
 mod checkpoint;
 pub mod data;
 mod encode;
+pub mod export;
 mod job;
 mod recipe;
 mod report;
