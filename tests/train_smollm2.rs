@@ -40,11 +40,11 @@ fn initial(case: &Value, config: &ModelConfig) -> Adapter {
 fn summary(seed: u64, name: &str, gradient: &[f32]) -> Vec<f64> {
     let mut out = vec![gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt()];
     for j in 0..4 {
-        let signs = words(seed, &format!("{name}#sign{j}"));
-        out.push(gradient.iter().zip(signs).map(|(g, w)| if w >> 63 == 1 { -f64::from(*g) } else { f64::from(*g) }).sum());
+        let stream = format!("{name}#sign{j}");
+        out.push(gradient.iter().zip(words(seed, &stream)).map(|(g, w)| if w >> 63 == 1 { -f64::from(*g) } else { f64::from(*g) }).sum());
     }
-    let samples = words(seed, &format!("{name}#sample")).take(256);
-    out.extend(samples.map(|w| f64::from(gradient[(w % gradient.len() as u64) as usize])));
+    let stream = format!("{name}#sample");
+    out.extend(words(seed, &stream).take(256).map(|w| f64::from(gradient[(w % gradient.len() as u64) as usize])));
     out
 }
 

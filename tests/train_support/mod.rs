@@ -118,7 +118,7 @@ fn mix(x: u64) -> u64 {
 }
 
 /// `word(text, i)` for i = 0, 1, …
-pub fn words(seed: u64, text: &str) -> impl Iterator<Item = u64> {
+pub fn words(seed: u64, text: &str) -> impl Iterator<Item = u64> + use<> {
     let hash = text.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3));
     let key = mix(seed ^ hash);
     (0..).map(move |i: u64| mix(key.wrapping_add(i)))

@@ -35,7 +35,7 @@ pub fn forward(mut args: Args, has_bias: bool, has_residual: bool) -> Result<()>
     weight.product(x, out)?;
     if let Some(bias) = bias {
         for row in out.chunks_exact_mut(bias.len()) {
-            row.iter_mut().zip(bias.iter()).for_each(|(o, b)| *o += b);
+            row.iter_mut().zip(&*bias).for_each(|(o, b)| *o += b);
         }
     }
     if let Some(residual) = residual {
