@@ -91,11 +91,17 @@ fn the_example_is_the_tested_program() {
 
 /// A record that is not clean, so that a call has to fill it.
 fn record() -> runtime_error {
-    runtime_error { struct_size: size_of::<runtime_error>() as u32, code: 77, detail: 77, message: [b'?'; 512] }
+    runtime_error {
+        struct_size: size_of::<runtime_error>() as u32,
+        code: 77,
+        detail: 77,
+        message: [b'?' as c_char; 512],
+    }
 }
 
 fn message(error: &runtime_error) -> &str {
-    CStr::from_bytes_until_nul(&error.message).unwrap().to_str().unwrap()
+    // SAFETY: the library ends it with a NUL.
+    unsafe { CStr::from_ptr(error.message.as_ptr()) }.to_str().unwrap()
 }
 
 fn load(path: &str, options: *const runtime_model_options) -> (runtime_status, runtime_model, runtime_error) {

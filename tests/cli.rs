@@ -294,7 +294,8 @@ fn a_bad_line_of_data_is_named() {
     for (line, part) in [("{broken", "rows.jsonl:3"), (r#"{"message": 1}"#, "rows.jsonl:3")] {
         let (folder, data) = file("rows.jsonl", format!("{ROWS}{line}\n").as_bytes());
         let output = folder.path().join("adapter");
-        let args = ["--data", data.to_str().unwrap(), "-o", output.to_str().unwrap(), "--max-steps", "1"];
+        let sizes = ["--max-steps", "1", "--max-length", "64"];
+        let args = [&["--data", data.to_str().unwrap(), "-o", output.to_str().unwrap()][..], &sizes].concat();
         let message = error(&cpu("train", &args));
         assert!(message.contains(part), "{message}");
     }

@@ -29,6 +29,15 @@ fn the_header_is_up_to_date() {
     );
 }
 
+/// C89 has no `//` comments, and a negative macro belongs in parentheses.
+fn portable(line: &str) -> String {
+    let line = line.split_once(" //").map_or(line, |(code, _)| code.trim_end());
+    match line.strip_prefix("#define ").and_then(|define| define.split_once(" -")) {
+        Some((name, value)) => format!("#define {name} (-{value})"),
+        None => line.to_owned(),
+    }
+}
+
 /// Rust's `# Safety` sections are for Rust callers; C has no safe code to warn.
 fn tidied(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -41,7 +50,7 @@ fn tidied(text: &str) -> String {
             }
             continue;
         }
-        out.push_str(line.trim_end());
+        out.push_str(&portable(line.trim_end()));
         out.push('\n');
     }
     out

@@ -18,10 +18,13 @@ use std::path::Path;
 const EDGES: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("tensor", &["error"]),
-    ("token", &["error"]),
     // A checkpoint is its tensors, its configuration as plain data and the parts of its tokenizer. What a family
     // calls its keys and tensors is `model`'s knowledge, kept there as data.
-    ("format", &["error", "tensor", "token", "model::config", "model::families", "model::keys", "model::rope"]),
+    (
+        "format",
+        &["error", "tensor", "model::config", "model::families", "model::keys", "model::rope", "model::weights"],
+    ),
+    ("token", &["error", "format"]),
     // Which gate an op applies is a word of the configuration: plain data.
     ("program", &["error", "tensor", "model::config::Activation"]),
     // Backends decode quantised blocks with the format's pure functions, so that there is one truth for them.

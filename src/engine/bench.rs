@@ -59,7 +59,8 @@ pub fn run(model: Arc<LoadedModel>, options: &BenchOptions) -> Result<BenchRepor
     if prompt_tokens == 0 || new_tokens < 2 || batch == 0 || runs == 0 {
         return Err(Error::invalid("bench needs a prompt of 1 token, 2 new tokens, 1 request and 1 run at least"));
     }
-    let sizes = EngineOptions { max_seqs: batch, max_len: Some(prompt_tokens + new_tokens), ..EngineOptions::default() };
+    let sizes =
+        EngineOptions { max_seqs: batch, max_len: Some(prompt_tokens + new_tokens), ..EngineOptions::default() };
     let engine = Engine::start(model.clone(), sizes)?;
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     for round in 0..=runs {

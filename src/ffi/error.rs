@@ -2,10 +2,8 @@
 
 use super::status::{RUNTIME_ERROR_PANIC, RUNTIME_ERROR_STALE_HANDLE, RUNTIME_OK, runtime_status, status_of};
 use crate::error::Error;
+use std::ffi::c_char;
 use std::mem::offset_of;
-
-/// Bytes of `runtime_error::message`, the final NUL included.
-const MESSAGE_BYTES: usize = 512;
 
 /// Where a call reports what went wrong. It belongs to the caller, is optional everywhere (pass NULL), holds
 /// no pointer and needs no release. A call that succeeds sets code to RUNTIME_OK and message to "".
@@ -19,7 +17,7 @@ pub struct runtime_error {
     /// What the operating system said (errno), or 0.
     pub detail: i32,
     /// One line of UTF-8 in English, NUL-terminated, cut where it is too long.
-    pub message: [u8; MESSAGE_BYTES],
+    pub message: [c_char; 512],
 }
 
 /// Why an entry point failed.
@@ -81,7 +79,7 @@ pub(super) unsafe fn report(out: *mut runtime_error, result: &Result<(), Failure
     if size < start {
         return;
     }
-    let room = (size - start).min(MESSAGE_BYTES);
+    let room = (size - start).min(size_of::<runtime_error>() - start);
     let text = &message.as_bytes()[..message.floor_char_boundary(room.saturating_sub(1))];
     // SAFETY: `size` covers the fields before `message` and `room` bytes of it; `text` leaves one for the NUL.
     unsafe {

@@ -19,8 +19,7 @@ use std::sync::mpsc;
 /// value ends the generation, and runtime_generate returns RUNTIME_ERROR_CANCELLED. The callback may call any function
 /// of this library.
 #[allow(non_camel_case_types, reason = "the name that C sees")]
-pub type runtime_text_fn =
-    Option<unsafe extern "C" fn(userdata: *mut c_void, text: *const c_char, len: usize) -> i32>;
+pub type runtime_text_fn = Option<unsafe extern "C" fn(userdata: *mut c_void, text: *const c_char, len: usize) -> i32>;
 
 /// How to generate. Zero in a field means its default; RUNTIME_GENERATE_OPTIONS_INIT and runtime_generate_options_init
 /// set struct_size and leave the rest zero.

@@ -8,10 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 ///
 /// # Safety
 /// `error` is NULL or a caller's `runtime_error`, as the header demands.
-pub(super) unsafe fn guarded(
-    error: *mut runtime_error,
-    body: impl FnOnce() -> Result<(), Failure>,
-) -> runtime_status {
+pub(super) unsafe fn guarded(error: *mut runtime_error, body: impl FnOnce() -> Result<(), Failure>) -> runtime_status {
     // What a panicking body leaves behind is reached through handles only, whose locks ignore poison and whose
     // objects are either complete or absent.
     let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
@@ -29,13 +26,15 @@ mod tests {
     use super::*;
     use crate::error::Error;
     use crate::ffi::status::{RUNTIME_ERROR_INVALID_ARGUMENT, RUNTIME_ERROR_PANIC};
+    use std::ffi::{CStr, c_char};
 
     fn record(struct_size: u32) -> runtime_error {
-        runtime_error { struct_size, code: 77, detail: 77, message: [b'x'; 512] }
+        runtime_error { struct_size, code: 77, detail: 77, message: [b'x' as c_char; 512] }
     }
 
     fn text(error: &runtime_error) -> &str {
-        std::ffi::CStr::from_bytes_until_nul(&error.message).unwrap().to_str().unwrap()
+        // SAFETY: the library has ended it with a NUL.
+        unsafe { CStr::from_ptr(error.message.as_ptr()) }.to_str().unwrap()
     }
 
     #[test]
@@ -69,6 +68,6 @@ mod tests {
         let mut error = record(16);
         // SAFETY: a record of our own.
         unsafe { guarded(&mut error, || Err(Error::invalid("long enough").into())) };
-        assert_eq!(&error.message[..5], b"lon\0x");
+        assert_eq!(error.message[..5].iter().map(|c| *c as u8).collect::<Vec<_>>(), b"lon\0x");
     }
 }

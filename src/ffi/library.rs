@@ -3,8 +3,9 @@
 use std::ffi::c_char;
 
 /// Version of this header. Within one major version of the library it only grows by additions: a program that was
-/// compiled against a smaller number goes on working. Version 0 is a first taste; its functions may still change.
-pub const RUNTIME_ABI_VERSION: u32 = 0;
+/// compiled against a smaller number goes on working. Version 1 is a first taste: before the library's own version 1.0,
+/// functions may still change.
+pub const RUNTIME_ABI_VERSION: u32 = 1;
 
 /// The version of the library, for example "0.1.0". A static string, never NULL.
 #[unsafe(no_mangle)]

@@ -19,8 +19,7 @@ impl Tokenizer {
             Engine::Json(tokenizer) => {
                 let mut json = serde_json::to_value(tokenizer).map_err(internal)?;
                 if json["decoder"].is_null() {
-                    json["decoder"] =
-                        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+                    json["decoder"] = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
                 }
                 json
             }

@@ -178,7 +178,9 @@ fn write_tokenizer(checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
                 }
             }
             // Where the template is a part of tokenizer_config.json it is written already.
-            if let Some(template) = checkpoint.chat_template.as_ref().filter(|_| tokenizer_config["chat_template"].is_null()) {
+            if let Some(template) =
+                checkpoint.chat_template.as_ref().filter(|_| tokenizer_config["chat_template"].is_null())
+            {
                 write("chat_template.jinja", template.as_bytes())?;
             }
         }

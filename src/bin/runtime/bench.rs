@@ -26,12 +26,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let options = BenchOptions {
-        prompt_tokens: args.prompt,
-        new_tokens: args.max_tokens,
-        batch: args.batch,
-        runs: args.runs,
-    };
+    let options =
+        BenchOptions { prompt_tokens: args.prompt, new_tokens: args.max_tokens, batch: args.batch, runs: args.runs };
     let report = bench::run(args.model.load()?, &options)?;
     if args.json {
         return common::print_json(&report);

@@ -62,11 +62,8 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let engine = common::engine(model, args.adapter.as_deref())?;
     let request = args.sampling.request(prompt, args.adapter.as_ref().map(|_| ADAPTER.to_owned()));
-    let options = TextOptions {
-        stop: args.sampling.stop.clone(),
-        continues_prompt: !args.chat,
-        ..TextOptions::default()
-    };
+    let options =
+        TextOptions { stop: args.sampling.stop.clone(), continues_prompt: !args.chat, ..TextOptions::default() };
     if args.json {
         let done = generate_text(&engine, request, options)?;
         return common::print_json(&report(&engine, &done));

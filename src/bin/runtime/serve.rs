@@ -115,9 +115,10 @@ impl FromStr for AdapterArg {
 
 impl ForeignArgs {
     fn check(&self) {
-        for (flag, size) in
-            [("--tensor-parallel-size", self.tensor_parallel_size), ("--pipeline-parallel-size", self.pipeline_parallel_size)]
-        {
+        for (flag, size) in [
+            ("--tensor-parallel-size", self.tensor_parallel_size),
+            ("--pipeline-parallel-size", self.pipeline_parallel_size),
+        ] {
             if size != 1 {
                 eprintln!("error: {flag} is {size}: a model runs on one device here, so only 1 is possible");
                 std::process::exit(crate::WRONG_ARGUMENTS);

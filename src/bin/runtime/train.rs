@@ -161,10 +161,9 @@ pub fn run(args: &Args) -> Result<()> {
             let seconds = summary.elapsed_s;
             eprintln!("{steps} steps in {seconds:.0} s{loss}; the adapter is in {}", adapter.display());
         }
-        (None, Some(checkpoint)) => eprintln!(
-            "stopped after {steps} steps; go on with the same command and --resume {}",
-            checkpoint.display()
-        ),
+        (None, Some(checkpoint)) => {
+            eprintln!("stopped after {steps} steps; go on with the same command and --resume {}", checkpoint.display())
+        }
         (None, None) => eprintln!("stopped before the first step; nothing was written"),
     }
     Ok(())
@@ -189,7 +188,10 @@ impl Observer for Screen {
             eprintln!("note: {truncated} rows are cut at --max-length");
         }
         if let Some(first) = skipped.first() {
-            eprintln!("note: {} rows have no token that counts and are left out, the first in line {first}", skipped.len());
+            eprintln!(
+                "note: {} rows have no token that counts and are left out, the first in line {first}",
+                skipped.len()
+            );
         }
     }
 
