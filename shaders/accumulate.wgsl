@@ -1,4 +1,4 @@
-// y += x, both [rows, k]. One invocation an element. Launched by ops_rows.rs.
+// y += x, both [rows, k]. One invocation an element. Launched by launch_rows.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

@@ -1,6 +1,6 @@
 // AdamW with decoupled weight decay (https://arxiv.org/abs/1711.05101), n elements of flat f32 buffers.
 // hyper: lr, beta1, beta2, eps, weight decay, 1 − beta1ᵗ, 1 − beta2ᵗ, clip norm (0: none); norm[0] is the
-// gradient's norm. One invocation an element. Launched by ops_flat.rs.
+// gradient's norm. One invocation an element. Launched by launch_flat.rs.
 
 struct Params {
     n: u32, pad0: u32, pad1: u32, pad2: u32,

@@ -4,7 +4,7 @@
 // PAGED: key j of sequence s is row table[s, j / page] · page + j % page; otherwise row bounds[s] + j.
 // SPLIT: p.splits workgroups share the keys of a row; each writes its unnormalised sum, maximum and sum of
 // exponentials to partials [rows, heads, splits, D + 2] for attention_combine.wgsl.
-// One workgroup a (row, head, split). Launched by ops_attention.rs.
+// One workgroup a (row, head, split). Launched by launch_attention.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, heads: u32,

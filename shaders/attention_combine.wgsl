@@ -1,6 +1,6 @@
 // Joins the splits of attention.wgsl: with m the largest maximum,
 // out[t, h] = Σ_s exp(top_s − m) · acc_s / Σ_s exp(top_s − m) · sum_s, lse = m + log of the denominator.
-// One workgroup a (row, head). Launched by ops_attention.rs.
+// One workgroup a (row, head). Launched by launch_attention.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, heads: u32,

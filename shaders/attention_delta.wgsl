@@ -1,5 +1,5 @@
 // delta[t, h] = Σ_d out[t, h, d] · dout[t, h, d]: first step of attention's backward pass
-// (FlashAttention-2, https://arxiv.org/abs/2307.08691). One invocation an element. Launched by ops_attention.rs.
+// (FlashAttention-2, https://arxiv.org/abs/2307.08691). One invocation an element. Launched by launch_attention.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, heads: u32,

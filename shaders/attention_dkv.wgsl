@@ -1,6 +1,6 @@
 // dv[j, g] = Σ_{h, t} p · dout[t, h], dk[j, g] = Σ_{h, t} ds · q[t, h] over the query heads h of group g and the
 // rows t of the sequence that see key j (names as in attention_dq.wgsl), packed layout, all f32.
-// One workgroup a (key row, group), queries in chunks of WG. Launched by ops_attention.rs.
+// One workgroup a (key row, group), queries in chunks of WG. Launched by launch_attention.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, heads: u32,

@@ -1,6 +1,6 @@
 // dq[t, h] = Σ_j ds_j · k[j, g], ds_j = p_j · (dout · v_j − delta) · score', p_j = exp(score_j − lse), packed layout.
 // q, dout, dq [rows, heads · D]; k, v [rows, kv · D]; lse, delta [rows, heads], all f32.
-// One workgroup a (row, head), keys in chunks of WG. Launched by ops_attention.rs.
+// One workgroup a (row, head), keys in chunks of WG. Launched by launch_attention.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, heads: u32,

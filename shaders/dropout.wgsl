@@ -1,6 +1,6 @@
 // out (+)= x · keep / (1 − prob): keep is program::op::dropout_keeps, bit for bit (a MurmurHash3 finaliser over
 // the element's index, the step's seed counts[3] and the op's salt). x, out [rows, k]. One invocation an
-// element. Launched by ops_rows.rs.
+// element. Launched by launch_rows.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

@@ -1,6 +1,6 @@
 // out[t] = table[ids[t]]: one invocation decodes eight elements. w is the part of the table's rows that
 // starts at row0 of the vocabulary and has n rows; rows of other parts are left to other dispatches.
-// An id past the vocabulary (p.vocab rows) gives zeros. Launched by ops_rows.rs.
+// An id past the vocabulary (p.vocab rows) gives zeros. Launched by launch_rows.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

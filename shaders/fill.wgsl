@@ -1,4 +1,4 @@
-// x = value in n elements of 32 bits (value as bits). One invocation an element. Launched by ops_flat.rs.
+// x = value in n elements of 32 bits (value as bits). One invocation an element. Launched by launch_flat.rs.
 
 struct Params {
     n: u32, bits: u32, pad0: u32, pad1: u32,

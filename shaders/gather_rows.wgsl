@@ -1,5 +1,5 @@
 // out[i] = x[rows_in[i]]: x [source, k], rows_in u32 [rows], out [rows, k]. A row past the source gives zeros.
-// One invocation an element. Launched by ops_rows.rs.
+// One invocation an element. Launched by launch_rows.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

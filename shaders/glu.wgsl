@@ -1,4 +1,4 @@
-// out = activation(gate) · up, all [rows, k]. One invocation an element. Launched by ops_rows.rs.
+// out = activation(gate) · up, all [rows, k]. One invocation an element. Launched by launch_rows.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

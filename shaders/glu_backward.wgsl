@@ -1,5 +1,5 @@
 // dgate = dout · up · activation'(gate), dup = dout · activation(gate), all [rows, k]. One invocation an
-// element. Launched by ops_rows.rs.
+// element. Launched by launch_rows.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

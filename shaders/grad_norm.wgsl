@@ -1,7 +1,7 @@
 // Two stages of out = sqrt(Σ x²) over millions of elements.
 // First stage: workgroup g of p.groups sums the squares of elements g · WG + lid, stepping by groups · WG,
 // into partials[p.first + g]. LAST: one workgroup sums p.n partials and writes the root.
-// Launched by ops_flat.rs.
+// Launched by launch_flat.rs.
 
 struct Params {
     n: u32, first: u32, groups: u32, pad0: u32,

@@ -2,7 +2,7 @@
 // loss[row0 + i] = log Σ exp(l) − l[label], l[c] = scale · (softmax(l)[c] − [c = label]); both 0 where the label
 // is u32::MAX. logits [chunk, vocab], labels and loss over all rows. GRADIENT: the gradient is wanted.
 // One workgroup a row. The products before and after it are matmul.wgsl and matmul_dx.wgsl.
-// Launched by ops_loss.rs.
+// Launched by launch_matmul.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, vocab: u32,

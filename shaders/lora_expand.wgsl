@@ -1,6 +1,6 @@
 // y[t, n] += scales[slot(t)] · Σ_r u[t, r] · b[slot(t) · n_out + n, r]; rows without an adapter are left alone.
 // u [rows, rank], b [slots · n_out, rank], y [rows, n_out]. One invocation an element of y.
-// Without slots and with many rows matmul.wgsl does this. Launched by ops_lora.rs.
+// Without slots and with many rows matmul.wgsl does this. Launched by launch_matmul.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, n: u32,

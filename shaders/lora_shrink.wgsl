@@ -1,6 +1,6 @@
 // out[t, r] = Σ_k x[t, k] · a[slot(t) · rank + r, k]; 0 where the row has no adapter (slot u32::MAX).
 // x [rows, k], a [slots · rank, k], out [rows, rank]. One workgroup an element of out.
-// Without slots and with many rows matmul.wgsl does this. Launched by ops_lora.rs.
+// Without slots and with many rows matmul.wgsl does this. Launched by launch_matmul.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

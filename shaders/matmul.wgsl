@@ -1,7 +1,7 @@
 // out[t, n] = Σ_k x[t, k] · w[n, k] (+ bias[n]) (+ residual[t, n]), for many rows.
 // ACCUMULATE (lora_expand without slots): out += scales[0] · x · wᵀ.
 // x [rows, k] f32, w [n, k] any type or a part of its rows that starts at output column n0, out [rows, ldo].
-// One workgroup a tile of BM rows × BN columns (see tile.wgsl). Launched by ops_matmul.rs for more rows than
+// One workgroup a tile of BM rows × BN columns (see tile.wgsl). Launched by launch_matmul.rs for more rows than
 // the matrix-vector shaders take.
 
 struct Params {

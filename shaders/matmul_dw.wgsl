@@ -1,6 +1,6 @@
 // dw[n, k] += scale · Σ_t dy[t, n] · x[t, k]: the gradient of a trainable weight (LoRA's A and B).
 // dy [rows, n], x [rows, k], dw [n, k], all f32; SCALE multiplies by scale[0]. One workgroup a tile of BM
-// rows (n) × BN columns (k); the sum runs over the live rows in steps of BK. Launched by ops_matmul.rs.
+// rows (n) × BN columns (k); the sum runs over the live rows in steps of BK. Launched by launch_matmul.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

@@ -1,7 +1,7 @@
 // dx[t, k] (+)= scale · Σ_n dy[t, n] · w[n, k]: the backward product of matmul with respect to its input.
 // dy [rows, ldy], of which columns n0 .. n0 + n belong to this part of w [n, k] (any type), dx [rows, k].
 // ACCUMULATE adds to dx, SCALE multiplies by scale[0]. One workgroup a tile of BM rows × BN columns of k;
-// the sum runs over n in steps of BK. Launched by ops_matmul.rs.
+// the sum runs over n in steps of BK. Launched by launch_matmul.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

@@ -2,7 +2,7 @@
 // row of w (an output column) and T rows of x, no workgroup memory and no barrier.
 // SG8: subgroups are exactly 8 wide, so the 32 x values of a group are loaded once a subgroup, four a lane,
 // and broadcast; otherwise every invocation loads them. ACCUMULATE as in matmul.wgsl.
-// k a multiple of 32 unless K_ANY. Launched by ops_matmul.rs.
+// k a multiple of 32 unless K_ANY. Launched by launch_matmul.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,
@@ -52,21 +52,21 @@ fn x4(t: u32, k: u32) -> vec4<f32> {
 fn main(ids: Ids) {
     let blocks_n = (p.n + ${WG}u - 1u) / ${WG}u;
     let group = group_index(ids);
-    let t0 = (group / blocks_n) * ${T}u;
+    let first = (group / blocks_n) * ${T}u;
     let live = live_rows();
-    if t0 >= live {
+    if first >= live {
         return;
     }
     let n = (group % blocks_n) * ${WG}u + ids.lid;
     let row = min(n, p.n - 1u);
 #for t in 0..T
     var acc${t} = 0.0;
-    let t${t} = min(t0 + ${t}u, live - 1u);
+    let row_${t} = min(first + ${t}u, live - 1u);
 #endfor
     for (var g = 0u; g < p.groups; g++) {
 #if SG8
 #for t in 0..T
-        let own${t} = x4(t${t}, g * 32u + ids.lane * 4u);
+        let own${t} = x4(row_${t}, g * 32u + ids.lane * 4u);
 #endfor
 #endif
 #for o in 0..4
@@ -78,8 +78,8 @@ fn main(ids: Ids) {
                 let xa = subgroupBroadcast(own${t}, ${o}u * 2u);
                 let xb = subgroupBroadcast(own${t}, ${o}u * 2u + 1u);
 #else
-                let xa = x4(t${t}, g * 32u + ${o}u * 8u);
-                let xb = x4(t${t}, g * 32u + ${o}u * 8u + 4u);
+                let xa = x4(row_${t}, g * 32u + ${o}u * 8u);
+                let xb = x4(row_${t}, g * 32u + ${o}u * 8u + 4u);
 #endif
                 acc${t} = fma(v.a.x, xa.x, fma(v.a.y, xa.y, fma(v.a.z, xa.z, fma(v.a.w, xa.w, acc${t}))));
                 acc${t} = fma(v.b.x, xb.x, fma(v.b.y, xb.y, fma(v.b.z, xb.z, fma(v.b.w, xb.w, acc${t}))));
@@ -93,8 +93,8 @@ fn main(ids: Ids) {
         let scale = scales[0];
 #endif
 #for t in 0..T
-        if t0 + ${t}u < live {
-            let at = (t0 + ${t}u) * p.ldo + p.n0 + n;
+        if first + ${t}u < live {
+            let at = (first + ${t}u) * p.ldo + p.n0 + n;
             var v = acc${t};
 #if BIAS
             v += bias[p.n0 + n];

@@ -1,7 +1,7 @@
 // out[t, n] = Σ_k x[t, k] · w[n, k] (+ bias[n]) (+ residual[t, n]) for T rows or fewer on a GPU: a workgroup
 // owns R rows of w, its invocations stride over the groups of 32 elements (neighbours load neighbouring 16
 // bytes of a plane), then the sums are reduced (reduce.wgsl).
-// k a multiple of 32 unless K_ANY. Launched by ops_matmul.rs.
+// k a multiple of 32 unless K_ANY. Launched by launch_matmul.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,
@@ -65,7 +65,7 @@ fn main(ids: Ids) {
         return;
     }
 #for r in 0..R
-    let row${r} = min(n + ${r}u, p.n - 1u);
+    let w_row${r} = min(n + ${r}u, p.n - 1u);
 #endfor
 #for t in 0..T
     let t${t} = min(${t}u, live - 1u);
@@ -82,7 +82,7 @@ fn main(ids: Ids) {
 #endfor
 #for r in 0..R
             {
-                let v = w8(row${r}, g * 4u + ${o}u);
+                let v = w8(w_row${r}, g * 4u + ${o}u);
 #for t in 0..T
                 acc_${r}_${t} += dot(v.a, xa${t}) + dot(v.b, xb${t});
 #endfor

@@ -1,6 +1,6 @@
 // Gradients through rotation and norm of each head: rotate dout back (the transpose of the rotation), then the
 // backward of the norm as in rms_norm_backward.wgsl. q, dq_out, dq [rows, heads · d]; k, dk_out, dk [rows, kv · d].
-// One workgroup a head of q or k. Launched by ops_attention.rs.
+// One workgroup a head of q or k. Launched by launch_attention.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, heads: u32,

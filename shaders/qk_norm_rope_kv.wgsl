@@ -2,7 +2,7 @@
 // to row slots[t] of the caches where SLOTS, else k to row t. One workgroup a head of q, k or v.
 // q [rows, heads · d], k, v [rows, kv · d], rope [positions, rope_dim] of (cos, sin); element i of the first
 // rope_dim / 2 turns with element i + rope_dim / 2, the rest passes through.
-// KV_F16: caches hold f16, two to a word: d and rope_dim / 2 are even. Launched by ops_attention.rs.
+// KV_F16: caches hold f16, two to a word: d and rope_dim / 2 are even. Launched by launch_attention.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, heads: u32,
@@ -89,18 +89,18 @@ fn main(ids: Ids) {
 #if SLOTS
     if h >= p.heads + p.kv {
         let g = h - p.heads - p.kv;
-        let from = (t * p.kv + g) * p.d;
+        let start = (t * p.kv + g) * p.d;
         let to = (slots[t] * p.kv + g) * p.d;
         if slots[t] >= p.cache_rows {
             return;
         }
 #if KV_F16
         for (var i = ids.lid * 2u; i < p.d; i += ${WG}u * 2u) {
-            v_out[(to + i) / 2u] = pack2x16float(vec2<f32>(v[from + i], v[from + i + 1u]));
+            v_out[(to + i) / 2u] = pack2x16float(vec2<f32>(v[start + i], v[start + i + 1u]));
         }
 #else
         for (var i = ids.lid; i < p.d; i += ${WG}u) {
-            v_out[to + i] = v[from + i];
+            v_out[to + i] = v[start + i];
         }
 #endif
         return;

@@ -1,5 +1,5 @@
 // out = x / sqrt(mean(x²) + eps) · weight: x, out [rows, k], weight [k]. One workgroup a row.
-// Launched by ops_rows.rs.
+// Launched by launch_rows.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

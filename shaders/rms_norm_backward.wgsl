@@ -1,5 +1,5 @@
 // With s = 1 / sqrt(mean(x²) + eps):  dx (+)= s · w · dy − x · s³ / k · Σ(x · w · dy).
-// x, dy, dx [rows, k], weight [k]. ACCUMULATE adds to dx. One workgroup a row. Launched by ops_rows.rs.
+// x, dy, dx [rows, k], weight [k]. ACCUMULATE adds to dx. One workgroup a row. Launched by launch_rows.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

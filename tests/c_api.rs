@@ -58,8 +58,7 @@ fn the_first_program_answers_as_the_command_line_does() {
     let real = root().join(SMOLLM2).exists();
     let (model, prompt) = if real { (SMOLLM2, "What is the capital of France?") } else { (TINY, "Hello") };
     let cli = Path::new(env!("CARGO_BIN_EXE_runtime"));
-    let expected =
-        run(cli, &["generate", "-m", model, "--backend", "cpu", "--chat", "-p", prompt, "-n", "24"]);
+    let expected = run(cli, &["generate", "-m", model, "--backend", "cpu", "--chat", "-p", prompt, "-n", "24"]);
     assert!(expected.status.success(), "{}", text(&expected.stderr));
     let mut compilers = 0;
     for compiler in ["gcc", "clang", "cc"] {
@@ -153,17 +152,17 @@ fn wrong_arguments_are_statuses() {
     let (status, model, error) = load("", null());
     assert_eq!((status, model.id, message(&error)), (RUNTIME_ERROR_INVALID_ARGUMENT, 0, "path is empty"));
     let (status, _, error) = load(tiny, &options(|o| o.backend = 9));
-    assert_eq!((status, message(&error)), (RUNTIME_ERROR_INVALID_ARGUMENT, "backend is 9, expected one of RUNTIME_BACKEND"));
+    assert_eq!(
+        (status, message(&error)),
+        (RUNTIME_ERROR_INVALID_ARGUMENT, "backend is 9, expected one of RUNTIME_BACKEND")
+    );
     let (status, ..) = load(tiny, &options(|o| o.struct_size = 3));
     assert_eq!(status, RUNTIME_ERROR_INVALID_ARGUMENT);
     let (status, _, error) = load("/no/such/file", &options(|_| {}));
     assert_eq!((status, error.detail), (RUNTIME_ERROR_IO, 2), "errno");
     // SAFETY: NULL where the header allows it or must be refused.
     unsafe {
-        assert_eq!(
-            runtime_model_load(null(), 0, null(), null_mut(), null_mut()),
-            RUNTIME_ERROR_INVALID_ARGUMENT
-        );
+        assert_eq!(runtime_model_load(null(), 0, null(), null_mut(), null_mut()), RUNTIME_ERROR_INVALID_ARGUMENT);
         let mut model = runtime_model { id: 1 };
         assert_eq!(runtime_model_load(null(), 5, null(), &mut model, null_mut()), RUNTIME_ERROR_INVALID_ARGUMENT);
         assert_eq!(model.id, 0);

@@ -1,8 +1,9 @@
 //! Streaming says what decoding says, one whole character at a time; stop strings cut it.
 
-mod common;
+#[path = "common/text.rs"]
+mod text;
 
-use common::text::{golden, sentencepiece, smollm2, strings};
+use text::{golden, sentencepiece, smollm2, strings};
 use proptest::prelude::*;
 use runtime::token::{StopMatcher, Tokenizer};
 use serde_json::Value;

@@ -1,9 +1,11 @@
 //! Token ids against llama.cpp (GGUF) and transformers (tokenizer.json), on 300 odd strings.
 
-mod common;
+#[path = "common/text.rs"]
+mod text;
 
-use common::text::{golden, list, sentencepiece, smollm2, strings};
+use text::{golden, list, sentencepiece, smollm2, strings};
 use runtime::Error;
+use runtime::format::Checkpoint;
 use runtime::token::{ChatTemplate, GgufTokenizer, RenderOptions, Tokenizer, encode_chat_for_training};
 use serde_json::{Value, json};
 
@@ -42,6 +44,20 @@ fn smollm2_is_llama_cpp() {
     assert_eq!(tokenizer.token_bytes(the), b" the");
     assert_eq!(tokenizer.token_bytes(1_000_000), b"");
     assert!(tokenizer.end_ids().contains(&2));
+}
+
+#[test]
+fn checkpoint_has_tokenizer_and_template() {
+    let checkpoint = Checkpoint::open(&text::smollm2_path()).unwrap();
+    let tokenizer = Tokenizer::from_source(&checkpoint.tokenizer).unwrap();
+    let template = ChatTemplate::from_checkpoint(&checkpoint, &tokenizer).unwrap().unwrap();
+    assert_eq!(template.source(), golden("chat.json")["templates"]["smollm2"]["source"]);
+    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+    let chat = template.render(&json!([{"role": "user", "content": "Hi"}]), &options).unwrap();
+    assert!(chat.ends_with("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"), "{chat}");
+    let ids = tokenizer.encode(&chat, false).unwrap();
+    assert_eq!(ids.iter().filter(|&&id| id == 1).count(), 3);
+    assert_eq!(tokenizer.decode(&ids, false), chat);
 }
 
 #[test]

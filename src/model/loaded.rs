@@ -6,9 +6,9 @@ use super::rope::rope_table;
 use crate::backend::{self, BackendChoice, Bindings, Buffer, BufferDesc, ComputeType, Device};
 use crate::error::{Error, Result};
 use crate::format::quant::dequantise_row;
-use crate::format::{Checkpoint, GgufMetadata, TokenizerSource};
+use crate::format::{Checkpoint, TokenizerSource};
 use crate::tensor::{DType, HostTensor};
-use crate::token::{ChatTemplate, GgufTokenizer, Tokenizer};
+use crate::token::{ChatTemplate, Tokenizer};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -126,52 +126,15 @@ fn vector_f32(tensor: &HostTensor) -> Result<HostTensor> {
     HostTensor::from_f32(vec![1, numbers.len()], &numbers)
 }
 
-/// What turns text into tokens for a checkpoint: its tokenizer and its chat template, where it has them. Needs no device.
+/// Tokenizer and chat template of a checkpoint, where it has them; needs no device.
 ///
 /// # Errors
-/// Those of the tokenizer and of the chat template.
+/// Those of [`Tokenizer::from_source`] and [`ChatTemplate::from_checkpoint`].
 pub fn text_tools(checkpoint: &Checkpoint) -> Result<(Option<Tokenizer>, Option<ChatTemplate>)> {
-    match &checkpoint.tokenizer {
-        TokenizerSource::None => Ok((None, None)),
-        TokenizerSource::Json { tokenizer_json, tokenizer_config, special_tokens_map } => {
-            let tokenizer = Tokenizer::from_json(tokenizer_json, tokenizer_config, special_tokens_map)?;
-            let source = checkpoint.chat_template.as_deref();
-            Ok((Some(tokenizer), ChatTemplate::from_hf(source, tokenizer_config, special_tokens_map)?))
-        }
-        TokenizerSource::Gguf(metadata) => {
-            let tokenizer = Tokenizer::from_gguf(gguf_tokenizer(metadata)?)?;
-            let chat = ChatTemplate::from_gguf(checkpoint.chat_template.as_deref(), &tokenizer)?;
-            Ok((Some(tokenizer), chat))
-        }
+    if matches!(checkpoint.tokenizer, TokenizerSource::None) {
+        return Ok((None, None));
     }
-}
-
-/// The `tokenizer.ggml.*` keys of a GGUF file, as a tokenizer is built from them.
-///
-/// # Errors
-/// [`Error::Format`] for a key of another type than the format says.
-pub fn gguf_tokenizer(metadata: &GgufMetadata) -> Result<GgufTokenizer> {
-    let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let strings = |name: &str| metadata.get_array_str(&key(name)).map(|list| list.map(<[String]>::to_vec));
-    let id = |name: &str| metadata.get_u32(&key(name));
-    let flag = |name: &str| metadata.get_bool(&key(name));
-    Ok(GgufTokenizer {
-        model: metadata.require_str(&key("model"))?.to_owned(),
-        pre: metadata.get_str(&key("pre"))?.map(str::to_owned),
-        tokens: strings("tokens")?.unwrap_or_default(),
-        scores: metadata.get_array_f32(&key("scores"))?.map(<[f32]>::to_vec),
-        token_types: metadata
-            .get_array_i64(&key("token_type"))?
-            .map(|types| types.into_iter().map(|t| i32::try_from(t).unwrap_or(0)).collect()),
-        merges: strings("merges")?,
-        bos: id("bos_token_id")?,
-        eos: id("eos_token_id")?,
-        eot: id("eot_token_id")?,
-        unk: id("unknown_token_id")?,
-        pad: id("padding_token_id")?,
-        add_bos: flag("add_bos_token")?,
-        add_eos: flag("add_eos_token")?,
-        add_space_prefix: flag("add_space_prefix")?,
-        remove_extra_whitespaces: flag("remove_extra_whitespaces")?,
-    })
+    let tokenizer = Tokenizer::from_source(&checkpoint.tokenizer)?;
+    let chat = ChatTemplate::from_checkpoint(checkpoint, &tokenizer)?;
+    Ok((Some(tokenizer), chat))
 }

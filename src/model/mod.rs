@@ -11,4 +11,4 @@ mod rope_config;
 pub mod weights;
 
 pub use config::{Activation, Family, ModelConfig, RopeScaling};
-pub use loaded::{LoadOptions, LoadedModel, gguf_tokenizer, text_tools};
+pub use loaded::{LoadOptions, LoadedModel, text_tools};

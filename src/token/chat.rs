@@ -234,9 +234,8 @@ fn generation_spans(marked: &str) -> (String, Vec<Range<usize>>) {
             rest = after;
         } else if let Some(after) = rest.strip_prefix(GENERATION_END) {
             // Blocks may nest; the outermost counts.
-            match (open.pop(), open.is_empty()) {
-                (Some(start), true) => spans.push(start..text.len()),
-                _ => {}
+            if let (Some(start), true) = (open.pop(), open.is_empty()) {
+                spans.push(start..text.len());
             }
             rest = after;
         } else {

@@ -65,6 +65,7 @@ impl Tokenizer {
     /// missing, differ in length or contradict each other.
     pub fn from_gguf(mut gguf: GgufTokenizer) -> Result<Self> {
         check(&gguf)?;
+        let count = gguf.tokens.len();
         for (id, token) in gguf.tokens.iter_mut().enumerate() {
             if token.is_empty() {
                 // As llama.cpp does: an empty string would match everywhere.
@@ -86,7 +87,8 @@ impl Tokenizer {
             rules,
             bos: gguf.bos,
             eos: gguf.eos,
-            pad: gguf.pad,
+            // Written as -1 by some converters; nothing here pads.
+            pad: gguf.pad.filter(|&id| (id as usize) < count),
             prefix: wanted(gguf.add_bos.unwrap_or(add_bos), gguf.bos),
             suffix: wanted(gguf.add_eos.unwrap_or(false), gguf.eos),
             end_of_turn: gguf.eot.into_iter().collect(),
@@ -118,7 +120,6 @@ fn check(gguf: &GgufTokenizer) -> Result<()> {
         ("eos_token_id", gguf.eos),
         ("eot_token_id", gguf.eot),
         ("unknown_token_id", gguf.unk),
-        ("padding_token_id", gguf.pad),
     ] {
         if let Some(id) = id
             && id as usize >= count

@@ -12,6 +12,7 @@ mod jinja;
 mod mask;
 mod pieces;
 mod pretokenize;
+mod source;
 mod spm;
 mod stop;
 mod stream;

@@ -120,9 +120,9 @@ fn families() -> Vec<(&'static [&'static str], Vec<String>, bool, bool)> {
         (&["seed-coder"], s(&[&qwen2.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+")]), false, false),
         (
             &["bailingmoe", "bailingmoe2", "llada-moe"],
-            s(&[&format!(
-                r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-            )]),
+            s(&[
+                r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+            ]),
             false,
             false,
         ),

@@ -6,7 +6,7 @@
 //! - `recipe`, `schedule`: what decides a run
 //! - `data`, `encode`, `batch`: from JSONL to micro-batches
 //! - `trainer`: programs and buffers on the device
-//! - `adapter`, `checkpoint`: from and to files
+//! - `adapter`, `checkpoint`, `export`: from and to files
 
 mod adapter;
 pub mod batch;

@@ -1,9 +1,9 @@
-//! Tokenizers and golden strings for the tests of text.
+//! What the tests of text share.
+#![allow(dead_code, reason = "no test file uses all of it")]
 
 use std::path::PathBuf;
 
-use runtime::format::{Checkpoint, TokenizerSource};
-use runtime::model::gguf_tokenizer;
+use runtime::format::{GgufFile, Source};
 use runtime::token::{GgufTokenizer, Tokenizer};
 use serde_json::Value;
 
@@ -22,19 +22,21 @@ pub fn strings() -> Vec<String> {
     list(&golden("strings.json"))
 }
 
-/// SmolLM2's tokenizer metadata, from its GGUF file: `RUNTIME_SMOLLM2`, or where scripts/test.sh puts it.
-pub fn smollm2() -> GgufTokenizer {
+/// SmolLM2's GGUF file: `RUNTIME_SMOLLM2`, or where scripts/test.sh puts it.
+pub fn smollm2_path() -> PathBuf {
     let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf");
     let path = std::env::var_os("RUNTIME_SMOLLM2").map_or(default, PathBuf::from);
-    let checkpoint = Checkpoint::open(&path).unwrap_or_else(|e| panic!("{e}; set RUNTIME_SMOLLM2"));
-    match &checkpoint.tokenizer {
-        TokenizerSource::Gguf(metadata) => gguf_tokenizer(metadata).unwrap(),
-        other => panic!("{}: expected a GGUF tokenizer, found {other:?}", path.display()),
-    }
+    assert!(path.is_file(), "{} is missing; scripts/test.sh fetches it, RUNTIME_SMOLLM2 names another", path.display());
+    path
+}
+
+/// SmolLM2's tokenizer metadata.
+pub fn smollm2() -> GgufTokenizer {
+    let source = Source::open(&smollm2_path()).unwrap();
+    GgufTokenizer::from_metadata(&GgufFile::open(&source).unwrap().metadata).unwrap()
 }
 
 /// The small SentencePiece model of `spm.json`.
-#[allow(dead_code, reason = "not every test file uses it")]
 pub fn sentencepiece(add_space_prefix: bool) -> Tokenizer {
     let vocab = &golden("spm.json")["vocab"];
     Tokenizer::from_gguf(GgufTokenizer {

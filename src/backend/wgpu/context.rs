@@ -23,6 +23,18 @@ pub struct Caps {
     pub align: u64,
 }
 
+/// Which family of shaders a device uses. Tests run the ones meant for GPUs on a software adapter too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Variants {
+    /// What suits the adapter.
+    #[default]
+    Auto,
+    /// Those for a GPU with subgroups, where the adapter has them.
+    Gpu,
+    /// Those for a GPU without subgroups.
+    Plain,
+}
+
 /// A compiled shader and the layout of its bind group.
 pub struct Pipeline {
     pub pipeline: wgpu::ComputePipeline,
@@ -68,7 +80,7 @@ pub fn device_error(message: impl Into<String>) -> Error {
 
 impl Context {
     /// Opens `adapter`.
-    pub fn open(adapter: &wgpu::Adapter, info: DeviceInfo, compute: ComputeType) -> Result<Arc<Self>> {
+    pub fn open(adapter: &wgpu::Adapter, info: DeviceInfo, compute: ComputeType, variants: Variants) -> Result<Arc<Self>> {
         if compute == ComputeType::BF16 {
             return Err(Error::unsupported("the wgpu backend has no bf16 arithmetic: use --dtype auto, f16 or f32"));
         }
@@ -97,8 +109,8 @@ impl Context {
         let one_width = adapter_info.subgroup_min_size == adapter_info.subgroup_max_size;
         let subgroup = device.features().contains(wgpu::Features::SUBGROUP) && one_width;
         let caps = Caps {
-            software: info.software,
-            subgroup: subgroup.then_some(adapter_info.subgroup_min_size),
+            software: info.software && variants == Variants::Auto,
+            subgroup: (subgroup && variants != Variants::Plain).then_some(adapter_info.subgroup_min_size),
             max_group: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
             max_binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) / 256 * 256,
             max_buffer: limits.max_buffer_size / 256 * 256,

@@ -92,13 +92,18 @@ impl Recorder<'_> {
         params.extend([g.kv_heads as u32, kv_rows as u32]);
         params.extend(masking(g));
         params.extend([page as u32, pages as u32, splits as u32, sequences as u32]);
+        // Lanes as rows: registers hold D numbers of q and of out, so heads wider than 128 take the other shader.
+        let lanes = self.caps.software && self.caps.subgroup == Some(8) && g.head_dim.is_multiple_of(32) && g.head_dim <= 128;
         let mut set = self.reducing(64);
         let group = set.get("WG").copied().unwrap_or(64) as usize;
         set.extend(defines(&[("D", g.head_dim as i64), ("DPT", g.head_dim.div_ceil(group) as i64)]));
+        if lanes {
+            set = defines(&[("WG", 8), ("SUBGROUPS", 1), ("C", g.head_dim as i64 / 4), ("C8", g.head_dim as i64 / 32)]);
+        }
         let partial_bytes = (rows * g.heads * splits * (g.head_dim + 2) * 4) as u64;
         let mut bindings = self.binds(&[counts, q, k, v, seqs, table])?;
         bindings.push(if splits > 1 { Bind::Scratch(partial_bytes) } else { self.bind(out)? });
-        for (flag, on) in [("D4", g.head_dim.is_multiple_of(4)), ("KV_F16", self.half(k)?), ("SPLIT", splits > 1)] {
+        for (flag, on) in [("D4", g.head_dim.is_multiple_of(4) && !lanes), ("KV_F16", self.half(k)?), ("SPLIT", splits > 1)] {
             set.insert(flag, on.into());
         }
         if page > 0 {
@@ -111,6 +116,10 @@ impl Recorder<'_> {
             bindings.push(self.bind(lse)?);
         }
         let work = (rows * g.heads * g.head_dim * longest) as u64;
+        if lanes {
+            let per_group = rows * (g.heads / g.kv_heads);
+            return self.dispatch("attention_rows", set, bindings, &params, (per_group.div_ceil(8) * g.kv_heads) as u64, work);
+        }
         self.dispatch("attention", set, bindings, &params, (rows * g.heads * splits) as u64, work)?;
         if splits == 1 {
             return Ok(());

@@ -17,7 +17,7 @@ struct Product {
     /// First row of x that is read.
     x_row0: usize,
     weight: TensorId,
-    out: Option<TensorId>,
+    out: TensorId,
     bias: Option<TensorId>,
     residual: Option<TensorId>,
     /// out += scales[0] · product.
@@ -33,7 +33,7 @@ impl Recorder<'_> {
                 x: *x,
                 x_row0: 0,
                 weight: *weight,
-                out: Some(*out),
+                out: *out,
                 bias: *bias,
                 residual: *residual,
                 scales: None,
@@ -42,7 +42,7 @@ impl Recorder<'_> {
             }),
             Op::MatMulDx { dy, weight, scale, dx, accumulate } => {
                 let head = self.head(*dx, self.shape(*weight).1);
-                self.product_dx(Some(*dy), *weight, *scale, *dx, *accumulate, head, 0, 0)
+                self.product_dx(*dy, *weight, *scale, *dx, *accumulate, head, 0, 0)
             }
             Op::MatMulDw { dy, x, scale, dw } => {
                 let (n, k) = self.shape(*dw);
@@ -73,7 +73,7 @@ impl Recorder<'_> {
                         x: *x,
                         x_row0: row0,
                         weight: *weight,
-                        out: Some(*logits),
+                        out: *logits,
                         bias: None,
                         residual: None,
                         scales: None,
@@ -87,7 +87,7 @@ impl Recorder<'_> {
                     let bindings = self.binds(&[self.program.counts, *logits, *labels, *loss, *scale])?;
                     self.dispatch("head_loss", set, bindings, &params, count as u64, (count * vocab * 8) as u64)?;
                     if let Some(dx) = dx {
-                        self.product_dx(Some(*logits), *weight, None, *dx, false, head, row0, count)?;
+                        self.product_dx(*logits, *weight, None, *dx, false, head, row0, count)?;
                     }
                 }
                 Ok(())
@@ -97,9 +97,8 @@ impl Recorder<'_> {
     }
 
     fn product(&mut self, product: &Product) -> Result<()> {
-        let &Product { x, weight, rows, .. } = product;
+        let &Product { x, weight, rows, out, .. } = product;
         let k = self.shape(x).1;
-        let Some(out) = product.out else { return Err(Error::internal("product without an output")) };
         let ldo = self.shape(out).1;
         for part in self.weight(weight)? {
             let n = part.rows;
@@ -117,7 +116,7 @@ impl Recorder<'_> {
             }
             let work = (rows * n * k) as u64;
             if self.caps.software {
-                let t = rows.next_power_of_two().min(8);
+                let t = rows.next_power_of_two().min(16);
                 let group = 32;
                 set.extend(defines(&[("WG", group as i64), ("T", t as i64)]));
                 if self.caps.subgroup == Some(8) && k.is_multiple_of(32) {
@@ -146,7 +145,7 @@ impl Recorder<'_> {
     #[allow(clippy::too_many_arguments)] // two callers; a struct would only repeat the names
     fn product_dx(
         &mut self,
-        dy: Option<TensorId>,
+        dy: TensorId,
         weight: TensorId,
         scale: Option<TensorId>,
         dx: TensorId,
@@ -155,7 +154,6 @@ impl Recorder<'_> {
         dx_row0: usize,
         count: usize,
     ) -> Result<()> {
-        let Some(dy) = dy else { return Err(Error::internal("product_dx without dy")) };
         let (all, k) = self.shape(dx);
         let rows = if count == 0 { all } else { count };
         let ldy = self.shape(dy).1;
@@ -173,6 +171,13 @@ impl Recorder<'_> {
                 set.insert("SCALE", 1);
                 bindings.push(self.bind(scale)?);
             }
+            if self.caps.software && self.caps.subgroup == Some(8) {
+                let (t, group) = (rows.next_power_of_two().min(8), 8);
+                set.extend(defines(&[("WG", group as i64), ("T", t as i64), ("SUBGROUPS", 1)]));
+                let groups = k.div_ceil(8).div_ceil(group) * rows.div_ceil(t);
+                self.dispatch("matmul_dx_rows", set, bindings, &params, groups as u64, work)?;
+                continue;
+            }
             let (bm, bn) = if k <= 16 { (64, 16) } else { (64, 64) };
             set.extend(tile(bm, bn, 32));
             let groups = rows.div_ceil(bm) * k.div_ceil(bn);
@@ -185,7 +190,7 @@ impl Recorder<'_> {
         let (rows, k) = self.shape(x);
         if slots.is_none() && self.shape(a).0 == rank && (rows > VEC_ROWS || self.caps.software) {
             let head = self.head(out, k);
-            return self.product(&Product { x, x_row0: 0, weight: a, out: Some(out), bias: None, residual: None, scales: None, head, rows });
+            return self.product(&Product { x, x_row0: 0, weight: a, out, bias: None, residual: None, scales: None, head, rows });
         }
         let mut params = self.head(out, k);
         params.extend([rank as u32, (self.shape(a).0 / rank) as u32]);
@@ -202,7 +207,7 @@ impl Recorder<'_> {
         let (rows, n) = self.shape(y);
         if slots.is_none() && self.shape(b).0 == n && rows > VEC_ROWS {
             let head = self.head(y, rank);
-            return self.product(&Product { x: u, x_row0: 0, weight: b, out: Some(y), bias: None, residual: None, scales: Some(scales), head, rows });
+            return self.product(&Product { x: u, x_row0: 0, weight: b, out: y, bias: None, residual: None, scales: Some(scales), head, rows });
         }
         let mut params = self.head(y, n);
         params.extend([rank as u32, (self.shape(b).0 / n) as u32]);

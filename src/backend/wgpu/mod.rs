@@ -22,6 +22,7 @@ use super::{Bindings, Buffer, BufferDesc, ComputeType, Device, DeviceInfo, Execu
 use crate::error::{Error, Result};
 use crate::program::Program;
 use crate::tensor::{DType, HostTensor};
+pub use context::Variants;
 use context::{Context, device_error};
 use std::sync::Arc;
 use std::time::Instant;
@@ -36,12 +37,20 @@ pub fn devices() -> Vec<DeviceInfo> {
 /// # Errors
 /// [`Error::Device`] where there is no such adapter or it cannot be opened.
 pub fn open(index: usize, compute: ComputeType, software: bool) -> Result<Arc<dyn Device>> {
+    open_with(index, compute, software, Variants::Auto)
+}
+
+/// [`open`] with a chosen family of shaders.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(index: usize, compute: ComputeType, software: bool, variants: Variants) -> Result<Arc<dyn Device>> {
     let list: Vec<_> = adapters().into_iter().filter(|(_, info)| software || !info.software).collect();
     let Some((adapter, info)) = list.get(index) else {
         let kind = if software { "adapters" } else { "hardware adapters" };
         return Err(device_error(format!("no adapter {index}: {} {kind} found (runtime devices lists them)", list.len())));
     };
-    Ok(Arc::new(WgpuDevice { context: Context::open(adapter, info.clone(), compute)? }))
+    Ok(Arc::new(WgpuDevice { context: Context::open(adapter, info.clone(), compute, variants)? }))
 }
 
 fn adapters() -> Vec<(wgpu::Adapter, DeviceInfo)> {

@@ -1,0 +1,372 @@
+//! The command line: arguments, exit codes, error lines and the shapes of the JSON that scripts rely on.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail")]
+
+use serde_json::Value;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A random-weight checkpoint with a tokenizer and a chat template.
+const TINY: &str = "tests/golden/tiny/chat";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_runtime"));
+    command.current_dir(root()).args(args).stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    command(args).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Runs on the CPU and returns what it printed.
+fn ok(args: &[&str]) -> String {
+    let output = run(args);
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    stdout(&output)
+}
+
+/// One JSON object on one line.
+fn json(args: &[&str]) -> Value {
+    let text = ok(args);
+    assert_eq!(text.lines().count(), 1, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Exit code 1 and one line on stderr; returns what follows `error: `.
+fn error(args: &[&str]) -> String {
+    let output = run(args);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(lines.len(), 1, "{args:?}: {text}");
+    assert_eq!(text.lines().last(), Some(lines[0]), "the error comes last: {text}");
+    lines[0].trim_start_matches("error: ").to_owned()
+}
+
+fn refused(args: &[&str], part: &str) {
+    let output = run(args);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+    assert!(stderr(&output).contains(part), "{args:?}: {}", stderr(&output));
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+fn cpu<'a>(command: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
+    [&[command, "-m", TINY, "--backend", "cpu"], rest].concat()
+}
+
+/// A file in a folder of its own.
+fn file(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn wrong_arguments_are_2() {
+    refused(&[], "Usage");
+    refused(&["sing"], "sing");
+    refused(&["generate", "-m", TINY, "-p", "x", "--warp", "9"], "--warp");
+    refused(&["generate", "-m", TINY], "--prompt");
+    refused(&["generate", "-m", TINY, "-p", "x", "--ids", "1"], "cannot be used with");
+    refused(&["generate", "-m", TINY, "--ids", "1", "--chat"], "cannot be used with");
+    refused(&["generate", "-m", TINY, "--ids", "1,x"], "'x' is no token id");
+    refused(&["generate", "-m", TINY, "-p", "x", "--backend", "abacus"], "use auto, cuda, wgpu or cpu");
+    refused(&["generate", "-m", TINY, "-p", "x", "--dtype", "f64"], "use auto, f32, f16 or bf16");
+    refused(
+        &["train", "-m", TINY, "--data", "d", "-o", "o", "--max-steps", "1", "--epochs", "1"],
+        "cannot be used with",
+    );
+    refused(&["train", "-m", TINY, "--data", "d", "-o", "o", "--loss", "none"], "use assistant or all");
+    refused(&["train", "-m", TINY, "--data", "d", "-o", "o", "--shuffle", "maybe"], "neither true nor false");
+}
+
+#[test]
+fn help_is_0_and_every_command_takes_a_device() {
+    let text = ok(&["--help"]);
+    let commands =
+        ["generate", "chat", "score", "train", "merge", "serve", "bench", "tokenize", "devices", "pull", "inspect"];
+    for command in commands {
+        assert!(text.contains(command), "{command}");
+        let help = ok(&[command, "--help"]);
+        for flag in ["--backend", "--dtype", "--device"] {
+            assert!(help.contains(flag), "{command} {flag}");
+        }
+    }
+    assert!(ok(&["--version"]).starts_with("runtime "));
+}
+
+#[test]
+fn missing_files_are_named() {
+    assert_eq!(error(&["generate", "-m", "no.gguf", "-p", "x"]), "no.gguf: no such file or folder");
+    let hint = error(&["generate", "-m", "no-such-owner/no-such-model", "-p", "x"]);
+    assert!(hint.contains("runtime pull no-such-owner/no-such-model"), "{hint}");
+    let message = error(&cpu("generate", &["-p", "x", "--adapter", "no/adapter"]));
+    assert!(message.contains("no/adapter"), "{message}");
+    let message = error(&cpu("train", &["--data", "no.jsonl", "-o", "unused"]));
+    assert_eq!(message, "--data no.jsonl: no such file or folder");
+}
+
+#[test]
+fn damaged_files_are_named() {
+    for (bytes, what) in [(&b"not a model"[..], "text"), (b"", "empty"), (b"GGUF\x03\0\0\0\xff\xff\xff\xff", "cut")] {
+        let (_folder, path) = file("broken.gguf", bytes);
+        for command in [&["inspect"][..], &["generate", "-p", "x", "--backend", "cpu", "-m"]] {
+            let message = error(&[command, &[path.to_str().unwrap()]].concat());
+            assert!(message.contains("broken.gguf"), "{what}: {message}");
+        }
+    }
+}
+
+#[test]
+fn generate_prints_one_object() {
+    let report = json(&cpu("generate", &["-p", "Hello", "-n", "6", "--json"]));
+    let expected = ["ids", "text", "finish_reason", "prompt_tokens", "prefill_tok_s", "decode_tok_s", "backend"];
+    assert_eq!(keys(&report), expected);
+    assert_eq!(report["backend"], "cpu");
+    assert!(report["ids"].as_array().unwrap().len() <= 6);
+    assert!(["stop", "length"].contains(&report["finish_reason"].as_str().unwrap()));
+    // The same again, as text and as ids.
+    let text = ok(&cpu("generate", &["-p", "Hello", "-n", "6"]));
+    assert_eq!(text, format!("{}\n", report["text"].as_str().unwrap()));
+    let chat = json(&cpu("generate", &["-p", "Hello", "-n", "6", "--json", "--chat", "--dtype", "float32"]));
+    assert!(chat["prompt_tokens"].as_u64() > report["prompt_tokens"].as_u64(), "the template adds tokens");
+}
+
+#[test]
+fn a_stop_string_is_cut() {
+    let whole = json(&cpu("generate", &["-p", "Hello", "-n", "24", "--json"]));
+    let text = whole["text"].as_str().unwrap();
+    let Some((at, stop)) = text.char_indices().nth(text.chars().count() / 2) else { return };
+    let stop = stop.to_string();
+    let cut = json(&cpu("generate", &["-p", "Hello", "-n", "24", "--json", "--stop", "\u{1}", "--stop", &stop]));
+    let first = text.find(&stop).unwrap();
+    assert!(first <= at);
+    assert_eq!(cut["text"], text[..first]);
+    assert_eq!(cut["finish_reason"], "stop");
+}
+
+#[test]
+fn sampling_is_repeatable_and_checked() {
+    let args = cpu("generate", &["-p", "Hello", "-n", "12", "--json", "--temperature", "1.5", "--seed", "7"]);
+    assert_eq!(json(&args)["ids"], json(&args)["ids"]);
+    let message = error(&cpu("generate", &["-p", "Hello", "--top-p", "7"]));
+    assert!(message.contains("top_p"), "{message}");
+}
+
+#[test]
+fn score_prints_one_object() {
+    let report = json(&cpu("score", &["-p", "Hello world", "--json"]));
+    assert_eq!(keys(&report), ["ids", "logprobs", "next_top5"]);
+    let ids = report["ids"].as_array().unwrap();
+    let logprobs = report["logprobs"].as_array().unwrap();
+    assert_eq!(logprobs.len(), ids.len() - 1);
+    assert!(logprobs.iter().all(|x| x.as_f64().unwrap() < 0.0));
+    let top = report["next_top5"].as_array().unwrap();
+    assert_eq!(top.len(), 5);
+    assert!(top.windows(2).all(|pair| pair[0][1].as_f64() >= pair[1][1].as_f64()));
+    let list: Vec<String> = ids.iter().map(Value::to_string).collect();
+    assert_eq!(json(&cpu("score", &["--ids", &list.join(","), "--json"])), report);
+}
+
+#[test]
+fn tokenize_recognises_special_tokens_and_adds_none() {
+    let report = json(&["tokenize", "-m", TINY, "-p", "Hello", "--json"]);
+    assert_eq!(keys(&report), ["ids"]);
+    let plain = report["ids"].as_array().unwrap().len();
+    let special = json(&["tokenize", "-m", TINY, "-p", "<|im_start|>Hello", "--json"]);
+    assert_eq!(special["ids"].as_array().unwrap().len(), plain + 1);
+}
+
+#[test]
+fn devices_always_has_a_cpu() {
+    let report = json(&["devices", "--json"]);
+    assert_eq!(keys(&report), ["devices", "auto"]);
+    assert!(report["devices"].as_array().unwrap().iter().any(|device| device["backend"] == "cpu"));
+    let text = ok(&["devices"]);
+    for part in ["cuda", "wgpu", "cpu", "--backend auto takes"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn inspect_describes() {
+    let report = json(&["inspect", TINY, "--json"]);
+    assert!(report["parameters"].as_u64().unwrap() > 0);
+    assert!(ok(&["inspect", TINY]).contains("parameters"));
+}
+
+#[test]
+fn bench_prints_one_object() {
+    let report = json(&cpu("bench", &["-p", "8", "-n", "4", "-b", "2", "-r", "1", "--json"]));
+    for key in ["prefill_tok_s", "decode_tok_s", "copy_gb_s", "decode_bandwidth_share"] {
+        assert!(report[key].as_f64().unwrap() > 0.0, "{key}: {report}");
+    }
+    assert_eq!(report["batch"], 2);
+    assert!(error(&cpu("bench", &["-p", "0"])).contains("prompt"));
+}
+
+#[test]
+fn chat_answers_a_pipe() {
+    let mut child = command(&cpu("chat", &["-n", "4"]))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"Hello\n\nAnd you?\n/reset\nHello\n/exit\nnever read\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let answer = ok(&cpu("generate", &["-p", "Hello", "-n", "4", "--chat"]));
+    let text = stdout(&output);
+    assert!(text.starts_with(&answer) && text.ends_with(&answer), "{text:?} around {answer:?}");
+    assert_eq!(stderr(&output), "", "no prompts into a pipe");
+}
+
+const ROWS: &str = r#"{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]}
+{"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]}
+"#;
+
+#[test]
+fn train_merge_and_use_an_adapter() {
+    let (folder, data) = file("rows.jsonl", ROWS.as_bytes());
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (adapter, log, merged) = (path("adapter"), path("log.jsonl"), path("merged"));
+    let train = |rest: &[&str]| {
+        let fixed = ["--data", data.to_str().unwrap(), "-o", &adapter, "--log", &log, "--rank", "4", "--lr", "1e-2"];
+        let sizes = ["--batch-size", "2", "--grad-accum", "1", "--max-length", "64", "--shuffle", "false"];
+        let output = run(&cpu("train", &[&fixed[..], &sizes, rest].concat()));
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let said = train(&["--max-steps", "6", "--warmup-steps", "1"]);
+    let (memory, step) = (said.find("memory").unwrap(), said.find("step 1/6").unwrap());
+    assert!(memory < step, "the plan comes before the first step: {said}");
+    let lines: Vec<Value> =
+        std::fs::read_to_string(&log).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 6);
+    assert_eq!(keys(&lines[0]), ["step", "loss", "grad_norm", "lr", "tokens", "tok_s"]);
+    assert_eq!((lines[0]["step"].as_u64(), lines[0]["lr"].as_f64()), (Some(1), Some(0.0)));
+    assert!(lines[5]["loss"].as_f64() < lines[0]["loss"].as_f64(), "it learns");
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        assert!(Path::new(&adapter).join(name).exists(), "{name}");
+    }
+    // The merged model scores as base and adapter do.
+    let ask = ["-p", "Hello world", "--json"];
+    let together = json(&cpu("score", &[&ask[..], &["--adapter", &adapter]].concat()));
+    ok(&["merge", "-m", TINY, "--adapter", &adapter, "-o", &merged, "--dtype", "f32"]);
+    let alone = json(&[&["score", "-m", &merged, "--backend", "cpu"], &ask[..]].concat());
+    let base = json(&cpu("score", &ask));
+    assert_eq!(alone["ids"], together["ids"]);
+    let difference = |a: &Value, b: &Value| -> f64 {
+        let pairs = a["logprobs"].as_array().unwrap().iter().zip(b["logprobs"].as_array().unwrap());
+        pairs.map(|(a, b)| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs()).fold(0.0, f64::max)
+    };
+    assert!(difference(&alone, &together) < 1e-4, "{alone} {together}");
+    assert!(difference(&alone, &base) > 1e-3, "the adapter does something");
+    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+        assert!(Path::new(&merged).join(name).exists(), "{name}");
+    }
+    // Into the model's own folder: never.
+    let message = error(&["merge", "-m", &merged, "--adapter", &adapter, "-o", &merged]);
+    assert!(message.contains("own folder"), "{message}");
+}
+
+#[test]
+fn a_bad_line_of_data_is_named() {
+    for (line, part) in [("{broken", "rows.jsonl:3"), (r#"{"message": 1}"#, "rows.jsonl:3")] {
+        let (folder, data) = file("rows.jsonl", format!("{ROWS}{line}\n").as_bytes());
+        let output = folder.path().join("adapter");
+        let args = ["--data", data.to_str().unwrap(), "-o", output.to_str().unwrap(), "--max-steps", "1"];
+        let message = error(&cpu("train", &args));
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn wrong_recipes_are_refused_before_the_model_is_loaded() {
+    let message = error(&["train", "-m", "no.gguf", "--data", "d", "-o", "o", "--rank", "0"]);
+    assert!(message.contains("rank is 0"), "{message}");
+}
+
+#[test]
+#[cfg(feature = "serve")]
+fn serve_takes_the_flags_of_vllm() {
+    refused(&["serve", TINY, "--tensor-parallel-size", "2"], "--tensor-parallel-size is 2");
+    refused(&["serve", TINY, "--adapter", "nameless"], "NAME=DIR");
+    refused(&["serve"], "MODEL");
+    // All of them at once; an address that cannot be listened on ends the run.
+    let args = [
+        "serve",
+        TINY,
+        "--served-model-name",
+        "a",
+        "b",
+        "--dtype",
+        "float32",
+        "--backend",
+        "cpu",
+        "--host",
+        "203.0.113.1",
+        "--port",
+        "8124",
+        "--tensor-parallel-size",
+        "1",
+        "--api-key",
+        "k",
+        "--max-model-len",
+        "128",
+        "--max-num-seqs",
+        "2",
+        "--max-num-batched-tokens",
+        "64",
+        "--gpu-memory-utilization",
+        "0.9",
+        "--enable-prefix-caching",
+        "--enable-chunked-prefill",
+        "--enforce-eager",
+        "--trust-remote-code",
+        "--seed",
+        "1",
+        "--enable-lora",
+        "--max-loras",
+        "2",
+        "--max-lora-rank",
+        "8",
+    ];
+    let output = run(&args);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("note: --enforce-eager has no effect"), "{text}");
+    assert!(text.lines().last().unwrap().contains("203.0.113.1:8124"), "{text}");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_closed_pipe_is_no_error() {
+    let mut child = command(&cpu("generate", &["-p", "Hello", "-n", "32"]))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}

@@ -1,0 +1,150 @@
+//! Every variant of every shader is expanded, parsed, validated and written to SPIR-V, without a GPU.
+#![cfg(feature = "wgpu")]
+
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use runtime::backend::wgpu::library::{FILES, Variant, file, weight_flag};
+use runtime::tensor::DType;
+
+type Set = Vec<(&'static str, i64)>;
+
+/// Every combination of one element of each axis.
+fn product(axes: &[Vec<Set>]) -> Vec<Set> {
+    axes.iter().fold(vec![vec![]], |sets, axis| {
+        sets.iter().flat_map(|set| axis.iter().map(move |more| [set.clone(), more.clone()].concat())).collect()
+    })
+}
+
+/// The flag absent and present.
+fn flag(name: &'static str) -> Vec<Set> {
+    vec![vec![], vec![(name, 1)]]
+}
+
+fn weights() -> Vec<Set> {
+    let plain = [DType::F32, DType::F16, DType::BF16].map(|d| vec![(weight_flag(d), 1), ("K_ANY", 1)]);
+    DType::WEIGHTS.iter().map(|d| vec![(weight_flag(*d), 1)]).chain(plain).collect()
+}
+
+/// The three forms of reductions (reduce.wgsl).
+fn reductions() -> Vec<Set> {
+    vec![
+        vec![("WG", 64)],
+        vec![("WG", 256), ("SUBGROUPS", 1)],
+        vec![("WG", 8), ("SUBGROUPS", 1), ("ONE_SUBGROUP", 1)],
+    ]
+}
+
+fn tile(bm: i64, bn: i64, bk: i64) -> Set {
+    let threads = bm / 4 * (bn / 4);
+    vec![("BM", bm), ("BN", bn), ("BK", bk), ("TM", 4), ("TN", 4), ("TM4", 1), ("TN4", 1), ("WG", threads)]
+}
+
+fn heads() -> Vec<Set> {
+    [6, 64, 80, 128, 256]
+        .into_iter()
+        .flat_map(|d: i64| [8, 64].map(|wg| vec![("D", d), ("DPT", (d + wg - 1) / wg), ("D4", i64::from(d % 4 == 0)), ("WG", wg)]))
+        .collect()
+}
+
+fn variants() -> Vec<(&'static str, Set)> {
+    let group = || vec![vec![("WG", 64)]];
+    let norms = || vec![vec![], vec![("Q_NORM", 1), ("K_NORM", 1), ("NORMS", 1)], vec![("K_NORM", 1), ("NORMS", 1)]];
+    let table: Vec<(&'static str, Vec<Vec<Set>>)> = vec![
+        ("embed", vec![weights(), group()]),
+        ("rms_norm", vec![reductions()]),
+        ("rms_norm_backward", vec![reductions(), flag("ACCUMULATE")]),
+        ("matmul", vec![weights(), vec![tile(64, 64, 32), tile(64, 16, 32)], flag("BIAS"), flag("RESIDUAL"), flag("ACCUMULATE")]),
+        (
+            "matmul_rows",
+            vec![
+                weights(),
+                vec![vec![("WG", 32), ("T", 1)], vec![("WG", 32), ("T", 8)]],
+                vec![vec![], vec![("SUBGROUPS", 1), ("SG8", 1)]],
+                flag("BIAS"),
+                flag("RESIDUAL"),
+                flag("ACCUMULATE"),
+            ],
+        ),
+        (
+            "matmul_vec",
+            vec![weights(), reductions(), vec![vec![("T", 1), ("R", 4)], vec![("T", 8), ("R", 2)]], flag("BIAS"), flag("RESIDUAL")],
+        ),
+        ("matmul_dx", vec![weights(), vec![tile(64, 64, 32), tile(64, 16, 32)], flag("ACCUMULATE"), flag("SCALE")]),
+        ("matmul_dx_rows", vec![weights(), vec![vec![("WG", 8), ("T", 8), ("SUBGROUPS", 1)]], flag("ACCUMULATE"), flag("SCALE")]),
+        ("matmul_dw", vec![vec![tile(64, 64, 16), tile(16, 64, 16), tile(64, 16, 16)], flag("SCALE")]),
+        ("lora_shrink", vec![reductions(), flag("SLOTS")]),
+        ("lora_expand", vec![group(), flag("SLOTS")]),
+        ("dropout", vec![group(), flag("ACCUMULATE")]),
+        (
+            "qk_norm_rope_kv",
+            vec![reductions(), vec![vec![], vec![("SLOTS", 1)], vec![("SLOTS", 1), ("KV_F16", 1)]], norms()],
+        ),
+        ("qk_norm_rope_backward", vec![reductions(), norms()]),
+        (
+            "attention",
+            vec![
+                heads(),
+                vec![vec![], vec![("SUBGROUPS", 1)]],
+                vec![vec![], vec![("PAGED", 1)], vec![("PAGED", 1), ("KV_F16", 1)], vec![("PAGED", 1), ("SPLIT", 1)]],
+                flag("LSE"),
+            ],
+        ),
+        (
+            "attention_rows",
+            vec![
+                vec![vec![("WG", 8), ("SUBGROUPS", 1), ("C", 16), ("C8", 2)], vec![("WG", 8), ("SUBGROUPS", 1), ("C", 32), ("C8", 4)]],
+                vec![vec![], vec![("PAGED", 1)], vec![("PAGED", 1), ("KV_F16", 1)]],
+                flag("LSE"),
+            ],
+        ),
+        ("attention_combine", vec![heads(), flag("LSE")]),
+        ("attention_delta", vec![heads()]),
+        ("attention_dq", vec![heads()]),
+        ("attention_dkv", vec![heads()]),
+        ("glu", vec![group(), vec![vec![("ACT", 0)], vec![("ACT", 1)]]]),
+        ("glu_backward", vec![group(), vec![vec![("ACT", 0)], vec![("ACT", 1)]]]),
+        ("gather_rows", vec![group()]),
+        ("head_loss", vec![reductions(), flag("GRADIENT")]),
+        ("accumulate", vec![group()]),
+        ("fill", vec![group()]),
+        ("grad_norm", vec![reductions(), flag("LAST")]),
+        ("adamw", vec![group()]),
+    ];
+    table.into_iter().flat_map(|(shader, axes)| product(&axes).into_iter().map(move |set| (shader, set))).collect()
+}
+
+#[test]
+fn every_variant_is_valid_and_becomes_spirv() {
+    let list = variants();
+    for (shader, set) in &list {
+        let defines: std::collections::BTreeMap<_, _> = set.iter().copied().collect();
+        let subgroups = defines.contains_key("SUBGROUPS");
+        // Binding 3 is the weight in the products; frozen weights are bound `read`, trainable ones `read_write`.
+        let product = matches!(*shader, "matmul" | "matmul_rows" | "matmul_vec" | "matmul_dx" | "matmul_dx_rows");
+        for read_only in if product { vec![0, 0b1000] } else { vec![0] } {
+            let variant = Variant { shader, defines: defines.clone(), read_only, bindings: 0 };
+            let label = format!("{shader} {set:?}");
+            let source = variant.source().unwrap_or_else(|e| panic!("{label}: {e}"));
+            let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(&source)));
+            // unpack2x16float needs half conversions, which every native backend of wgpu has; no f16 arithmetic.
+            let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+            capabilities.set(Capabilities::SUBGROUP, subgroups);
+            let info = Validator::new(ValidationFlags::all(), capabilities)
+                .validate(&module)
+                .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(&source)));
+            let options = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
+            naga::back::spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{label}: {e}"));
+        }
+    }
+    assert!(list.len() > 300, "{} variants", list.len());
+}
+
+#[test]
+fn every_file_is_used() {
+    let parts = ["common", "live", "reduce", "decode", "tile", "activation", "attention_mask"];
+    let shaders: std::collections::BTreeSet<_> = variants().into_iter().map(|(shader, _)| shader).collect();
+    for name in FILES {
+        let stem = name.trim_end_matches(".wgsl");
+        assert!(file(name).is_some_and(|text| text.starts_with("//")), "{name} has no header comment");
+        assert!(shaders.contains(stem) || parts.contains(&stem), "{name} is in no test");
+    }
+}

@@ -1,0 +1,445 @@
+//! Every op on the first wgpu adapter against the CPU backend: same program, same random operands, with each
+//! family of shaders. Prints a line and passes where there is no adapter.
+#![cfg(feature = "wgpu")]
+
+use runtime::backend::{Bindings, BufferDesc, ComputeType, Device, cpu, wgpu};
+use runtime::backend::wgpu::Variants;
+use runtime::model::config::Activation;
+use runtime::program::{Builder, Geometry, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId};
+use runtime::tensor::{DType, HostBytes, HostTensor};
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+/// SplitMix64, as numbers in (-1, 1).
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+    fn number(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+fn f16_bytes(v: f32) -> [u8; 2] {
+    half::f16::from_f32(v).to_le_bytes()
+}
+
+/// Rounds f32 elements to f16's precision, so that an f32 cache and an f16 cache start equal.
+fn round_to_f16(bytes: &mut [u8]) {
+    for b in bytes.chunks_exact_mut(4) {
+        let rounded = half::f16::from_f32(f32::from_le_bytes([b[0], b[1], b[2], b[3]])).to_f32();
+        b.copy_from_slice(&rounded.to_le_bytes());
+    }
+}
+
+/// Random elements; blocks get scales of a sane size.
+fn random_bytes(dtype: DType, rows: usize, cols: usize, r: &mut Random) -> Vec<u8> {
+    let n = rows * cols;
+    match dtype {
+        DType::F32 => (0..n).flat_map(|_| r.number().to_le_bytes()).collect(),
+        DType::F16 => (0..n).flat_map(|_| f16_bytes(r.number())).collect(),
+        DType::BF16 => (0..n).flat_map(|_| half::bf16::from_f32(r.number()).to_le_bytes()).collect(),
+        DType::U32 => vec![0; n * 4],
+        _ => {
+            let mut bytes: Vec<u8> = (0..rows * dtype.bytes_for(cols).unwrap()).map(|_| (r.bits() >> 32) as u8).collect();
+            for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+                let small = f16_bytes(0.02 + 0.05 * r.number().abs());
+                match dtype {
+                    DType::Q6_K => block[208..210].copy_from_slice(&f16_bytes(0.001 * r.number())),
+                    DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => {
+                        let scale = if dtype.block_len() == 256 { 0.001 } else { 0.05 };
+                        block[0..2].copy_from_slice(&f16_bytes(scale * r.number()));
+                        block[2..4].copy_from_slice(&f16_bytes(scale * r.number()));
+                    }
+                    _ => block[0..2].copy_from_slice(&small),
+                }
+            }
+            bytes
+        }
+    }
+}
+
+/// An f32 input of which only the live rows count, as intermediates of a real program.
+fn live_input(b: &mut Builder, name: &str, rows: usize, cols: usize) -> TensorId {
+    b.tensor(TensorDecl { name: name.into(), rows, cols, dtype: DType::F32, place: Place::Input, live: Live::Tokens })
+}
+
+/// What u32 tensors and special f32 ones hold, by name.
+type Given = HashMap<&'static str, Vec<u32>>;
+
+/// Runs `program` on a device; returns every Output and State tensor.
+fn results(device: &dyn Device, program: &Arc<Program>, given: &Given, seed: u64) -> Vec<(String, DType, Vec<u8>)> {
+    let mut bindings = Bindings::new();
+    let mut inputs = Vec::new();
+    for id in program.ids() {
+        let decl = program.decl(id);
+        let mut r = Random(seed ^ (id.index() as u64) << 32);
+        let mut bytes: Vec<u8> = match given.get(decl.name.as_str()) {
+            Some(words) => words.iter().flat_map(|w| w.to_le_bytes()).collect(),
+            None => random_bytes(decl.dtype, decl.rows, decl.cols, &mut r),
+        };
+        if decl.name.ends_with("cache") && decl.dtype == DType::F32 {
+            round_to_f16(&mut bytes);
+        }
+        match &decl.place {
+            Place::Weight => {
+                let host = HostTensor::new(decl.dtype, vec![decl.rows, decl.cols], HostBytes::from_vec(bytes)).unwrap();
+                bindings.insert(decl.name.clone(), device.upload(&decl.name, &host).unwrap());
+            }
+            Place::State { buffer, offset } => {
+                let desc = BufferDesc { name: buffer.clone(), dtype: decl.dtype, rows: 1, cols: offset + decl.len() + 64 };
+                let storage = device.allocate(desc).unwrap();
+                device.write(&storage, decl.dtype.bytes_for(*offset).unwrap(), &bytes).unwrap();
+                bindings.insert(buffer.clone(), storage);
+            }
+            Place::Input => inputs.push((id, bytes)),
+            Place::Temp | Place::Output => {}
+        }
+    }
+    let mut executable = device.compile(program.clone(), &bindings).unwrap();
+    for (id, bytes) in &inputs {
+        executable.write(*id, bytes).unwrap();
+    }
+    executable.run().unwrap();
+    let mut list = Vec::new();
+    for id in program.ids() {
+        let decl = program.decl(id);
+        let mut bytes = vec![0; decl.bytes()];
+        match &decl.place {
+            Place::Output => executable.read(id, &mut bytes).unwrap(),
+            Place::State { buffer, offset } => {
+                device.read(&bindings[buffer], decl.dtype.bytes_for(*offset).unwrap(), &mut bytes).unwrap();
+            }
+            _ => continue,
+        }
+        list.push((decl.name.clone(), decl.dtype, bytes));
+    }
+    list
+}
+
+fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        DType::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+    }
+}
+
+/// Compares a program's results on both devices: largest difference at most `tolerance` of the largest number.
+fn check(label: &str, program: Program, given: &Given, tolerance: f32) {
+    compare(label, &Arc::new(program.clone()), &Arc::new(program), given, tolerance);
+}
+
+/// The same with one program for each device (the CPU backend has no f16 buffers).
+fn compare(label: &str, on_cpu: &Arc<Program>, on_gpu: &Arc<Program>, given: &Given, tolerance: f32) {
+    let cpu = cpu::open(ComputeType::F32).unwrap();
+    let want = results(cpu.as_ref(), on_cpu, given, 7);
+    for (family, gpu) in adapters() {
+        let got = results(gpu.as_ref(), on_gpu, given, 7);
+        same(&format!("{label} ({family:?})"), &want, &got, tolerance);
+    }
+}
+
+/// The first adapter once with each family of shaders; none where there is no adapter.
+fn adapters() -> &'static [(Variants, Arc<dyn Device>)] {
+    static OPEN: OnceLock<Vec<(Variants, Arc<dyn Device>)>> = OnceLock::new();
+    OPEN.get_or_init(|| {
+        let open = |family| wgpu::open_with(0, ComputeType::F32, true, family).map(|device| (family, device));
+        let list: Vec<_> = [Variants::Auto, Variants::Gpu, Variants::Plain].into_iter().filter_map(|f| open(f).ok()).collect();
+        if list.is_empty() {
+            println!("no wgpu adapter: nothing is compared");
+        }
+        list
+    })
+}
+
+fn same(label: &str, want: &[(String, DType, Vec<u8>)], got: &[(String, DType, Vec<u8>)], tolerance: f32) {
+    for ((name, want_type, want), (_, got_type, got)) in want.iter().zip(got) {
+        let (want, got) = (numbers(*want_type, want), numbers(*got_type, got));
+        assert_eq!(want.len(), got.len(), "{label}: {name}");
+        let top = want.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+        let allowed = tolerance;
+        for (i, (w, g)) in want.iter().zip(&got).enumerate() {
+            assert!((w - g).abs() <= allowed * top, "{label}: {name}[{i}]: cpu {w}, wgpu {g}, largest {top}");
+        }
+    }
+}
+
+fn counts(tokens: u32, gathered: u32, sequences: u32) -> Given {
+    HashMap::from([("counts", vec![tokens, gathered, sequences, 77])])
+}
+
+#[test]
+fn matmul_of_every_type() {
+    for dtype in DType::WEIGHTS {
+        let sizes: &[(usize, usize)] = match dtype.block_len() {
+            1 => &[(37, 19), (64, 34)],
+            32 => &[(96, 19)],
+            _ => &[(512, 19)],
+        };
+        for &(k, n) in sizes {
+            for (rows, live) in [(1, 1), (3, 2), (70, 67)] {
+                let mut b = Builder::new("matmul");
+                let weight = b.weight("w", dtype, n, k);
+                let x = live_input(&mut b, "x", rows, k);
+                let bias = (rows > 1).then(|| b.input("bias", DType::F32, 1, n));
+                let residual = (rows != 3).then(|| live_input(&mut b, "residual", rows, n));
+                let out = b.output("out", rows, n, Live::Tokens);
+                b.push(Op::MatMul { x, weight, bias, residual, out }).unwrap();
+                let dy = live_input(&mut b, "dy", rows, n);
+                let dx = b.output("dx", rows, k, Live::Tokens);
+                b.push(Op::MatMulDx { dy, weight, scale: None, dx, accumulate: false }).unwrap();
+                let ids = b.input("ids", DType::U32, 1, rows);
+                let row = b.output("row", rows, k, Live::Tokens);
+                b.push(Op::Embed { table: weight, ids, out: row }).unwrap();
+                let mut given = counts(live, 0, 1);
+                given.insert("ids", (0..rows as u32).map(|i| (i * 7) % n as u32).collect());
+                check(&format!("matmul {dtype} {rows}x{k}x{n}"), b.finish(), &given, 3e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows() {
+    for (rows, k, live) in [(1, 64, 1), (5, 37, 4), (40, 576, 39)] {
+        let mut b = Builder::new("rows");
+        let x = live_input(&mut b, "x", rows, k);
+        let y = live_input(&mut b, "y", rows, k);
+        let weight = b.weight("norm", DType::F32, 1, k);
+        let out = b.output("normed", rows, k, Live::Tokens);
+        b.push(Op::RmsNorm { x, weight, eps: 1e-5, out }).unwrap();
+        let dx = b.output("dnorm", rows, k, Live::Tokens);
+        b.push(Op::RmsNormBackward { x, weight, eps: 1e-5, dy: y, dx, accumulate: false }).unwrap();
+        b.push(Op::RmsNormBackward { x: y, weight, eps: 1e-5, dy: x, dx, accumulate: true }).unwrap();
+        let dropped = b.output("dropped", rows, k, Live::Tokens);
+        b.push(Op::Dropout { x, p: 0.3, salt: 5, out: dropped, accumulate: false }).unwrap();
+        b.push(Op::Dropout { x: y, p: 0.1, salt: 6, out: dropped, accumulate: true }).unwrap();
+        b.push(Op::Accumulate { x, y: dropped }).unwrap();
+        for (i, activation) in [Activation::Silu, Activation::GeluTanh].into_iter().enumerate() {
+            let glu = b.output(["silu", "gelu"][i], rows, k, Live::Tokens);
+            let dgate = b.output(["dgate0", "dgate1"][i], rows, k, Live::Tokens);
+            let dup = b.output(["dup0", "dup1"][i], rows, k, Live::Tokens);
+            b.push(Op::Glu { gate: x, up: y, activation, out: glu }).unwrap();
+            b.push(Op::GluBackward { gate: x, up: y, activation, dout: out, dgate, dup }).unwrap();
+        }
+        let picked = b.input("picked", DType::U32, 1, 3);
+        let gathered = b.output("gathered", 3, k, Live::Gathered);
+        b.push(Op::GatherRows { x, rows: picked, out: gathered }).unwrap();
+        let mut given = counts(live, 2, 1);
+        given.insert("picked", vec![live - 1, 0, 0]);
+        check(&format!("rows {rows}x{k}"), b.finish(), &given, 2e-6);
+    }
+}
+
+#[test]
+fn lora_and_its_gradients() {
+    for (rows, k, n, rank, slots) in [(3, 40, 24, 4, true), (5, 64, 37, 8, false), (50, 96, 70, 16, false), (50, 64, 64, 16, true)] {
+        let mut b = Builder::new("lora");
+        let adapters = if slots { 3 } else { 1 };
+        let x = live_input(&mut b, "x", rows, k);
+        let a = b.state("a", "a", 64, DType::F32, adapters * rank, k);
+        let bb = b.state("b", "b", 128, DType::F32, adapters * n, rank);
+        let y = b.tensor(TensorDecl {
+            name: "y".into(),
+            rows,
+            cols: n,
+            dtype: DType::F32,
+            place: Place::State { buffer: "y".into(), offset: 0 },
+            live: Live::Tokens,
+        });
+        let scales = b.input("scales", DType::F32, 1, adapters);
+        let u = b.output("u", rows, rank, Live::Tokens);
+        let slot_of = slots.then(|| b.input("slots", DType::U32, 1, rows));
+        b.push(Op::LoraShrink { x, a, slots: slot_of, rank, out: u }).unwrap();
+        b.push(Op::LoraExpand { u, b: bb, slots: slot_of, scales, rank, y }).unwrap();
+        if !slots {
+            let dy = live_input(&mut b, "dy", rows, n);
+            let da = b.state("da", "da", 64, DType::F32, rank, k);
+            let db = b.state("db", "db", 128, DType::F32, n, rank);
+            let du = b.output("du", rows, rank, Live::Tokens);
+            let dx = b.output("dx", rows, k, Live::Tokens);
+            b.push(Op::MatMulDw { dy, x: u, scale: Some(scales), dw: db }).unwrap();
+            b.push(Op::MatMulDx { dy, weight: bb, scale: Some(scales), dx: du, accumulate: false }).unwrap();
+            b.push(Op::MatMulDw { dy: du, x, scale: None, dw: da }).unwrap();
+            b.push(Op::MatMulDx { dy: du, weight: a, scale: None, dx, accumulate: false }).unwrap();
+            b.push(Op::MatMulDx { dy: du, weight: a, scale: None, dx, accumulate: true }).unwrap();
+        }
+        let mut given = counts(rows as u32 - 1, 0, 1);
+        given.insert("slots", (0..rows as u32).map(|i| [1, u32::MAX, 2, 0][i as usize % 4]).collect());
+        check(&format!("lora {rows}x{k}x{n} r{rank} slots {slots}"), b.finish(), &given, 4e-6);
+    }
+}
+
+fn geometry(heads: usize, kv_heads: usize, head_dim: usize, window: Option<u32>, softcap: Option<f32>) -> Geometry {
+    Geometry { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window, softcap }
+}
+
+#[test]
+fn packed_attention_and_its_gradients() {
+    for (g, lengths) in [
+        (geometry(4, 2, 16, None, None), vec![5usize, 1, 9]),
+        (geometry(3, 1, 64, Some(7), None), vec![70, 20]),
+        (geometry(2, 2, 6, None, Some(2.0)), vec![12]),
+        (geometry(2, 1, 256, None, None), vec![10]),
+    ] {
+        let live: usize = lengths.iter().sum();
+        let rows = live + 2;
+        let (width, kv_width) = (g.heads * g.head_dim, g.kv_heads * g.head_dim);
+        let mut b = Builder::new("attention");
+        let q = live_input(&mut b, "q", rows, width);
+        let k = live_input(&mut b, "k", rows, kv_width);
+        let v = live_input(&mut b, "v", rows, kv_width);
+        let seqs = b.input("seqs", DType::U32, 1, rows);
+        let positions = b.input("positions", DType::U32, 1, rows);
+        let bounds = b.input("bounds", DType::U32, 1, lengths.len() + 1);
+        let out = b.output("out", rows, width, Live::Tokens);
+        let lse = b.output("lse", rows, g.heads, Live::Tokens);
+        let layout = KvLayout::Packed { bounds };
+        b.push(Op::Attention { q, k, v, seqs, positions, layout, geometry: g, out, lse: Some(lse) }).unwrap();
+        let dout = live_input(&mut b, "dout", rows, width);
+        let delta = b.temp("delta", rows, g.heads, Live::Tokens);
+        let dq = b.output("dq", rows, width, Live::Tokens);
+        let dk = b.output("dk", rows, kv_width, Live::Tokens);
+        let dv = b.output("dv", rows, kv_width, Live::Tokens);
+        b.push(Op::AttentionBackward { q, k, v, seqs, bounds, geometry: g, out, lse, dout, delta, dq, dk, dv }).unwrap();
+        let mut given = counts(live as u32, 0, lengths.len() as u32);
+        let (mut seq_of, mut position_of, mut starts) = (vec![], vec![], vec![0u32]);
+        for (s, n) in lengths.iter().enumerate() {
+            seq_of.extend(vec![s as u32; *n]);
+            position_of.extend(0..*n as u32);
+            starts.push(seq_of.len() as u32);
+        }
+        seq_of.resize(rows, 0);
+        position_of.resize(rows, 0);
+        given.extend([("seqs", seq_of), ("positions", position_of), ("bounds", starts)]);
+        check(&format!("packed {g:?}"), b.finish(), &given, 5e-6);
+    }
+}
+
+#[test]
+fn paged_attention_and_the_cache() {
+    for (g, kv_type, norms, rows) in [
+        (geometry(4, 2, 16, None, None), DType::F32, true, 3usize),
+        (geometry(3, 1, 64, Some(9), None), DType::F16, false, 3),
+        (geometry(2, 1, 6, None, None), DType::F32, false, 20),
+        (geometry(2, 2, 128, None, Some(3.0)), DType::F16, true, 20),
+    ] {
+        // 576 positions: enough for attention to split the keys of few rows.
+        let (page, pages, sequences) = (8usize, 72usize, 2usize);
+        let (width, kv_width, cache) = (g.heads * g.head_dim, g.kv_heads * g.head_dim, page * pages * sequences);
+        let build = |kv: DType| {
+            let mut b = Builder::new("paged");
+            let q = live_input(&mut b, "q", rows, width);
+            let k = live_input(&mut b, "k", rows, kv_width);
+            let v = live_input(&mut b, "v", rows, kv_width);
+            let seqs = b.input("seqs", DType::U32, 1, rows);
+            let positions = b.input("positions", DType::U32, 1, rows);
+            let slots = b.input("slots", DType::U32, 1, rows);
+            let table = b.input("table", DType::U32, sequences, pages);
+            let rope = b.input("rope", DType::F32, page * pages, g.head_dim / 2 / 2 * 2 * 2 / 2);
+            let q_norm = norms.then(|| b.weight("q_norm", DType::F32, 1, g.head_dim));
+            let k_norm = norms.then(|| b.weight("k_norm", DType::F32, 1, g.head_dim));
+            let k_cache = b.state("k_cache", "k_cache", 0, kv, cache, kv_width);
+            let v_cache = b.state("v_cache", "v_cache", 0, kv, cache, kv_width);
+            let q_out = b.output("q_out", rows, width, Live::Tokens);
+            let rotary = Op::QkNormRopeKv {
+                q, k, v, q_norm, k_norm, eps: 1e-6, head_dim: g.head_dim, positions, rope,
+                slots: Some(slots), q_out, k_out: k_cache, v_out: Some(v_cache),
+            };
+            b.push(rotary).unwrap();
+            let out = b.output("out", rows, width, Live::Tokens);
+            let layout = KvLayout::Paged { table, page };
+            b.push(Op::Attention { q: q_out, k: k_cache, v: v_cache, seqs, positions, layout, geometry: g, out, lse: None }).unwrap();
+            Arc::new(b.finish())
+        };
+        let mut given = counts(rows as u32 - 1, 0, 2);
+        let pages_of: Vec<u32> = (0..(sequences * pages) as u32).map(|i| (i * 5) % (sequences * pages) as u32).collect();
+        let place: Vec<(u32, u32)> = (0..rows as u32).map(|t| (t % 2, 500 + t / 2 * 2)).collect();
+        let slot = |&(s, p): &(u32, u32)| pages_of[s as usize * pages + p as usize / page] * page as u32 + p % page as u32;
+        given.insert("slots", place.iter().map(slot).collect());
+        given.insert("seqs", place.iter().map(|p| p.0).collect());
+        given.insert("positions", place.iter().map(|p| p.1).collect());
+        given.insert("table", pages_of.clone());
+        // An f16 cache rounds the new keys and values to 11 bits.
+        let tolerance = if kv_type == DType::F16 { 1e-3 } else { 5e-6 };
+        compare(&format!("paged {g:?} {kv_type}"), &build(DType::F32), &build(kv_type), &given, tolerance);
+    }
+}
+
+#[test]
+fn rotary_and_its_gradient() {
+    for norms in [false, true] {
+        let (rows, heads, kv, d) = (7, 3, 1, 16);
+        let mut b = Builder::new("rotary");
+        let q = live_input(&mut b, "q", rows, heads * d);
+        let k = live_input(&mut b, "k", rows, kv * d);
+        let v = live_input(&mut b, "v", rows, kv * d);
+        let positions = b.input("positions", DType::U32, 1, rows);
+        let rope = b.input("rope", DType::F32, 32, d);
+        let q_norm = norms.then(|| b.weight("q_norm", DType::F32, 1, d));
+        let k_norm = norms.then(|| b.weight("k_norm", DType::F32, 1, d));
+        let q_out = b.output("q_out", rows, heads * d, Live::Tokens);
+        let k_out = b.output("k_out", rows, kv * d, Live::Tokens);
+        let forward = Op::QkNormRopeKv {
+            q, k, v, q_norm, k_norm, eps: 1e-6, head_dim: d, positions, rope, slots: None, q_out, k_out, v_out: None,
+        };
+        b.push(forward).unwrap();
+        let dq_out = live_input(&mut b, "dq_out", rows, heads * d);
+        let dk_out = live_input(&mut b, "dk_out", rows, kv * d);
+        let dq = b.output("dq", rows, heads * d, Live::Tokens);
+        let dk = b.output("dk", rows, kv * d, Live::Tokens);
+        let backward = Op::QkNormRopeBackward { q, k, q_norm, k_norm, eps: 1e-6, head_dim: d, positions, rope, dq_out, dk_out, dq, dk };
+        b.push(backward).unwrap();
+        let mut given = counts(6, 0, 1);
+        given.insert("positions", vec![0, 3, 9, 31, 2, 1, 0]);
+        check("rotary", b.finish(), &given, 2e-6);
+    }
+}
+
+#[test]
+fn loss_in_chunks() {
+    for (dtype, k) in [(DType::F32, 40), (DType::Q8_0, 64)] {
+        for gradient in [false, true] {
+            let (rows, vocab, chunk) = (10, 133, 4);
+            let mut b = Builder::new("loss");
+            let x = live_input(&mut b, "x", rows, k);
+            let weight = b.weight("head", dtype, vocab, k);
+            let labels = b.input("labels", DType::U32, 1, rows);
+            let scale = b.input("scale", DType::F32, 1, 1);
+            let logits = b.temp("logits", chunk, vocab, Live::All);
+            let loss = b.output("loss", rows, 1, Live::Tokens);
+            let dx: Option<TensorId> = gradient.then(|| b.output("dx", rows, k, Live::Tokens));
+            b.push(Op::HeadLoss { x, weight, labels, scale, logits, loss, dx }).unwrap();
+            let mut given = counts(9, 0, 1);
+            given.insert("labels", vec![5, 132, u32::MAX, 0, 7, 8, 9, u32::MAX, 100, 3]);
+            check(&format!("loss {dtype} {gradient}"), b.finish(), &given, 5e-6);
+        }
+    }
+}
+
+#[test]
+fn optimizer() {
+    let n = 100_003;
+    let mut b = Builder::new("adamw");
+    let params = b.state("params", "params", 0, DType::F32, 1, n);
+    let grads = b.state("grads", "grads", 0, DType::F32, 1, n);
+    let m = b.state("m", "m", 0, DType::F32, 1, n);
+    let v = b.state("v", "v", 64, DType::F32, 1, n);
+    let filled = b.state("filled", "filled", 64, DType::F32, 3, 50);
+    let hyper = b.input("hyper", DType::F32, 1, 8);
+    let norm = b.output("norm", 1, 1, Live::All);
+    b.push(Op::Fill { x: v, value: 0.25 }).unwrap();
+    b.push(Op::GradNorm { x: grads, out: norm }).unwrap();
+    b.push(Op::AdamW { params, grads, m, v, norm, hyper }).unwrap();
+    b.push(Op::Fill { x: filled, value: -1.5 }).unwrap();
+    let mut given = counts(0, 0, 0);
+    let hyper = [1e-2f32, 0.9, 0.999, 1e-8, 0.1, 0.1, 0.001, 1.0];
+    given.insert("hyper", hyper.iter().map(|h| h.to_bits()).collect());
+    check("adamw", b.finish(), &given, 2e-6);
+}
