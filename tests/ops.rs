@@ -1,5 +1,8 @@
-//! Every op on the first wgpu adapter against the CPU backend: same program, same random operands, with each
-//! family of shaders. Prints a line and passes where there is no adapter.
+//! Every op, in three modes. *test*: on the first wgpu adapter against the CPU backend, same program, same random
+//! operands, with each family of shaders. *grad*: every backward op on the CPU against finite differences of its
+//! forward op. *support*: which backend has which op. (*perf* is `cargo bench --bench ops`.)
+//!
+//! Without an adapter the test fails; `RUNTIME_NO_WGPU=1` says that there is none on purpose.
 #![cfg(feature = "wgpu")]
 
 use runtime::backend::{Bindings, BufferDesc, ComputeType, Device, cpu, wgpu};
@@ -151,9 +154,8 @@ fn adapters() -> &'static [(Variants, Arc<dyn Device>)] {
     OPEN.get_or_init(|| {
         let open = |family| wgpu::open_with(0, ComputeType::F32, true, family).map(|device| (family, device));
         let list: Vec<_> = [Variants::Auto, Variants::Gpu, Variants::Plain].into_iter().filter_map(|f| open(f).ok()).collect();
-        if list.is_empty() {
-            println!("no wgpu adapter: nothing is compared");
-        }
+        let waived = std::env::var_os("RUNTIME_NO_WGPU").is_some();
+        assert!(waived || !list.is_empty(), "no wgpu adapter: scripts/test.sh installs software Vulkan");
         list
     })
 }
@@ -442,4 +444,205 @@ fn optimizer() {
     let hyper = [1e-2f32, 0.9, 0.999, 1e-8, 0.1, 0.1, 0.001, 1.0];
     given.insert("hyper", hyper.iter().map(|h| h.to_bits()).collect());
     check("adamw", b.finish(), &given, 2e-6);
+}
+
+/// A program of one forward op and its backward op: `inputs` are the differentiable operands, `gradients` theirs, for
+/// a gradient `dy` (an input) of `out`.
+struct Pair {
+    name: &'static str,
+    program: Program,
+    inputs: Vec<&'static str>,
+    gradients: Vec<&'static str>,
+    out: &'static str,
+    dy: &'static str,
+    given: Given,
+}
+
+/// Compares Σ dy·∂out along a random direction with the backward op's Σ gradient·direction, in f64 sums.
+fn check_gradient(pair: Pair) {
+    let Pair { name, program, inputs, gradients, out, dy, mut given } = pair;
+    let cpu = cpu::open(ComputeType::F32).unwrap();
+    let program = Arc::new(program);
+    let mut random = Random(11);
+    let floats = |bits: &[u32]| bits.iter().map(|b| f32::from_bits(*b)).collect::<Vec<f32>>();
+    for input in inputs.iter().chain([&dy]) {
+        let decl = program.decl(program.find(input).unwrap());
+        given.insert(input, (0..decl.len()).map(|_| random.number().to_bits()).collect());
+    }
+    let run = |given: &Given| -> HashMap<String, Vec<f32>> {
+        let list = results(cpu.as_ref(), &program, given, 7);
+        list.into_iter().map(|(name, dtype, bytes)| (name, numbers(dtype, &bytes))).collect()
+    };
+    let base = run(&given);
+    let dy = floats(&given[dy]);
+    for (input, gradient) in inputs.iter().zip(&gradients) {
+        let x = floats(&given[input]);
+        let direction: Vec<f32> = x.iter().map(|_| random.number()).collect();
+        let moved = |step: f32| {
+            let mut given = given.clone();
+            given.insert(input, x.iter().zip(&direction).map(|(x, d)| (x + step * d).to_bits()).collect());
+            let out = &run(&given)[out];
+            out.iter().zip(&dy).map(|(o, dy)| f64::from(*o) * f64::from(*dy)).sum::<f64>()
+        };
+        // Central differences of a smooth function: the error falls with the square of the step.
+        const STEP: f32 = 1e-2;
+        let want = (moved(STEP) - moved(-STEP)) / (2.0 * f64::from(STEP));
+        let got: f64 = base[*gradient].iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+        let size: f64 = base[*gradient].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        assert!(size > 0.0 && (got - want).abs() <= 2e-3 * size, "{name}: {gradient}: {got}, by differences {want}, norm {size}");
+    }
+}
+
+#[test]
+fn gradients_match_finite_differences() {
+    let (rows, k) = (5, 24);
+    let mut b = Builder::new("norm");
+    let x = live_input(&mut b, "x", rows, k);
+    let dy = live_input(&mut b, "dy", rows, k);
+    let weight = b.weight("w", DType::F32, 1, k);
+    let out = b.output("out", rows, k, Live::Tokens);
+    let dx = b.output("dx", rows, k, Live::Tokens);
+    b.push(Op::RmsNorm { x, weight, eps: 1e-5, out }).unwrap();
+    b.push(Op::RmsNormBackward { x, weight, eps: 1e-5, dy, dx, accumulate: false }).unwrap();
+    let pair = |name, program, inputs, gradients, given| {
+        check_gradient(Pair { name, program, inputs, gradients, out: "out", dy: "dy", given });
+    };
+    pair("rms_norm", b.finish(), vec!["x"], vec!["dx"], counts(5, 0, 1));
+
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let mut b = Builder::new("glu");
+        let gate = live_input(&mut b, "gate", rows, k);
+        let up = live_input(&mut b, "up", rows, k);
+        let dout = live_input(&mut b, "dy", rows, k);
+        let out = b.output("out", rows, k, Live::Tokens);
+        let dgate = b.output("dgate", rows, k, Live::Tokens);
+        let dup = b.output("dup", rows, k, Live::Tokens);
+        b.push(Op::Glu { gate, up, activation, out }).unwrap();
+        b.push(Op::GluBackward { gate, up, activation, dout, dgate, dup }).unwrap();
+        pair("glu", b.finish(), vec!["gate", "up"], vec!["dgate", "dup"], counts(5, 0, 1));
+    }
+
+    for dtype in DType::WEIGHTS {
+        let k = dtype.block_len().max(8);
+        let mut b = Builder::new("matmul");
+        let x = live_input(&mut b, "x", rows, k);
+        let weight = b.weight("w", dtype, 7, k);
+        let dy = live_input(&mut b, "dy", rows, 7);
+        let out = b.output("out", rows, 7, Live::Tokens);
+        let dx = b.output("dx", rows, k, Live::Tokens);
+        b.push(Op::MatMul { x, weight, bias: None, residual: None, out }).unwrap();
+        b.push(Op::MatMulDx { dy, weight, scale: None, dx, accumulate: false }).unwrap();
+        pair("matmul", b.finish(), vec!["x"], vec!["dx"], counts(5, 0, 1));
+    }
+
+    for (norms, d) in [(false, 8), (true, 16)] {
+        let (heads, kv) = (2, 1);
+        let mut b = Builder::new("rotary");
+        let q = live_input(&mut b, "q", rows, heads * d);
+        let k = live_input(&mut b, "k", rows, kv * d);
+        let v = live_input(&mut b, "v", rows, kv * d);
+        let positions = b.input("positions", DType::U32, 1, rows);
+        let rope = b.input("rope", DType::F32, 16, d);
+        let q_norm = norms.then(|| b.weight("q_norm", DType::F32, 1, d));
+        let k_norm = norms.then(|| b.weight("k_norm", DType::F32, 1, d));
+        let q_out = b.output("out", rows, heads * d, Live::Tokens);
+        let k_out = b.output("k_out", rows, kv * d, Live::Tokens);
+        let dq_out = live_input(&mut b, "dy", rows, heads * d);
+        let dk_out = live_input(&mut b, "dk_out", rows, kv * d);
+        let dq = b.output("dq", rows, heads * d, Live::Tokens);
+        let dk = b.output("dk", rows, kv * d, Live::Tokens);
+        let (eps, head_dim, slots, v_out) = (1e-6, d, None, None);
+        b.push(Op::QkNormRopeKv { q, k, v, q_norm, k_norm, eps, head_dim, positions, rope, slots, q_out, k_out, v_out }).unwrap();
+        b.push(Op::QkNormRopeBackward { q, k, q_norm, k_norm, eps, head_dim, positions, rope, dq_out, dk_out, dq, dk }).unwrap();
+        let program = b.finish();
+        let mut given = counts(5, 0, 1);
+        given.insert("positions", vec![0, 3, 9, 15, 2]);
+        let side = |input, gradient, out, dy, given| {
+            let (name, program) = ("qk_norm_rope_kv", program.clone());
+            check_gradient(Pair { name, program, inputs: vec![input], gradients: vec![gradient], out, dy, given });
+        };
+        side("q", "dq", "out", "dy", given.clone());
+        side("k", "dk", "k_out", "dk_out", given);
+    }
+
+    for g in [geometry(4, 2, 8, None, None), geometry(2, 1, 16, Some(3), Some(2.0))] {
+        let (rows, width, kv_width) = (9, g.heads * g.head_dim, g.kv_heads * g.head_dim);
+        let mut b = Builder::new("attention");
+        let q = live_input(&mut b, "q", rows, width);
+        let k = live_input(&mut b, "k", rows, kv_width);
+        let v = live_input(&mut b, "v", rows, kv_width);
+        let seqs = b.input("seqs", DType::U32, 1, rows);
+        let positions = b.input("positions", DType::U32, 1, rows);
+        let bounds = b.input("bounds", DType::U32, 1, 3);
+        let out = b.output("out", rows, width, Live::Tokens);
+        let lse = b.output("lse", rows, g.heads, Live::Tokens);
+        let dout = live_input(&mut b, "dy", rows, width);
+        let delta = b.temp("delta", rows, g.heads, Live::Tokens);
+        let dq = b.output("dq", rows, width, Live::Tokens);
+        let dk = b.output("dk", rows, kv_width, Live::Tokens);
+        let dv = b.output("dv", rows, kv_width, Live::Tokens);
+        let layout = KvLayout::Packed { bounds };
+        b.push(Op::Attention { q, k, v, seqs, positions, layout, geometry: g, out, lse: Some(lse) }).unwrap();
+        b.push(Op::AttentionBackward { q, k, v, seqs, bounds, geometry: g, out, lse, dout, delta, dq, dk, dv }).unwrap();
+        let mut given = counts(9, 0, 2);
+        given.insert("seqs", vec![0, 0, 0, 0, 0, 0, 1, 1, 1]);
+        given.insert("positions", vec![0, 1, 2, 3, 4, 5, 0, 1, 2]);
+        given.insert("bounds", vec![0, 6, 9]);
+        pair("attention", b.finish(), vec!["q", "k", "v"], vec!["dq", "dk", "dv"], given);
+    }
+
+    let (vocab, labels) = (11, vec![3, u32::MAX, 0, 10, 7]);
+    let mut b = Builder::new("loss");
+    let x = live_input(&mut b, "x", rows, k);
+    let weight = b.weight("w", DType::F32, vocab, k);
+    let ids = b.input("labels", DType::U32, 1, rows);
+    let scale = b.input("scale", DType::F32, 1, 1);
+    // Every row's loss enters the sum with the same factor, so dy is a constant here.
+    b.input("dy", DType::F32, rows, 1);
+    let logits = b.temp("logits", 2, vocab, Live::All);
+    let loss = b.output("out", rows, 1, Live::Tokens);
+    let dx = b.output("dx", rows, k, Live::Tokens);
+    b.push(Op::HeadLoss { x, weight, labels: ids, scale, logits, loss, dx: Some(dx) }).unwrap();
+    loss_gradient(b.finish(), labels);
+}
+
+/// As [`check_gradient`], for the loss: its own backward pass multiplies by `scale`.
+fn loss_gradient(program: Program, labels: Vec<u32>) {
+    let cpu = cpu::open(ComputeType::F32).unwrap();
+    let program = Arc::new(program);
+    let mut random = Random(5);
+    let decl = program.decl(program.find("x").unwrap());
+    let x: Vec<f32> = (0..decl.len()).map(|_| random.number()).collect();
+    let direction: Vec<f32> = x.iter().map(|_| random.number()).collect();
+    let run = |step: f32| {
+        let mut given = counts(5, 0, 1);
+        given.insert("labels", labels.clone());
+        given.insert("scale", vec![0.5f32.to_bits()]);
+        given.insert("x", x.iter().zip(&direction).map(|(x, d)| (x + step * d).to_bits()).collect());
+        let list = results(cpu.as_ref(), &program, &given, 7);
+        let of = |wanted: &str| list.iter().find(|(n, ..)| n == wanted).map(|(_, t, b)| numbers(*t, b)).unwrap();
+        (of("out").iter().map(|l| 0.5 * f64::from(*l)).sum::<f64>(), of("dx"))
+    };
+    let want = (run(1e-2).0 - run(-1e-2).0) / 2e-2;
+    let dx = run(0.0).1;
+    let got: f64 = dx.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+    let size: f64 = dx.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+    assert!(size > 0.0 && (got - want).abs() <= 2e-3 * size, "head_loss: {got}, by differences {want}, norm {size}");
+}
+
+/// Ops that a backend lacks, with who brings them. `tests/tidy.rs` holds the files against the same list.
+const MISSING: &[(&str, &str)] = &[("cuda", "every op: its kernels come with the CUDA backend")];
+
+#[test]
+fn support() {
+    let wgpu = adapters();
+    println!("cpu: all ops, f32, every weight type");
+    for (family, device) in wgpu {
+        println!("wgpu {family:?} ({}): all ops, every weight type", device.info().name);
+    }
+    for (backend, reason) in MISSING {
+        println!("{backend}: missing {reason}");
+        let refused = runtime::backend::open(runtime::backend::BackendChoice::Cuda, 0, ComputeType::F32).err();
+        assert!(refused.is_some_and(|e| e.to_string().contains("CUDA")), "the missing backend is not refused by name");
+    }
 }

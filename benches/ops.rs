@@ -1,8 +1,8 @@
-//! Times products and attention of the first wgpu adapter at SmolLM2-135M's shapes:
-//! `cargo bench --bench wgpu_ops [-- FILTER]` prints milliseconds, GFLOP/s and GB/s of weights for each.
+//! Times products and attention at SmolLM2-135M's shapes on the first wgpu adapter, or on the backend in
+//! `RUNTIME_BENCH_BACKEND`: `cargo bench --bench ops [-- FILTER]` prints milliseconds, GFLOP/s and GB/s of weights.
 #![allow(clippy::print_stdout, clippy::unwrap_used)] // a bench prints, and stops at the first error
 
-use runtime::backend::{Bindings, BufferDesc, ComputeType, Device, wgpu};
+use runtime::backend::{self, BackendChoice, Bindings, BufferDesc, ComputeType, Device};
 use runtime::program::{Builder, Geometry, KvLayout, Live, Op, Place, Program};
 use runtime::tensor::{DType, HostBytes, HostTensor};
 use std::sync::Arc;
@@ -42,7 +42,8 @@ fn time(device: &dyn Device, program: Program, tokens: u32, fill: &[(&str, Vec<u
 
 fn main() {
     let filter = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
-    let device = wgpu::open(0, ComputeType::F32, true).unwrap();
+    let backend = std::env::var("RUNTIME_BENCH_BACKEND").map_or(BackendChoice::Wgpu, |name| name.parse().unwrap());
+    let device = backend::open(backend, 0, ComputeType::F32).unwrap();
     println!("{} · {}", device.info().name, device.info().detail);
     println!("copy {:.1} GB/s", device.copy_bandwidth().unwrap() / 1e9);
     for rows in [1usize, 128, 512] {

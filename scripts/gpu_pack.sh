@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Builds what a GPU host needs into .carry/, so that the host needs neither Rust nor a compiler:
+# the program, the tests of ops and of whole models, and a tool that writes random weights of real shapes.
+# Then, on the host, in a copy of this repository with .carry/ in it: scripts/gpu_check.sh OUT_FOLDER
+set -euo pipefail
+cd "$(dirname "$0")/.."
+rm -rf .carry && mkdir -p .carry
+cargo build --release --locked
+pack() { strip -o ".carry/$2" "$1"; }
+pack target/release/runtime runtime
+for name in ops models train_tiny; do
+    exe=$(cargo test --release --locked --no-run --test "$name" 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
+    pack "$exe" "$name"
+done
+pwd >.carry/built_in # the tests look for tests/golden where they were built
+du -sh .carry
