@@ -5,6 +5,7 @@
 //   stride   elements from row to row (plain types)
 //   groups   groups of 32 in a row
 //   w1..w3   where planes 1..3 start, in words
+// NIBBLES: a type with four bits in plane 0; FIFTH: and a fifth in plane 1.
 // K_ANY: k is no multiple of 32 (plain types only): elements are loaded one by one and guarded.
 
 struct W8 {
@@ -91,47 +92,61 @@ fn w8(row: u32, octet: u32) -> W8 {
     let d = vec4<f32>(w_f16(p.w1, g));
     return W8(vec4<f32>(unpack4xI8(w_word(i))) * d, vec4<f32>(unpack4xI8(w_word(i + 1u))) * d);
 #else
-    let q = w_word(g * 4u + part);
+    return w8_of(w_word(g * 4u + part), g, part, w_scale(g, part));
+#endif
+#endif
+#endif
+#endif
+}
+#endif
+
+#if NIBBLES
+// (d, m) of value = q · d + m for part `part` of group g. ggml's (q − 8) · d is q · d + (−8 d) exactly: the fused
+// multiply-add rounds once and −8 d is exact.
+fn w_scale(g: u32, part: u32) -> vec2<f32> {
 #if W_Q4_0
-    let d = vec4<f32>(w_f16(p.w1, g));
-    return W8((vec4<f32>(nibbles_low(q)) - 8.0) * d, (vec4<f32>(nibbles_high(q)) - 8.0) * d);
+    let d = w_f16(p.w1, g);
+    return vec2<f32>(d, -8.0 * d);
 #endif
 #if W_Q4_1
-    let dm = unpack2x16float(w_word(p.w1 + g));
-    return W8(fma(vec4<f32>(nibbles_low(q)), dm.xxxx, dm.yyyy), fma(vec4<f32>(nibbles_high(q)), dm.xxxx, dm.yyyy));
+    return unpack2x16float(w_word(p.w1 + g));
 #endif
 #if W_Q5_0
-    let h = w_word(p.w1 + g) >> (part * 8u);
-    let d = vec4<f32>(w_f16(p.w2, g));
-    return W8((vec4<f32>(nibbles_low(q) | fifth(h)) - 16.0) * d, (vec4<f32>(nibbles_high(q) | fifth(h >> 4u)) - 16.0) * d);
+    let d = w_f16(p.w2, g);
+    return vec2<f32>(d, -16.0 * d);
 #endif
 #if W_Q5_1
-    let h = w_word(p.w1 + g) >> (part * 8u);
-    let dm = unpack2x16float(w_word(p.w2 + g));
-    return W8(fma(vec4<f32>(nibbles_low(q) | fifth(h)), dm.xxxx, dm.yyyy),
-              fma(vec4<f32>(nibbles_high(q) | fifth(h >> 4u)), dm.xxxx, dm.yyyy));
+    return unpack2x16float(w_word(p.w2 + g));
 #endif
 #if W_Q4_K
     let s = w_half(p.w1, g);
-    let dm = unpack2x16float(w_word(p.w2 + (g >> 3u))) * vec2<f32>(f32(s & 255u), f32(s >> 8u));
-    return W8(fma(vec4<f32>(nibbles_low(q)), dm.xxxx, -dm.yyyy), fma(vec4<f32>(nibbles_high(q)), dm.xxxx, -dm.yyyy));
+    return unpack2x16float(w_word(p.w2 + (g >> 3u))) * vec2<f32>(f32(s & 255u), -f32(s >> 8u));
 #endif
 #if W_Q5_K
-    let h = w_word(p.w1 + g) >> (part * 8u);
     let s = w_half(p.w2, g);
-    let dm = unpack2x16float(w_word(p.w3 + (g >> 3u))) * vec2<f32>(f32(s & 255u), f32(s >> 8u));
-    return W8(fma(vec4<f32>(nibbles_low(q) | fifth(h)), dm.xxxx, -dm.yyyy),
-              fma(vec4<f32>(nibbles_high(q) | fifth(h >> 4u)), dm.xxxx, -dm.yyyy));
+    return unpack2x16float(w_word(p.w3 + (g >> 3u))) * vec2<f32>(f32(s & 255u), -f32(s >> 8u));
+#endif
+#if W_Q6_K
+    let s = unpack4xI8(w_half(p.w2, g));
+    let d = w_f16(p.w3, g >> 3u) * f32(select(s.x, s.y, part >= 2u));
+    return vec2<f32>(d, -32.0 * d);
+#endif
+}
+
+// Eight elements from their word of nibbles.
+fn w8_of(q: u32, g: u32, part: u32, dm: vec2<f32>) -> W8 {
+    var low = nibbles_low(q);
+    var high = nibbles_high(q);
+#if FIFTH
+    let h = w_word(p.w1 + g) >> (part * 8u);
+    low = low | fifth(h);
+    high = high | fifth(h >> 4u);
 #endif
 #if W_Q6_K
     let h = w_word(p.w1 + g * 2u + (part >> 1u)) >> ((part & 1u) * 16u);
-    let s = unpack4xI8(w_half(p.w2, g));
-    let d = w_f16(p.w3, g >> 3u) * f32(select(s.x, s.y, part >= 2u));
-    return W8((vec4<f32>(nibbles_low(q) | upper(h)) - 32.0) * d, (vec4<f32>(nibbles_high(q) | upper(h >> 8u)) - 32.0) * d);
+    low = low | upper(h);
+    high = high | upper(h >> 8u);
 #endif
-#endif
-#endif
-#endif
-#endif
+    return W8(fma(vec4<f32>(low), dm.xxxx, dm.yyyy), fma(vec4<f32>(high), dm.xxxx, dm.yyyy));
 }
 #endif

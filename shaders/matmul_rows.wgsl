@@ -69,9 +69,25 @@ fn main(ids: Ids) {
         let own${t} = x4(row_${t}, g * 32u + ids.lane * 4u);
 #endfor
 #endif
+#if NIBBLES
+        // One load of 16 bytes and one of the scale for the group.
+        let quants = w[row * p.groups + g];
+        let scale0 = w_scale(row * p.groups + g, 0u);
+#if W_Q6_K
+        let scale2 = w_scale(row * p.groups + g, 2u);
+#endif
+#endif
 #for o in 0..4
         {
+#if NIBBLES
+#if W_Q6_K
+            let v = w8_of(quants[${o}u], row * p.groups + g, ${o}u, select(scale0, scale2, ${o}u >= 2u));
+#else
+            let v = w8_of(quants[${o}u], row * p.groups + g, ${o}u, scale0);
+#endif
+#else
             let v = w8(row, g * 4u + ${o}u);
+#endif
 #for t in 0..T
             {
 #if SG8

@@ -74,6 +74,17 @@ fn main(ids: Ids) {
 #endfor
 #endfor
     for (var g = ids.lid; g < p.groups; g += ${WG}u) {
+#if NIBBLES
+        // One load of 16 bytes and one or two of the scale for the group.
+#for r in 0..R
+        let at${r} = w_row${r} * p.groups + g;
+        let quants${r} = w[at${r}];
+        let scale${r} = w_scale(at${r}, 0u);
+#if W_Q6_K
+        let second${r} = w_scale(at${r}, 2u);
+#endif
+#endfor
+#endif
 #for o in 0..4
         {
 #for t in 0..T
@@ -82,7 +93,15 @@ fn main(ids: Ids) {
 #endfor
 #for r in 0..R
             {
+#if NIBBLES
+#if W_Q6_K
+                let v = w8_of(quants${r}[${o}u], at${r}, ${o}u, select(scale${r}, second${r}, ${o}u >= 2u));
+#else
+                let v = w8_of(quants${r}[${o}u], at${r}, ${o}u, scale${r});
+#endif
+#else
                 let v = w8(w_row${r}, g * 4u + ${o}u);
+#endif
 #for t in 0..T
                 acc_${r}_${t} += dot(v.a, xa${t}) + dot(v.b, xb${t});
 #endfor

@@ -2,7 +2,7 @@
 #![cfg(feature = "wgpu")]
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use runtime::backend::wgpu::library::{FILES, Variant, file, weight_flag};
+use runtime::backend::wgpu::library::{FILES, Variant, file, weight_flags};
 use runtime::tensor::DType;
 
 type Set = Vec<(&'static str, i64)>;
@@ -20,8 +20,8 @@ fn flag(name: &'static str) -> Vec<Set> {
 }
 
 fn weights() -> Vec<Set> {
-    let plain = [DType::F32, DType::F16, DType::BF16].map(|d| vec![(weight_flag(d), 1), ("K_ANY", 1)]);
-    DType::WEIGHTS.iter().map(|d| vec![(weight_flag(*d), 1)]).chain(plain).collect()
+    let plain = [DType::F32, DType::F16, DType::BF16].map(|d| [weight_flags(d), vec![("K_ANY", 1)]].concat());
+    DType::WEIGHTS.iter().map(|d| weight_flags(*d)).chain(plain).collect()
 }
 
 /// The three forms of reductions (reduce.wgsl).

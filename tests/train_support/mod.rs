@@ -1,5 +1,5 @@
 //! Shared by the training tests: golden cases, the hash that makes initial adapters, comparisons.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use runtime::backend::BackendChoice;
 use runtime::format::peft::Adapter;

@@ -2,6 +2,8 @@
 //! default where there is no GPU.
 
 mod args;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod device;
 mod executable;
 mod gemm;

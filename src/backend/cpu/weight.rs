@@ -60,18 +60,18 @@ impl Weight {
     pub fn decode(&self, row: usize, out: &mut [f32]) {
         let rows = out.len() / self.k().max(1);
         let bytes = self.bytes(row..row + rows);
-        dispatch(|| match self.tensor.dtype {
-            DType::F32 => elements(bytes, out, f32::from_le_bytes),
-            DType::F16 => elements(bytes, out, |b| f16_to_f32(u16::from_le_bytes(b))),
-            DType::BF16 => elements(bytes, out, |b| bf16_to_f32(u16::from_le_bytes(b))),
-            DType::Q4_0 => blocks(bytes, out, q4_0_block),
-            DType::Q4_1 => blocks(bytes, out, q4_1_block),
-            DType::Q5_0 => blocks(bytes, out, q5_0_block),
-            DType::Q5_1 => blocks(bytes, out, q5_1_block),
-            DType::Q8_0 => blocks(bytes, out, q8_0_block),
-            DType::Q4_K => blocks(bytes, out, q4_k_block),
-            DType::Q5_K => blocks(bytes, out, q5_k_block),
-            DType::Q6_K => blocks(bytes, out, q6_k_block),
+        dispatch(#[inline(always)] || match self.tensor.dtype {
+            DType::F32 => elements(bytes, out, #[inline(always)] |b| f32::from_le_bytes(b)),
+            DType::F16 => elements(bytes, out, #[inline(always)] |b| f16_to_f32(u16::from_le_bytes(b))),
+            DType::BF16 => elements(bytes, out, #[inline(always)] |b| bf16_to_f32(u16::from_le_bytes(b))),
+            DType::Q4_0 => blocks(bytes, out, #[inline(always)] |b, w| q4_0_block(b, w)),
+            DType::Q4_1 => blocks(bytes, out, #[inline(always)] |b, w| q4_1_block(b, w)),
+            DType::Q5_0 => blocks(bytes, out, #[inline(always)] |b, w| q5_0_block(b, w)),
+            DType::Q5_1 => blocks(bytes, out, #[inline(always)] |b, w| q5_1_block(b, w)),
+            DType::Q8_0 => blocks(bytes, out, #[inline(always)] |b, w| q8_0_block(b, w)),
+            DType::Q4_K => blocks(bytes, out, #[inline(always)] |b, w| q4_k_block(b, w)),
+            DType::Q5_K => blocks(bytes, out, #[inline(always)] |b, w| q5_k_block(b, w)),
+            DType::Q6_K => blocks(bytes, out, #[inline(always)] |b, w| q6_k_block(b, w)),
             DType::U32 => {}
         });
     }
@@ -152,21 +152,25 @@ impl Weight {
         out.par_chunks_mut(piece).enumerate().for_each(|(i, out)| {
             let row = i * piece;
             let bytes = self.bytes(row..row + out.len());
-            dispatch(|| match self.tensor.dtype {
+            #[cfg(target_arch = "x86_64")]
+            if super::avx2::matvec(self.tensor.dtype, bytes, x, out) {
+                return;
+            }
+            dispatch(#[inline(always)] || match self.tensor.dtype {
                 DType::F32 => match bytemuck::try_cast_slice(bytes) {
                     Ok(weights) => each_row(weights, x, out),
-                    Err(_) => dot_elements(bytes, x, out, f32::from_le_bytes),
+                    Err(_) => dot_elements(bytes, x, out, #[inline(always)] |b| f32::from_le_bytes(b)),
                 },
-                DType::F16 => dot_elements(bytes, x, out, |b| f16_to_f32(u16::from_le_bytes(b))),
-                DType::BF16 => dot_elements(bytes, x, out, |b| bf16_to_f32(u16::from_le_bytes(b))),
-                DType::Q4_0 => dot_blocks(bytes, x, out, q4_0_block),
-                DType::Q4_1 => dot_blocks(bytes, x, out, q4_1_block),
-                DType::Q5_0 => dot_blocks(bytes, x, out, q5_0_block),
-                DType::Q5_1 => dot_blocks(bytes, x, out, q5_1_block),
-                DType::Q8_0 => dot_blocks(bytes, x, out, q8_0_block),
-                DType::Q4_K => dot_blocks(bytes, x, out, q4_k_block),
-                DType::Q5_K => dot_blocks(bytes, x, out, q5_k_block),
-                DType::Q6_K => dot_blocks(bytes, x, out, q6_k_block),
+                DType::F16 => dot_elements(bytes, x, out, #[inline(always)] |b| f16_to_f32(u16::from_le_bytes(b))),
+                DType::BF16 => dot_elements(bytes, x, out, #[inline(always)] |b| bf16_to_f32(u16::from_le_bytes(b))),
+                DType::Q4_0 => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q4_0_block(b, w)),
+                DType::Q4_1 => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q4_1_block(b, w)),
+                DType::Q5_0 => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q5_0_block(b, w)),
+                DType::Q5_1 => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q5_1_block(b, w)),
+                DType::Q8_0 => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q8_0_block(b, w)),
+                DType::Q4_K => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q4_k_block(b, w)),
+                DType::Q5_K => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q5_k_block(b, w)),
+                DType::Q6_K => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q6_k_block(b, w)),
                 DType::U32 => {}
             });
         });

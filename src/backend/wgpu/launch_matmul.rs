@@ -1,7 +1,7 @@
 //! Launches the products: matmul and its backward, LoRA, the head with its loss. Picks the shader by the rows of
 //! the step and the kind of adapter.
 
-use super::library::weight_flag;
+use super::library::weight_flags;
 use super::places::WeightView;
 use super::record::{Bind, Recorder, defines};
 use super::template::Defines;
@@ -222,7 +222,9 @@ impl Recorder<'_> {
 }
 
 fn weight_defines(part: &WeightView, k: usize) -> Defines {
-    defines(&[(weight_flag(part.dtype), 1), ("K_ANY", (!k.is_multiple_of(32)).into())])
+    let mut set = defines(&weight_flags(part.dtype));
+    set.insert("K_ANY", (!k.is_multiple_of(32)).into());
+    set
 }
 
 /// Constants of `tile.wgsl` with 4 × 4 sums an invocation.

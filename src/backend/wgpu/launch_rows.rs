@@ -1,6 +1,6 @@
 //! Launches the ops that go row by row or element by element.
 
-use super::library::weight_flag;
+use super::library::weight_flags;
 use super::record::{Bind, Recorder, defines};
 use crate::error::{Error, Result};
 use crate::model::config::Activation;
@@ -14,7 +14,7 @@ impl Recorder<'_> {
                 let (rows, k) = self.shape(*out);
                 let vocab = self.shape(*table).0 as u32;
                 for part in self.weight(*table)? {
-                    let mut set = defines(&[(weight_flag(part.dtype), 1)]);
+                    let mut set = defines(&weight_flags(part.dtype));
                     if !k.is_multiple_of(32) {
                         set.insert("K_ANY", 1);
                     }

@@ -26,21 +26,22 @@ impl Variant {
     }
 }
 
-/// The flag that selects a weight type in `decode.wgsl`.
-pub fn weight_flag(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F32 | DType::U32 => "W_F32",
-        DType::F16 => "W_F16",
-        DType::BF16 => "W_BF16",
-        DType::Q4_0 => "W_Q4_0",
-        DType::Q4_1 => "W_Q4_1",
-        DType::Q5_0 => "W_Q5_0",
-        DType::Q5_1 => "W_Q5_1",
-        DType::Q8_0 => "W_Q8_0",
-        DType::Q4_K => "W_Q4_K",
-        DType::Q5_K => "W_Q5_K",
-        DType::Q6_K => "W_Q6_K",
-    }
+/// The flags that select a weight type in `decode.wgsl`.
+pub fn weight_flags(dtype: DType) -> Vec<(&'static str, i64)> {
+    let flags: &[&'static str] = match dtype {
+        DType::F32 | DType::U32 => &["W_F32"],
+        DType::F16 => &["W_F16"],
+        DType::BF16 => &["W_BF16"],
+        DType::Q8_0 => &["W_Q8_0"],
+        DType::Q4_0 => &["W_Q4_0", "NIBBLES"],
+        DType::Q4_1 => &["W_Q4_1", "NIBBLES"],
+        DType::Q5_0 => &["W_Q5_0", "NIBBLES", "FIFTH"],
+        DType::Q5_1 => &["W_Q5_1", "NIBBLES", "FIFTH"],
+        DType::Q4_K => &["W_Q4_K", "NIBBLES"],
+        DType::Q5_K => &["W_Q5_K", "NIBBLES", "FIFTH"],
+        DType::Q6_K => &["W_Q6_K", "NIBBLES"],
+    };
+    flags.iter().map(|name| (*name, 1)).collect()
 }
 
 macro_rules! files {

@@ -136,7 +136,7 @@ fn one_row(q: &[f32], keys: &Keys, g: &Geometry, run: &Run, group: usize) -> Res
     let mut values = vec![0.0; per_group * g.head_dim];
     let mut sums = vec![0.0; per_group];
     let mut scores = vec![0.0; seen.len()];
-    dispatch(|| {
+    dispatch(#[inline(always)] || {
         for h in 0..per_group {
             let q = query(q, g, run.rows.start, group * per_group + h);
             for (s, position) in scores.iter_mut().zip(seen.clone()) {
@@ -193,7 +193,7 @@ fn many_rows(q: &[f32], keys: &Keys, g: &Geometry, run: &Run, group: usize) -> R
             let queries = Mat::rows(query_rows(q, g, run, &block, group * per_group + h), g.heads * d);
             let (k, v) = (&k[(seen.start - base) * d..], &v[(seen.start - base) * d..]);
             gemm((m, n, d), &mut scores, n, false, 1.0, queries, Mat::rows(k, d).t(), false)?;
-            dispatch(|| {
+            dispatch(#[inline(always)] || {
                 for (i, row) in scores.chunks_exact_mut(n).enumerate() {
                     let visible = visible(g, run.first + block.start + i, &seen);
                     row[..visible.start].fill(0.0);
@@ -232,7 +232,7 @@ pub fn backward(mut args: Args, g: &Geometry) -> Result<()> {
     let (delta, dq, dk, dv) = (args.write()?, args.write()?, args.write()?, args.write()?);
     let (d, per_group) = (g.head_dim, g.heads / g.kv_heads);
     let rows = dq.len() / (g.heads * d);
-    delta.par_iter_mut().zip(out.par_chunks(d).zip(dout.par_chunks(d))).for_each(|(delta, (o, d))| *delta = dispatch(|| dot(o, d)));
+    delta.par_iter_mut().zip(out.par_chunks(d).zip(dout.par_chunks(d))).for_each(|(delta, (o, d))| *delta = dispatch(#[inline(always)] || dot(o, d)));
     let runs = runs(&seqs[..rows], |t| t - bounds[seqs[t] as usize] as usize);
     if runs.iter().any(|run| run.first != 0) {
         return Err(Error::internal("attention_backward: a sequence must start at its first row"));

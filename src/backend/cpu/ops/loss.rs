@@ -52,7 +52,7 @@ fn cross_entropy(logits: &mut [f32], label: u32, scale: f32) -> Result<f32> {
     let Some(at_label) = logits.get(label as usize).copied() else {
         return Err(Error::internal(format!("head_loss: label {label} is outside the vocabulary")));
     };
-    let (max, sum) = dispatch(|| {
+    let (max, sum) = dispatch(#[inline(always)] || {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         // Partial sums a lane: a vocabulary of 150,000 terms would lose digits in one running f32 sum.
         let mut sums = [0f32; 32];
@@ -70,7 +70,7 @@ fn cross_entropy(logits: &mut [f32], label: u32, scale: f32) -> Result<f32> {
         (max, super::super::simd::sum(&sums))
     });
     let factor = scale / sum;
-    dispatch(|| logits.iter_mut().for_each(|x| *x *= factor));
+    dispatch(#[inline(always)] || logits.iter_mut().for_each(|x| *x *= factor));
     logits[label as usize] -= scale;
     Ok(sum.ln() + max - at_label)
 }

@@ -28,7 +28,7 @@ pub fn forward(mut args: Args, eps: f32) -> Result<()> {
     let out = args.write()?;
     let k = weight.len();
     let row = |(x, out): (&[f32], &mut [f32])| {
-        dispatch(|| {
+        dispatch(#[inline(always)] || {
             let r = inverse_rms(x, eps);
             for ((o, x), w) in out.iter_mut().zip(x).zip(&*weight) {
                 *o = x * r * w;
@@ -47,7 +47,7 @@ pub fn backward(mut args: Args, eps: f32, accumulate: bool) -> Result<()> {
     let dx = args.write()?;
     let k = weight.len();
     let rows = dx.par_chunks_mut(k).zip(x.par_chunks(k)).zip(dy.par_chunks(k)).with_min_len(PARALLEL_ROWS);
-    rows.for_each(|((dx, x), dy)| dispatch(|| row_backward(x, &weight, dy, dx, eps, accumulate)));
+    rows.for_each(|((dx, x), dy)| dispatch(#[inline(always)] || row_backward(x, &weight, dy, dx, eps, accumulate)));
     Ok(())
 }
 
