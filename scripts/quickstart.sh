@@ -75,7 +75,7 @@ print(f"  {'smollm2, as downloaded':<{width}}  |  larkhaven, fine-tuned")
 print(f"  {'-' * width}  |  {'-' * width}")
 for i in range(max(map(len, columns))):
     left, right = (column[i] if i < len(column) else "" for column in columns)
-    print(f"  {left:<{width}}  |  {right}")
+    print(f"  {left:<{width}}  |  {right}".rstrip())
 PYTHON
 
 say "Done in $((SECONDS - began)) s. Go on with:"

@@ -58,8 +58,8 @@ vulkan() {
 }
 
 python_packages() {
-    local python=.venv/bin/python packages=(openai numpy gguf safetensors)
-    if ! "$python" -c 'import openai, numpy, gguf, safetensors' 2>/dev/null; then
+    local python=.venv/bin/python packages=(openai)
+    if ! "$python" -c 'import openai' 2>/dev/null; then
         if [ ! -x "$python" ] && ! python3 -m venv .venv; then
             rm -rf .venv
             apt_install "Python cannot make environments" python3-venv && python3 -m venv .venv || return 1
