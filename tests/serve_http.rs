@@ -198,7 +198,9 @@ fn a_client_that_does_not_read_holds_nobody_up() {
     // 60 answers of 480 events, each of more than a kilobyte: more than sockets' buffers and the queue hold.
     let flood = chat(json!({"max_tokens": 480, "stream": true, "logprobs": true, "top_logprobs": 20, "n": 60}));
     let slow = server.send("POST", CHAT, JSON, &flood);
-    // Waits its turn behind most of them, so what follows comes when they have ended.
+    // The head comes once all are queued. The next request waits its turn behind most of them, so it is served
+    // when they have ended.
+    slow.peek(&mut [0]).unwrap();
     assert_eq!(server.post(CHAT, &chat(json!({}))).0, 200);
     let (status, body) = answer(slow);
     assert_eq!(status, 200);
