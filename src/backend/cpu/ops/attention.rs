@@ -128,29 +128,33 @@ fn query<'a>(q: &'a [f32], g: &Geometry, t: usize, head: usize) -> &'a [f32] {
     &q[at..at + g.head_dim]
 }
 
-/// Decode: keys and values are read in place.
+/// Decode: keys and values are read in place, heads spread over threads.
 fn one_row(q: &[f32], keys: &Keys, g: &Geometry, run: &Run, group: usize) -> Result<(Vec<f32>, Vec<f32>)> {
-    let per_group = g.heads / g.kv_heads;
-    let columns = group * g.head_dim..(group + 1) * g.head_dim;
-    let seen = lowest(g, run.first)..run.first + 1;
-    let mut values = vec![0.0; per_group * g.head_dim];
+    let (d, per_group) = (g.head_dim, g.heads / g.kv_heads);
+    let start = |position| keys.row(run.seq, position) * keys.cols + group * d;
+    let starts: Vec<usize> = (lowest(g, run.first)..run.first + 1).map(start).collect();
+    let mut values = vec![0.0; per_group * d];
     let mut sums = vec![0.0; per_group];
-    let mut scores = vec![0.0; seen.len()];
-    dispatch(#[inline(always)] || {
-        for h in 0..per_group {
-            let q = query(q, g, run.rows.start, group * per_group + h);
-            for (s, position) in scores.iter_mut().zip(seen.clone()) {
-                *s = score(g, dot(q, keys.head(keys.k, run.seq, position, &columns)));
-            }
-            let (max, sum) = softmax(&mut scores);
-            let out = &mut values[h * g.head_dim..(h + 1) * g.head_dim];
-            for (p, position) in scores.iter().zip(seen.clone()) {
-                axpy(*p / sum, keys.head(keys.v, run.seq, position, &columns), out);
-            }
-            sums[h] = max + sum.ln();
-        }
+    values.par_chunks_mut(d).zip(&mut sums).enumerate().for_each(|(h, (out, sum))| {
+        let q = query(q, g, run.rows.start, group * per_group + h);
+        let mut scores = vec![0.0; starts.len()];
+        *sum = dispatch(#[inline(always)] || one_head(q, keys, g, &starts, &mut scores, out));
     });
     Ok((values, sums))
+}
+
+/// One query against the keys that begin at `starts`; adds the weighted values to `out` and gives the log of the
+/// sum of the exponentials.
+#[inline(always)]
+fn one_head(q: &[f32], keys: &Keys, g: &Geometry, starts: &[usize], scores: &mut [f32], out: &mut [f32]) -> f32 {
+    for (s, start) in scores.iter_mut().zip(starts) {
+        *s = score(g, dot(q, &keys.k[*start..*start + q.len()]));
+    }
+    let (max, sum) = softmax(scores);
+    for (p, start) in scores.iter().zip(starts) {
+        axpy(*p / sum, &keys.v[*start..*start + q.len()], out);
+    }
+    max + sum.ln()
 }
 
 /// Exponentials of `scores` minus their maximum; gives maximum and sum.
@@ -283,11 +287,13 @@ fn group_backward(f: &Forward, keys: &Keys, g: &Geometry, run: &Run, group: usiz
             let (k, v) = (Mat::rows(&k[seen.start * d..], d), Mat::rows(&v[seen.start * d..], d));
             gemm((m, n, d), &mut p, n, false, 1.0, queries, k.t(), false)?;
             gemm((m, n, d), &mut ds, n, false, 1.0, douts, v.t(), false)?;
-            for (i, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
-                let at = (run.rows.start + block.start + i) * g.heads + head;
-                let visible = visible(g, block.start + i, &seen);
-                probabilities(g, p, ds, visible, f.lse[at], f.delta[at]);
-            }
+            dispatch(#[inline(always)] || {
+                for (i, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
+                    let at = (run.rows.start + block.start + i) * g.heads + head;
+                    let visible = visible(g, block.start + i, &seen);
+                    probabilities(g, p, ds, visible, f.lse[at], f.delta[at]);
+                }
+            });
             let out = &mut dq[(block.start * per_group + h) * d..];
             gemm((m, d, n), out, per_group * d, false, g.scale, Mat::rows(&ds, n), k, false)?;
             gemm((n, d, m), &mut dk[seen.start * d..], d, true, g.scale, Mat::rows(&ds, n).t(), queries, false)?;
@@ -298,15 +304,27 @@ fn group_backward(f: &Forward, keys: &Keys, g: &Geometry, run: &Run, group: usiz
 }
 
 /// Turns a row of products into probabilities, and of dP into the gradient of the scaled products.
+#[inline(always)]
 fn probabilities(g: &Geometry, p: &mut [f32], ds: &mut [f32], visible: Range<usize>, lse: f32, delta: f32) {
-    for (i, (p, ds)) in p.iter_mut().zip(ds).enumerate() {
-        if !visible.contains(&i) {
-            (*p, *ds) = (0.0, 0.0);
-            continue;
+    for row in [&mut *p, &mut *ds] {
+        row[..visible.start].fill(0.0);
+        row[visible.end..].fill(0.0);
+    }
+    let seen = p[visible.clone()].iter_mut().zip(&mut ds[visible]);
+    // Two loops: without a cap there is no branch and no division in the way of vectorising.
+    match g.softcap {
+        None => {
+            for (p, ds) in seen {
+                *p = exp(*p * g.scale - lse);
+                *ds = *p * (*ds - delta);
+            }
         }
-        let s = score(g, *p);
-        *p = exp(s - lse);
-        let slope = g.softcap.map_or(1.0, |cap| 1.0 - (s / cap) * (s / cap));
-        *ds = *p * (*ds - delta) * slope;
+        Some(cap) => {
+            for (p, ds) in seen {
+                let s = score(g, *p);
+                *p = exp(s - lse);
+                *ds = *p * (*ds - delta) * (1.0 - (s / cap) * (s / cap));
+            }
+        }
     }
 }
