@@ -45,7 +45,10 @@ fn compile(compiler: &str, source: &str, target: &Path) -> Option<PathBuf> {
 }
 
 fn run(program: &Path, args: &[&str]) -> Output {
-    Command::new(program).current_dir(root()).args(args).output().unwrap()
+    // cargo's own search path would win over the program's and may hold an older library.
+    let mut command = Command::new(program);
+    command.env_remove("LD_LIBRARY_PATH").env_remove("DYLD_LIBRARY_PATH");
+    command.current_dir(root()).args(args).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
