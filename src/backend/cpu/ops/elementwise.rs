@@ -98,11 +98,16 @@ pub fn glu_backward(mut args: Args, activation: Activation) -> Result<()> {
     Ok(())
 }
 
+/// `y += x`, spread over threads.
+pub fn add(y: &mut [f32], x: &[f32]) {
+    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+}
+
 /// `y += x`
 pub fn accumulate(mut args: Args) -> Result<()> {
     let x = args.read()?;
     let y = args.write()?;
-    y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+    add(y, x);
     Ok(())
 }
 

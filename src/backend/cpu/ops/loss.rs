@@ -18,26 +18,28 @@ pub fn head_loss(mut args: Args, has_dx: bool) -> Result<()> {
     let mut dx = args.write_if(has_dx)?;
     let (vocab, k) = (weight.n(), weight.k());
     let chunk = scratch.len() / vocab;
-    for (i, x) in x.chunks(chunk * k).enumerate() {
-        let rows = x.len() / k;
-        let at = i * chunk;
-        let labels = &labels[at..at + rows];
-        // A chunk without counted tokens (a prompt, padding) costs nothing.
-        if labels.iter().all(|l| *l == u32::MAX) {
-            loss[at..at + rows].fill(0.0);
-            if let Some(dx) = dx.as_deref_mut() {
-                dx[at * k..(at + rows) * k].fill(0.0);
-            }
-            continue;
-        }
-        let logits = &mut scratch[..rows * vocab];
-        weight.product(x, logits)?;
-        logits.par_chunks_mut(vocab).zip(labels).zip(&mut loss[at..at + rows]).try_for_each(|((row, label), loss)| {
-            *loss = cross_entropy(row, *label, scale)?;
-            Ok::<_, Error>(())
-        })?;
+    loss.fill(0.0);
+    if let Some(dx) = dx.as_deref_mut() {
+        dx.fill(0.0);
+    }
+    // Only counted rows are multiplied with the head: prompts cost nothing here.
+    let counted: Vec<usize> = (0..loss.len()).filter(|t| labels[*t] != u32::MAX).collect();
+    let (mut picked, mut gradient) = (Vec::new(), Vec::new());
+    for rows in counted.chunks(chunk) {
+        picked.clear();
+        rows.iter().for_each(|t| picked.extend_from_slice(&x[t * k..(t + 1) * k]));
+        let logits = &mut scratch[..rows.len() * vocab];
+        weight.product(&picked, logits)?;
+        let losses: Vec<f32> = logits
+            .par_chunks_mut(vocab)
+            .zip(rows)
+            .map(|(logits, t)| cross_entropy(logits, labels[*t], scale))
+            .collect::<Result<_>>()?;
+        rows.iter().zip(losses).for_each(|(t, value)| loss[*t] = value);
         if let Some(dx) = dx.as_deref_mut() {
-            weight.product_dx(logits, 1.0, &mut dx[at * k..(at + rows) * k], false)?;
+            gradient.resize(picked.len(), 0.0);
+            weight.product_dx(logits, 1.0, &mut gradient, false)?;
+            rows.iter().zip(gradient.chunks_exact(k)).for_each(|(t, g)| dx[t * k..(t + 1) * k].copy_from_slice(g));
         }
     }
     Ok(())
@@ -45,10 +47,6 @@ pub fn head_loss(mut args: Args, has_dx: bool) -> Result<()> {
 
 /// The loss of one row of logits, which become `scale · (softmax − onehot)`.
 fn cross_entropy(logits: &mut [f32], label: u32, scale: f32) -> Result<f32> {
-    if label == u32::MAX {
-        logits.fill(0.0);
-        return Ok(0.0);
-    }
     let Some(at_label) = logits.get(label as usize).copied() else {
         return Err(Error::internal(format!("head_loss: label {label} is outside the vocabulary")));
     };

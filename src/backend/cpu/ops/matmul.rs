@@ -1,5 +1,6 @@
 //! embed, matmul, matmul_dx, matmul_dw, gather_rows
 
+use super::elementwise::add;
 use super::norm::vector;
 use crate::backend::cpu::args::{Args, WeightArg};
 use crate::backend::cpu::gemm::{Mat, gemm};
@@ -39,7 +40,7 @@ pub fn forward(mut args: Args, has_bias: bool, has_residual: bool) -> Result<()>
         }
     }
     if let Some(residual) = residual {
-        out.iter_mut().zip(residual).for_each(|(o, r)| *o += r);
+        add(out, residual);
     }
     Ok(())
 }
