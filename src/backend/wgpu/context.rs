@@ -222,11 +222,6 @@ impl Context {
         Ok(made)
     }
 
-    /// Number of pipelines compiled so far.
-    pub fn pipelines(&self) -> usize {
-        lock(&self.pipelines).len()
-    }
-
     /// Queues a write of whole words; ordered before the next submit.
     pub fn write(&self, buffer: &wgpu::Buffer, offset: u64, data: &[u8]) -> Result<()> {
         let step = (MAX_PENDING / 2) as usize;
