@@ -3,6 +3,8 @@
 //! forward op. *support*: which backend has which op. (*perf* is `cargo bench --bench ops`.)
 //!
 //! Without an adapter the test fails; `RUNTIME_NO_WGPU=1` says that there is none on purpose.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr, reason = "a test may fail")]
 #![cfg(feature = "wgpu")]
 
 use runtime::backend::{Bindings, BufferDesc, ComputeType, Device, cpu, wgpu};

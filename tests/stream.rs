@@ -1,5 +1,7 @@
 //! Streaming says what decoding says, one whole character at a time; stop strings cut it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr, reason = "a test may fail")]
+
 #[path = "common/text.rs"]
 mod text;
 

@@ -29,8 +29,6 @@ pub(super) unsafe fn read<'a>(what: &str, text: *const c_char, len: usize) -> Re
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn reads_both_kinds() {
         let text = c"na\xc3\xafve";
