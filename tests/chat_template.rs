@@ -10,6 +10,7 @@
     missing_docs
 )]
 
+
 use std::path::PathBuf;
 
 use runtime::Error;

@@ -8,6 +8,7 @@
     missing_docs
 )]
 
+
 #[path = "common/text.rs"]
 mod text;
 

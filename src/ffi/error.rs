@@ -80,7 +80,11 @@ pub(super) unsafe fn report(out: *mut runtime_error, result: &Result<(), Failure
         return;
     }
     let room = (size - start).min(size_of::<runtime_error>() - start);
-    let text = &message.as_bytes()[..message.floor_char_boundary(room.saturating_sub(1))];
+    let mut len = message.len().min(room.saturating_sub(1));
+    while !message.is_char_boundary(len) {
+        len -= 1;
+    }
+    let text = &message.as_bytes()[..len];
     // SAFETY: `size` covers the fields before `message` and `room` bytes of it; `text` leaves one for the NUL.
     unsafe {
         (&raw mut (*out).code).write(code);
