@@ -10,7 +10,6 @@
     missing_docs
 )]
 
-
 use std::path::PathBuf;
 
 use runtime::Error;

@@ -8,7 +8,6 @@
     missing_docs
 )]
 
-
 #[path = "common/text.rs"]
 mod text;
 
