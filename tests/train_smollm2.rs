@@ -102,7 +102,7 @@ fn like_peft(model: &Arc<LoadedModel>, name: &str, tolerance: f64, steps: usize)
 fn like_peft_on_cpu() {
     let Some(path) = smollm2() else { return };
     let model = open(&path, BackendChoice::Cpu);
-    for name in ["all", "assistant", "all_random_b", "assistant_random_b"] {
-        like_peft(&model, name, 2e-3, 12);
+    for (name, steps) in [("all", 12), ("assistant", 12), ("all_random_b", 4), ("assistant_random_b", 4)] {
+        like_peft(&model, name, 2e-3, steps);
     }
 }

@@ -6,13 +6,21 @@ use super::checkpoint::{self, Saved};
 use super::data::{self, DataReport, Row};
 use super::recipe::{DEFAULT_EPOCHS, Recipe};
 use super::report::{MemoryReport, StepReport};
-use super::trainer::{Trainer, TrainerOptions, Update};
+use super::trainer::{Trainer, TrainerOptions, Update, live_peak};
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, AdapterConfig};
 use crate::model::LoadedModel;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Short micro-batches of one step run together up to this many tokens: from there on products no longer gain from
+/// more rows (SmolLM2 on 2 cores, 95-token micro-batches: 97 tok/s apart, 2 × 512 tokens: 220).
+const MERGED_TOKENS: usize = 512;
+
+/// … as long as their activations stay below this, so that a small batch still means little memory.
+const MERGED_BYTES: usize = 1 << 30;
 
 /// A run between two optimizer steps.
 pub struct Job {
@@ -28,6 +36,8 @@ pub struct Job {
     total_steps: usize,
     /// Optimizer steps done.
     done: usize,
+    /// Tokens that the training program takes at once.
+    room: usize,
     began: Instant,
 }
 
@@ -73,18 +83,26 @@ impl Job {
         };
         let Start { config: mut adapter, layout, scale, params } = start;
         adapter.base_model.get_or_insert_with(|| model.name.clone());
-        let (tokens, seqs) = order.largest(&rows, recipe.batch_size);
-        let options = TrainerOptions {
-            tokens,
+        let per_step = recipe.batch_size * recipe.grad_accum;
+        // A run may hold all sequences of a step, whatever its tokens: their bounds take no room worth counting.
+        let (step_tokens, seqs) = order.largest(&rows, per_step);
+        let mut options = TrainerOptions {
+            tokens: order.largest(&rows, recipe.batch_size).0,
             seqs,
             max_len: recipe.max_length,
             dropout: recipe.dropout,
             recompute: recipe.recompute,
             scale,
         };
+        let merged = step_tokens.min(MERGED_TOKENS).min(model.device.limits().max_step_rows);
+        if merged > options.tokens {
+            let together = TrainerOptions { tokens: merged, ..options };
+            if live_peak(&*model.device, config, &model.weights, &layout, &together)? <= MERGED_BYTES {
+                options = together;
+            }
+        }
         let mut trainer = Trainer::new(model.device.clone(), config, &model.weights, layout, &options)?;
         trainer.set_params(&params)?;
-        let per_step = recipe.batch_size * recipe.grad_accum;
         let items = match recipe.max_steps {
             Some(steps) => steps * per_step,
             None => ((recipe.epochs.unwrap_or(DEFAULT_EPOCHS) * order.len() as f64).round() as usize).max(1),
@@ -105,6 +123,7 @@ impl Job {
             items,
             total_steps: items.div_ceil(per_step),
             done,
+            room: options.tokens,
             began: Instant::now(),
         })
     }
@@ -176,13 +195,10 @@ impl Job {
             return Err(Error::invalid(format!("the run has ended after {} steps", self.done)));
         }
         let (first, end) = (self.position(self.done), self.position(self.done + 1));
-        let batches: Vec<MicroBatch> = (first..end)
-            .step_by(self.recipe.batch_size)
-            .map(|at| {
-                let items = at..(at + self.recipe.batch_size).min(end);
-                let rows: Vec<usize> = items.flat_map(|i| self.order.item(i).to_vec()).collect();
-                MicroBatch::new(rows.iter().map(|r| &self.rows[*r]))
-            })
+        let batches: Vec<MicroBatch> = self
+            .groups(first..end)
+            .iter()
+            .map(|rows| MicroBatch::new(rows.iter().map(|r| &self.rows[*r])))
             .collect();
         let counted: usize = batches.iter().map(MicroBatch::counted).sum();
         let (mut sum, mut tokens) = (0.0, 0);
@@ -239,6 +255,29 @@ impl Job {
         let saved = Saved { folder: folder.to_owned(), adapter: self.adapter()?, m, v, step: self.done };
         let position = self.position(self.done);
         checkpoint::write(&saved, &self.recipe, &self.rows, position)
+    }
+
+    /// Rows of a step's micro-batches. Neighbours that fit the training program together run as one: the sums are
+    /// the same, and the weights are read once for all of them.
+    fn groups(&mut self, items: Range<usize>) -> Vec<Vec<usize>> {
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let mut taken = usize::MAX;
+        for at in items.clone().step_by(self.recipe.batch_size) {
+            let batch = at..(at + self.recipe.batch_size).min(items.end);
+            let rows: Vec<usize> = batch.flat_map(|i| self.order.item(i).to_vec()).collect();
+            let tokens: usize = rows.iter().map(|r| self.rows[*r].ids.len()).sum();
+            match groups.last_mut() {
+                Some(group) if taken + tokens <= self.room => {
+                    group.extend(rows);
+                    taken += tokens;
+                }
+                _ => {
+                    groups.push(rows);
+                    taken = tokens;
+                }
+            }
+        }
+        groups
     }
 
     /// Items consumed after `steps` steps.

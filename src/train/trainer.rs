@@ -53,6 +53,44 @@ pub struct Update {
     pub step: usize,
 }
 
+fn program(
+    device: &dyn Device,
+    config: &ModelConfig,
+    weights: &Bindings,
+    layout: &LoraLayout,
+    options: &TrainerOptions,
+) -> Result<TrainProgram> {
+    let dtype = |name: &str| weights.get(name).map_or(DType::F32, |b| b.desc().dtype);
+    let max_tensor_bytes = device.limits().max_tensor_bytes;
+    let model = ModelShape { config, dtype: &dtype, max_len: options.max_len, max_tensor_bytes };
+    let shape = TrainShape {
+        rows: options.tokens.next_multiple_of(ROW_BUCKET),
+        seqs: options.seqs,
+        dropout: options.dropout,
+        recompute: options.recompute,
+    };
+    train_program(&model, &shape, layout)
+}
+
+fn peak(program: &TrainProgram) -> Result<usize> {
+    // Alignment and limits do not change what is alive at one time.
+    Ok(plan(&program.program, 4, usize::MAX)?.live_peak)
+}
+
+/// Most bytes of intermediates that a trainer with these options has alive at one time.
+///
+/// # Errors
+/// Those of building the program.
+pub fn live_peak(
+    device: &dyn Device,
+    config: &ModelConfig,
+    weights: &Bindings,
+    layout: &LoraLayout,
+    options: &TrainerOptions,
+) -> Result<usize> {
+    peak(&program(device, config, weights, layout, options)?)
+}
+
 /// Adapters in training on one device.
 pub struct Trainer {
     device: Arc<dyn Device>,
@@ -80,16 +118,7 @@ impl Trainer {
         layout: LoraLayout,
         options: &TrainerOptions,
     ) -> Result<Self> {
-        let dtype = |name: &str| weights.get(name).map_or(DType::F32, |b| b.desc().dtype);
-        let limit = device.limits().max_tensor_bytes;
-        let model = ModelShape { config, dtype: &dtype, max_len: options.max_len, max_tensor_bytes: limit };
-        let shape = TrainShape {
-            rows: options.tokens.next_multiple_of(ROW_BUCKET),
-            seqs: options.seqs,
-            dropout: options.dropout,
-            recompute: options.recompute,
-        };
-        let inputs = train_program(&model, &shape, &layout)?;
+        let inputs = program(&*device, config, weights, &layout, options)?;
         let update = adamw_program(layout.len)?;
         let allocate = |name: &str, rows: usize, cols: usize| {
             device.allocate(BufferDesc { name: name.into(), dtype: DType::F32, rows, cols })
@@ -121,10 +150,9 @@ impl Trainer {
             moments: 2 * flat_bytes,
             tables: rope.desc().bytes() as u64,
             arena: (train.arena_bytes() + optimizer.arena_bytes()) as u64,
-            // Alignment and limits do not change what is alive at one time.
-            live_peak: plan(&inputs.program, 4, usize::MAX)?.live_peak as u64,
+            live_peak: peak(&inputs)? as u64,
             parameters: layout.parameters() as u64,
-            step_tokens: shape.rows,
+            step_tokens: inputs.program.decl(inputs.ids).cols,
         };
         Ok(Self { device, layout, params, grads, m, v, train, inputs, optimizer, update, memory })
     }
