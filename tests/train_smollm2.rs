@@ -14,7 +14,7 @@ use runtime::backend::BackendChoice;
 use runtime::format::peft::{Adapter, AdapterConfig, LoraWeights, TargetModules};
 use runtime::format::{Source, safetensors};
 use runtime::model::lora::Projection;
-use runtime::model::{LoadedModel, ModelConfig};
+use runtime::model::{LoadOptions, LoadedModel, ModelConfig};
 use runtime::tensor::HostTensor;
 use runtime::train::{Job, Recipe};
 use serde_json::Value;
@@ -61,7 +61,7 @@ fn summary(seed: u64, name: &str, gradient: &[f32]) -> Vec<f64> {
     out
 }
 
-fn check_gradients(job: &Job, case: &Value) {
+fn check_gradients(job: &Job, case: &Value, tolerance: f64) {
     let name = case["name"].as_str().unwrap();
     let source = Source::open(&golden(&format!("sft/smollm2_{name}.gradients.safetensors"))).unwrap();
     let expected = safetensors::read(&source, &|_| false).unwrap();
@@ -80,11 +80,12 @@ fn check_gradients(job: &Job, case: &Value) {
         let share = (gradient.len() as f64 / 256.0).sqrt();
         let difference = apart(0..1).max(apart(1..5) / 2.0).max(apart(5..261) * share) / norm;
         largest = largest.max(difference);
-        assert!(difference <= 1e-3, "{name}: the gradient of {tensor} is off by {difference}");
+        assert!(difference <= tolerance, "{name}: the gradient of {tensor} is off by {difference}");
     }
     eprintln!("{name}: gradients within {largest:.1e}");
 }
 
+/// Losses to a relative `tolerance`, gradients to half of it (bar 3: 0.2 % and 1e-3 on the CPU).
 fn like_peft(model: &Arc<LoadedModel>, name: &str, tolerance: f64, steps: usize) {
     let cases = json(&golden("sft/smollm2.json"));
     let case = cases["cases"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap();
@@ -93,7 +94,7 @@ fn like_peft(model: &Arc<LoadedModel>, name: &str, tolerance: f64, steps: usize)
     let mut job = Job::new(model, &Recipe { init_adapter: Some(folder.path().into()), ..recipe(case) }).unwrap();
     eprintln!("{name}: {}", job.memory());
     let first = job.accumulate(&|| false).unwrap().unwrap();
-    check_gradients(&job, case);
+    check_gradients(&job, case, tolerance / 2.0);
     compare_steps(&mut job, case, first.loss, tolerance, 0.02, steps);
 }
 
@@ -104,5 +105,17 @@ fn like_peft_on_cpu() {
     let model = open(&path, BackendChoice::Cpu);
     for (name, steps) in [("all", 12), ("assistant", 12), ("all_random_b", 4), ("assistant_random_b", 4)] {
         like_peft(&model, name, 2e-3, steps);
+    }
+}
+
+/// Two steps with every gradient, on the first wgpu adapter: a software one does about 10 tokens a second.
+#[cfg(feature = "wgpu")]
+#[test]
+fn like_peft_on_wgpu() {
+    let Some(path) = smollm2() else { return };
+    let options = LoadOptions { backend: BackendChoice::Wgpu, ..LoadOptions::default() };
+    match LoadedModel::open(&path, &options) {
+        Ok(model) => like_peft(&model, "assistant_random_b", 1e-2, 2),
+        Err(error) => eprintln!("skipped: {error}"),
     }
 }
