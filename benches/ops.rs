@@ -47,7 +47,9 @@ fn main() {
     println!("{} · {}", device.info().name, device.info().detail);
     println!("copy {:.1} GB/s", device.copy_bandwidth().unwrap() / 1e9);
     for rows in [1usize, 128, 512] {
-        for (label, k, n) in [("qo", 576, 576), ("kv", 576, 192), ("gate", 576, 1536), ("down", 1536, 576), ("head", 576, 49152)] {
+        for (label, k, n) in
+            [("qo", 576, 576), ("kv", 576, 192), ("gate", 576, 1536), ("down", 1536, 576), ("head", 576, 49152)]
+        {
             let name = format!("matmul {label} q4_1 {rows}x{k}x{n}");
             if !name.contains(&filter) || label == "head" && rows > 1 {
                 continue;
@@ -73,7 +75,12 @@ fn main() {
             let dy = b.input("dy", DType::F32, rows, n);
             let dx = b.output("out", rows, k, Live::Tokens);
             b.push(Op::MatMulDx { dy, weight, scale: None, dx, accumulate: false }).unwrap();
-            report(&name, time(device.as_ref(), b.finish(), rows as u32, &[]), 2.0 * (rows * k * n) as f64, (n * k / 32 * 20) as f64);
+            report(
+                &name,
+                time(device.as_ref(), b.finish(), rows as u32, &[]),
+                2.0 * (rows * k * n) as f64,
+                (n * k / 32 * 20) as f64,
+            );
         }
         let name = format!("attention paged {rows} rows, 512 keys");
         if name.contains(&filter) {
@@ -89,12 +96,22 @@ fn main() {
             let layout = KvLayout::Paged { table, page: 16 };
             b.push(Op::Attention { q, k, v, seqs, positions, layout, geometry, out, lse: None }).unwrap();
             let positions = (0..rows as u32).map(|t| t + 512 - rows as u32).collect();
-            let seconds = time(device.as_ref(), b.finish(), rows as u32, &[("positions", positions), ("table", (0..32).collect())]);
+            let seconds = time(
+                device.as_ref(),
+                b.finish(),
+                rows as u32,
+                &[("positions", positions), ("table", (0..32).collect())],
+            );
             report(&name, seconds, (rows * (512 - rows / 2) * 576 * 4) as f64, 0.0);
         }
     }
 }
 
 fn report(name: &str, seconds: f64, flop: f64, bytes: f64) {
-    println!("{name:40} {:9.3} ms {:8.2} GFLOP/s {:8.2} GB/s", seconds * 1e3, flop / seconds / 1e9, bytes / seconds / 1e9);
+    println!(
+        "{name:40} {:9.3} ms {:8.2} GFLOP/s {:8.2} GB/s",
+        seconds * 1e3,
+        flop / seconds / 1e9,
+        bytes / seconds / 1e9
+    );
 }

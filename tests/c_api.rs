@@ -1,6 +1,12 @@
 //! The C ABI as C sees it: the first program compiled strictly and run, and what wrong calls give back.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test may fail")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 use runtime::ffi::*;
 use std::ffi::{CStr, c_char, c_void};

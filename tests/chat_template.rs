@@ -1,8 +1,14 @@
 //! Chat templates against transformers' rendering, and the spans a training loss counts.
 //!
 //! `RUNTIME_CHAT_GOLDEN` names another file that `scripts/golden/chat_template.py` wrote.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr, reason = "a test may fail")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 use std::path::PathBuf;
 
@@ -36,7 +42,17 @@ fn template(golden: &Value, name: &str) -> ChatTemplate {
 /// What differs, as a line: the text around the first differing byte.
 fn difference(got: &str, want: &str) -> String {
     let at = got.bytes().zip(want.bytes()).take_while(|(a, b)| a == b).count();
-    let show = |s: &str| s.chars().scan(0, |n, c| { *n += c.len_utf8(); Some((*n, c)) }).filter(|(n, _)| *n + 30 > at).take(90).map(|(_, c)| c).collect::<String>();
+    let show = |s: &str| {
+        s.chars()
+            .scan(0, |n, c| {
+                *n += c.len_utf8();
+                Some((*n, c))
+            })
+            .filter(|(n, _)| *n + 30 > at)
+            .take(90)
+            .map(|(_, c)| c)
+            .collect::<String>()
+    };
     format!("got {:?} want {:?}", show(got), show(want))
 }
 
@@ -58,7 +74,8 @@ fn renders_as_transformers() {
                 continue;
             }
         };
-        let label: String = format!("{name} / {} / {}", case["conversation"], case["options"]).chars().take(120).collect();
+        let label: String =
+            format!("{name} / {} / {}", case["conversation"], case["options"]).chars().take(120).collect();
         let messages = &golden["conversations"][case["conversation"].as_str().unwrap()];
         let got = template.render_with_spans(messages, &options(&case["options"]));
         match (case["text"].as_str(), got) {
@@ -120,7 +137,8 @@ fn templates_of_a_folder() {
     let tools = RenderOptions { tools: Some(json!([{}])), ..RenderOptions::default() };
     assert_eq!(template.render(&json!([]), &RenderOptions::default()).unwrap(), "<s>plain");
     assert_eq!(template.render(&json!([]), &tools).unwrap(), "tools1");
-    let file = ChatTemplate::from_hf(Some("file {{ eos_token }}"), &config, &json!({"eos_token": "E"})).unwrap().unwrap();
+    let file =
+        ChatTemplate::from_hf(Some("file {{ eos_token }}"), &config, &json!({"eos_token": "E"})).unwrap().unwrap();
     assert_eq!(file.render(&json!([]), &tools).unwrap(), "file E");
 }
 

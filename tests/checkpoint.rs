@@ -1,5 +1,12 @@
 //! Hugging Face folders: configuration defaults, shards, tokenizer files, and what broken ones say.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 mod common;
 
@@ -106,7 +113,10 @@ fn folders_with_one_file_and_with_shards() {
     for (name, t) in &single.tensors {
         assert_eq!((&t.shape, &*t.data), (&sharded.tensors[name].shape, &*sharded.tensors[name].data), "{name}");
     }
-    let shard = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).find(|p| p.extension().unwrap() == "safetensors");
+    let shard = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.extension().unwrap() == "safetensors");
     assert!(Checkpoint::open(&shard.unwrap()).is_ok());
     let second = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
     let second = second.into_iter().find(|p| p.to_string_lossy().contains("model-00002-of-")).unwrap();

@@ -1,6 +1,12 @@
 //! The command line: arguments, exit codes, error lines and the shapes of the JSON that scripts rely on.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 use serde_json::Value;
 use std::io::Write;

@@ -1,5 +1,12 @@
 //! GGUF: what valid files become, and what every kind of broken file says.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 mod common;
 
@@ -42,7 +49,9 @@ fn families() {
         assert_eq!(c.config.qkv_bias, arch == "qwen2");
         assert_eq!(c.config.qk_norm, arch == "qwen3");
         assert_eq!(c.chat_template.as_deref(), Some("{{ messages }}"));
-        assert!(matches!(&c.tokenizer, TokenizerSource::Gguf(m) if m.require_str("tokenizer.ggml.pre").unwrap() == "smollm"));
+        assert!(
+            matches!(&c.tokenizer, TokenizerSource::Gguf(m) if m.require_str("tokenizer.ggml.pre").unwrap() == "smollm")
+        );
         assert_eq!(c.raw_config["model_type"], arch);
         let d = describe(&c);
         assert_eq!(d.bytes, d.parameters * 4);
@@ -69,7 +78,9 @@ fn rope_freqs_become_divisors() {
     let same = runtime::model::families::config_from_json("config.json", &c.raw_config).unwrap();
     let f = |config| runtime::model::rope::frequencies(config, 1000);
     assert_eq!(f(&c.config), f(&same));
-    assert!(error(tiny("llama").tensor_f32("rope_freqs.weight", &[2], &[1.0, 0.0]).build()).contains("rope_freqs.weight"));
+    assert!(
+        error(tiny("llama").tensor_f32("rope_freqs.weight", &[2], &[1.0, 0.0]).build()).contains("rope_freqs.weight")
+    );
 }
 
 #[test]

@@ -1,7 +1,13 @@
 //! `include/runtime.h` is what cbindgen makes of `src/ffi` today. After a wanted change:
 //! `RUNTIME_BLESS=1 cargo test --release --test header`.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 use std::path::Path;
 

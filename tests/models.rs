@@ -1,5 +1,12 @@
 //! Whole models against transformers: tiny ones of every family, and SmolLM2.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 mod common;
 
@@ -16,7 +23,6 @@ use std::sync::Arc;
 
 const PAGE: usize = 8;
 
-
 /// Logits of every token of `ids`, fed in chunks of at most `chunk` rows over pages in reverse order.
 fn all_logits(model: &LoadedModel, ids: &[u32], chunk: usize) -> Vec<f32> {
     let c = model.config();
@@ -31,7 +37,8 @@ fn all_logits(model: &LoadedModel, ids: &[u32], chunk: usize) -> Vec<f32> {
     bindings.insert(buffers::ROPE.into(), model.rope_buffer(max_len).unwrap());
     for layer in 0..c.layers {
         for name in [buffers::key_cache(layer), buffers::value_cache(layer)] {
-            let desc = BufferDesc { name: name.clone(), dtype: DType::F32, rows: kv_rows, cols: c.kv_heads * c.head_dim };
+            let desc =
+                BufferDesc { name: name.clone(), dtype: DType::F32, rows: kv_rows, cols: c.kv_heads * c.head_dim };
             bindings.insert(name, model.device.allocate(desc).unwrap());
         }
     }
@@ -44,7 +51,14 @@ fn all_logits(model: &LoadedModel, ids: &[u32], chunk: usize) -> Vec<f32> {
     all
 }
 
-fn step(run: &mut dyn Executable, serve: &ServeProgram, ids: &[u32], first: usize, pages: usize, vocab: usize) -> Vec<f32> {
+fn step(
+    run: &mut dyn Executable,
+    serve: &ServeProgram,
+    ids: &[u32],
+    first: usize,
+    pages: usize,
+    vocab: usize,
+) -> Vec<f32> {
     let n = ids.len() as u32;
     let table: Vec<u32> = (0..pages as u32).rev().collect();
     let positions: Vec<u32> = (first as u32..first as u32 + n).collect();
@@ -84,16 +98,33 @@ fn families(choice: BackendChoice, tolerance: f32) {
         for sequence in 0..2 {
             let ids = expected.tensor(&format!("ids_{sequence}")).unwrap();
             let ids: Vec<u32> = match ids.dtype() {
-                safetensors::Dtype::I64 => ids.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect(),
+                safetensors::Dtype::I64 => {
+                    ids.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect()
+                }
                 _ => ids.data().as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect(),
             };
-            let want: Vec<f32> = expected.tensor(&format!("logits_{sequence}")).unwrap().data().as_chunks::<4>().0.iter()
-                .map(|b| f32::from_le_bytes(*b)).collect();
+            let want: Vec<f32> = expected
+                .tensor(&format!("logits_{sequence}"))
+                .unwrap()
+                .data()
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect();
             for chunk in [64, 13, 1] {
                 let got = all_logits(&model, &ids, chunk);
                 assert_eq!(got.len(), want.len());
-                let worst = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, |a: f32, b| if b.is_nan() { f32::NAN } else { a.max(b) });
-                assert!(worst <= tolerance, "{}: sequence {sequence}, chunks of {chunk}: off by {worst}", folder.display());
+                let worst = got
+                    .iter()
+                    .zip(&want)
+                    .map(|(g, w)| (g - w).abs())
+                    .fold(0.0, |a: f32, b| if b.is_nan() { f32::NAN } else { a.max(b) });
+                assert!(
+                    worst <= tolerance,
+                    "{}: sequence {sequence}, chunks of {chunk}: off by {worst}",
+                    folder.display()
+                );
             }
             seen += 1;
         }
@@ -147,7 +178,10 @@ fn smollm2(choice: BackendChoice, tolerance: f64, wanted: impl Fn(&str) -> bool)
         }
         let top: Vec<(u32, f64)> = numbers(&case, "next_top5");
         for ((id, logprob), (want_id, want)) in scores.next_top5.iter().zip(&top) {
-            assert!((f64::from(*logprob) - want).abs() < 10.0 * tolerance, "{name}: top-5 {id} {logprob}, {want_id} {want}");
+            assert!(
+                (f64::from(*logprob) - want).abs() < 10.0 * tolerance,
+                "{name}: top-5 {id} {logprob}, {want_id} {want}"
+            );
         }
         checked += 1;
     }
@@ -163,5 +197,7 @@ fn smollm2_matches_transformers_cpu() {
 #[cfg(feature = "wgpu")]
 fn smollm2_matches_transformers_wgpu() {
     // Software Vulkan computes about 20 tokens a second: the short cases, and one that takes several pages.
-    smollm2(BackendChoice::Wgpu, 5e-3, |name| ["chat_capital", "chinese", "white_space", "single_token"].contains(&name));
+    smollm2(BackendChoice::Wgpu, 5e-3, |name| {
+        ["chat_capital", "chinese", "white_space", "single_token"].contains(&name)
+    });
 }

@@ -4,12 +4,18 @@
 //!
 //! Without an adapter the test fails; `RUNTIME_NO_WGPU=1` says that there is none on purpose. The file is long because it
 //! is one table of all ops.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr, reason = "a test may fail")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 #![cfg(feature = "wgpu")]
 
-use runtime::backend::{Bindings, BufferDesc, ComputeType, Device, cpu, wgpu};
 use runtime::backend::wgpu::Variants;
+use runtime::backend::{Bindings, BufferDesc, ComputeType, Device, cpu, wgpu};
 use runtime::model::config::Activation;
 use runtime::program::{Builder, Geometry, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId};
 use runtime::tensor::{DType, HostBytes, HostTensor};
@@ -53,7 +59,8 @@ fn random_bytes(dtype: DType, rows: usize, cols: usize, r: &mut Random) -> Vec<u
         DType::BF16 => (0..n).flat_map(|_| half::bf16::from_f32(r.number()).to_le_bytes()).collect(),
         DType::U32 => vec![0; n * 4],
         _ => {
-            let mut bytes: Vec<u8> = (0..rows * dtype.bytes_for(cols).unwrap()).map(|_| (r.bits() >> 32) as u8).collect();
+            let mut bytes: Vec<u8> =
+                (0..rows * dtype.bytes_for(cols).unwrap()).map(|_| (r.bits() >> 32) as u8).collect();
             for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
                 let small = f16_bytes(0.02 + 0.05 * r.number().abs());
                 match dtype {
@@ -99,7 +106,8 @@ fn results(device: &dyn Device, program: &Arc<Program>, given: &Given, seed: u64
                 bindings.insert(decl.name.clone(), device.upload(&decl.name, &host).unwrap());
             }
             Place::State { buffer, offset } => {
-                let desc = BufferDesc { name: buffer.clone(), dtype: decl.dtype, rows: 1, cols: offset + decl.len() + 64 };
+                let desc =
+                    BufferDesc { name: buffer.clone(), dtype: decl.dtype, rows: 1, cols: offset + decl.len() + 64 };
                 let storage = device.allocate(desc).unwrap();
                 device.write(&storage, decl.dtype.bytes_for(*offset).unwrap(), &bytes).unwrap();
                 bindings.insert(buffer.clone(), storage);
@@ -156,7 +164,8 @@ fn adapters() -> &'static [(Variants, Arc<dyn Device>)] {
     static OPEN: OnceLock<Vec<(Variants, Arc<dyn Device>)>> = OnceLock::new();
     OPEN.get_or_init(|| {
         let open = |family| wgpu::open_with(0, ComputeType::F32, true, family).map(|device| (family, device));
-        let list: Vec<_> = [Variants::Auto, Variants::Gpu, Variants::Plain].into_iter().filter_map(|f| open(f).ok()).collect();
+        let list: Vec<_> =
+            [Variants::Auto, Variants::Gpu, Variants::Plain].into_iter().filter_map(|f| open(f).ok()).collect();
         let waived = std::env::var_os("RUNTIME_NO_WGPU").is_some();
         assert!(waived || !list.is_empty(), "no wgpu adapter: scripts/test.sh installs software Vulkan");
         list
@@ -244,7 +253,9 @@ fn rows() {
 
 #[test]
 fn lora_and_its_gradients() {
-    for (rows, k, n, rank, slots) in [(3, 40, 24, 4, true), (5, 64, 37, 8, false), (50, 96, 70, 16, false), (50, 64, 64, 16, true)] {
+    for (rows, k, n, rank, slots) in
+        [(3, 40, 24, 4, true), (5, 64, 37, 8, false), (50, 96, 70, 16, false), (50, 64, 64, 16, true)]
+    {
         let mut b = Builder::new("lora");
         let adapters = if slots { 3 } else { 1 };
         let x = live_input(&mut b, "x", rows, k);
@@ -312,7 +323,8 @@ fn packed_attention_and_its_gradients() {
         let dq = b.output("dq", rows, width, Live::Tokens);
         let dk = b.output("dk", rows, kv_width, Live::Tokens);
         let dv = b.output("dv", rows, kv_width, Live::Tokens);
-        b.push(Op::AttentionBackward { q, k, v, seqs, bounds, geometry: g, out, lse, dout, delta, dq, dk, dv }).unwrap();
+        b.push(Op::AttentionBackward { q, k, v, seqs, bounds, geometry: g, out, lse, dout, delta, dq, dk, dv })
+            .unwrap();
         let mut given = counts(live as u32, 0, lengths.len() as u32);
         let (mut seq_of, mut position_of, mut starts) = (vec![], vec![], vec![0u32]);
         for (s, n) in lengths.iter().enumerate() {
@@ -354,19 +366,43 @@ fn paged_attention_and_the_cache() {
             let v_cache = b.state("v_cache", "v_cache", 0, kv, cache, kv_width);
             let q_out = b.output("q_out", rows, width, Live::Tokens);
             let rotary = Op::QkNormRopeKv {
-                q, k, v, q_norm, k_norm, eps: 1e-6, head_dim: g.head_dim, positions, rope,
-                slots: Some(slots), q_out, k_out: k_cache, v_out: Some(v_cache),
+                q,
+                k,
+                v,
+                q_norm,
+                k_norm,
+                eps: 1e-6,
+                head_dim: g.head_dim,
+                positions,
+                rope,
+                slots: Some(slots),
+                q_out,
+                k_out: k_cache,
+                v_out: Some(v_cache),
             };
             b.push(rotary).unwrap();
             let out = b.output("out", rows, width, Live::Tokens);
             let layout = KvLayout::Paged { table, page };
-            b.push(Op::Attention { q: q_out, k: k_cache, v: v_cache, seqs, positions, layout, geometry: g, out, lse: None }).unwrap();
+            b.push(Op::Attention {
+                q: q_out,
+                k: k_cache,
+                v: v_cache,
+                seqs,
+                positions,
+                layout,
+                geometry: g,
+                out,
+                lse: None,
+            })
+            .unwrap();
             Arc::new(b.finish())
         };
         let mut given = counts(rows as u32 - 1, 0, 2);
-        let pages_of: Vec<u32> = (0..(sequences * pages) as u32).map(|i| (i * 5) % (sequences * pages) as u32).collect();
+        let pages_of: Vec<u32> =
+            (0..(sequences * pages) as u32).map(|i| (i * 5) % (sequences * pages) as u32).collect();
         let place: Vec<(u32, u32)> = (0..rows as u32).map(|t| (t % 2, 500 + t / 2 * 2)).collect();
-        let slot = |&(s, p): &(u32, u32)| pages_of[s as usize * pages + p as usize / page] * page as u32 + p % page as u32;
+        let slot =
+            |&(s, p): &(u32, u32)| pages_of[s as usize * pages + p as usize / page] * page as u32 + p % page as u32;
         given.insert("slots", place.iter().map(slot).collect());
         given.insert("seqs", place.iter().map(|p| p.0).collect());
         given.insert("positions", place.iter().map(|p| p.1).collect());
@@ -392,14 +428,39 @@ fn rotary_and_its_gradient() {
         let q_out = b.output("q_out", rows, heads * d, Live::Tokens);
         let k_out = b.output("k_out", rows, kv * d, Live::Tokens);
         let forward = Op::QkNormRopeKv {
-            q, k, v, q_norm, k_norm, eps: 1e-6, head_dim: d, positions, rope, slots: None, q_out, k_out, v_out: None,
+            q,
+            k,
+            v,
+            q_norm,
+            k_norm,
+            eps: 1e-6,
+            head_dim: d,
+            positions,
+            rope,
+            slots: None,
+            q_out,
+            k_out,
+            v_out: None,
         };
         b.push(forward).unwrap();
         let dq_out = live_input(&mut b, "dq_out", rows, heads * d);
         let dk_out = live_input(&mut b, "dk_out", rows, kv * d);
         let dq = b.output("dq", rows, heads * d, Live::Tokens);
         let dk = b.output("dk", rows, kv * d, Live::Tokens);
-        let backward = Op::QkNormRopeBackward { q, k, q_norm, k_norm, eps: 1e-6, head_dim: d, positions, rope, dq_out, dk_out, dq, dk };
+        let backward = Op::QkNormRopeBackward {
+            q,
+            k,
+            q_norm,
+            k_norm,
+            eps: 1e-6,
+            head_dim: d,
+            positions,
+            rope,
+            dq_out,
+            dk_out,
+            dq,
+            dk,
+        };
         b.push(backward).unwrap();
         let mut given = counts(6, 0, 1);
         given.insert("positions", vec![0, 3, 9, 31, 2, 1, 0]);
@@ -492,7 +553,10 @@ fn check_gradient(pair: Pair) {
         let want = (moved(STEP) - moved(-STEP)) / (2.0 * f64::from(STEP));
         let got: f64 = base[*gradient].iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
         let size: f64 = base[*gradient].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-        assert!(size > 0.0 && (got - want).abs() <= 2e-3 * size, "{name}: {gradient}: {got}, by differences {want}, norm {size}");
+        assert!(
+            size > 0.0 && (got - want).abs() <= 2e-3 * size,
+            "{name}: {gradient}: {got}, by differences {want}, norm {size}"
+        );
     }
 }
 
@@ -555,8 +619,24 @@ fn gradients_match_finite_differences() {
         let dq = b.output("dq", rows, heads * d, Live::Tokens);
         let dk = b.output("dk", rows, kv * d, Live::Tokens);
         let (eps, head_dim, slots, v_out) = (1e-6, d, None, None);
-        b.push(Op::QkNormRopeKv { q, k, v, q_norm, k_norm, eps, head_dim, positions, rope, slots, q_out, k_out, v_out }).unwrap();
-        b.push(Op::QkNormRopeBackward { q, k, q_norm, k_norm, eps, head_dim, positions, rope, dq_out, dk_out, dq, dk }).unwrap();
+        b.push(Op::QkNormRopeKv {
+            q,
+            k,
+            v,
+            q_norm,
+            k_norm,
+            eps,
+            head_dim,
+            positions,
+            rope,
+            slots,
+            q_out,
+            k_out,
+            v_out,
+        })
+        .unwrap();
+        b.push(Op::QkNormRopeBackward { q, k, q_norm, k_norm, eps, head_dim, positions, rope, dq_out, dk_out, dq, dk })
+            .unwrap();
         let program = b.finish();
         let mut given = counts(5, 0, 1);
         given.insert("positions", vec![0, 3, 9, 15, 2]);
@@ -586,7 +666,8 @@ fn gradients_match_finite_differences() {
         let dv = b.output("dv", rows, kv_width, Live::Tokens);
         let layout = KvLayout::Packed { bounds };
         b.push(Op::Attention { q, k, v, seqs, positions, layout, geometry: g, out, lse: Some(lse) }).unwrap();
-        b.push(Op::AttentionBackward { q, k, v, seqs, bounds, geometry: g, out, lse, dout, delta, dq, dk, dv }).unwrap();
+        b.push(Op::AttentionBackward { q, k, v, seqs, bounds, geometry: g, out, lse, dout, delta, dq, dk, dv })
+            .unwrap();
         let mut given = counts(9, 0, 2);
         given.insert("seqs", vec![0, 0, 0, 0, 0, 0, 1, 1, 1]);
         given.insert("positions", vec![0, 1, 2, 3, 4, 5, 0, 1, 2]);

@@ -1,9 +1,16 @@
 //! PEFT's LoRA adapters, both ways; the golden adapter comes from scripts/golden/adapter.py.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
+use runtime::format::Source;
 use runtime::format::peft::{Adapter, AdapterConfig, TargetModules, WEIGHTS};
 use runtime::format::safetensors_write::write_file;
-use runtime::format::Source;
 use runtime::model::ModelConfig;
 use runtime::model::families::config_from_json;
 use runtime::tensor::{DType, HostBytes, HostTensor};
@@ -40,7 +47,8 @@ fn an_adapter_of_peft_is_read_and_written_unchanged() {
 
     // A folder of the caller's lets scripts/golden/adapter.py --check look at the result.
     let temporary = tempfile::tempdir().unwrap();
-    let out = std::env::var("RUNTIME_TEST_ADAPTER_OUT").map_or_else(|_| temporary.path().join("new/deep"), PathBuf::from);
+    let out =
+        std::env::var("RUNTIME_TEST_ADAPTER_OUT").map_or_else(|_| temporary.path().join("new/deep"), PathBuf::from);
     adapter.write(&out).unwrap();
     let again = Adapter::read(&out, &model).unwrap();
     assert_eq!(again.config, adapter.config);
@@ -119,10 +127,18 @@ fn weights_are_checked_against_the_model() {
         (vec![(a, t([3, 8])), (b, t([8, 2]))], ["found shape [3, 8]", "expected [2, 8]"]),
         (vec![(a, t([2, 8])), (b, t([9, 2]))], ["found shape [9, 2]", "lora_B"]),
         (vec![("x", t([2, 8]))], ["'x'", "lora_A.weight"]),
-        (vec![("base_model.model.model.layers.7.mlp.up_proj.lora_A.weight", t([2, 8])),
-              ("base_model.model.model.layers.7.mlp.up_proj.lora_B.weight", t([8, 2]))], ["layers.7", "no such"]),
+        (
+            vec![
+                ("base_model.model.model.layers.7.mlp.up_proj.lora_A.weight", t([2, 8])),
+                ("base_model.model.model.layers.7.mlp.up_proj.lora_B.weight", t([8, 2])),
+            ],
+            ["layers.7", "no such"],
+        ),
         (vec![("base_model.model.model.embed_tokens.lora_embedding_A", t([2, 8]))], ["embedding", "unsupported"]),
-        (vec![("base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector", t([2, 8]))], ["DoRA", "unsupported"]),
+        (
+            vec![("base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector", t([2, 8]))],
+            ["DoRA", "unsupported"],
+        ),
         (vec![], ["no LoRA tensor", WEIGHTS]),
     ] {
         let e = read(&tensors).unwrap_err().to_string();

@@ -1,5 +1,12 @@
 //! `hub::pull` against a small server that speaks the hub's protocol.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 use runtime::format::hub::{Pull, PullEvent, pull};
 use std::collections::BTreeMap;
@@ -59,8 +66,7 @@ fn answer(hub: &Hub, mut stream: TcpStream) -> std::io::Result<()> {
         let files: Vec<_> = hub.files.keys().map(|f| serde_json::json!({ "rfilename": f })).collect();
         return plain("200 OK", &serde_json::json!({ "sha": COMMIT, "siblings": files }).to_string());
     }
-    let Some((name, data)) =
-        path.strip_prefix("/owner/model/resolve/main/").and_then(|f| hub.files.get_key_value(f))
+    let Some((name, data)) = path.strip_prefix("/owner/model/resolve/main/").and_then(|f| hub.files.get_key_value(f))
     else {
         return plain("404 Not Found", "{}");
     };

@@ -1,5 +1,12 @@
 //! Every weight decoder against the `gguf` Python package, bit for bit (scripts/golden/quant.py).
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 use runtime::format::quant::{bf16_to_f32, dequantise_row, f16_to_f32};
 use runtime::tensor::DType;

@@ -1,5 +1,12 @@
 //! Rotary frequencies of every scaling kind against transformers (scripts/golden/rope.py).
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 use runtime::model::families::config_from_json;
 use runtime::model::rope::{frequencies, rope_table};

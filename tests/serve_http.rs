@@ -1,6 +1,13 @@
 //! The server below the level of a well-behaved client: malformed bodies, vanishing and slow readers, many at once.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 #![cfg(feature = "serve")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod serve_support;
 
@@ -44,7 +51,10 @@ fn malformed_requests_are_refused_by_name() {
         ("messages[0]", json!({"model": MODEL, "messages": [{"content": "x"}]})),
         ("messages[0].content", json!({"model": MODEL, "messages": [{"role": "user", "content": 1}]})),
         ("messages[0].content", json!({"model": MODEL, "messages": [{"role": "user", "content": null}]})),
-        ("messages[0].content[1]", json!({"model": MODEL, "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "input_audio"}]}]})),
+        (
+            "messages[0].content[1]",
+            json!({"model": MODEL, "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "input_audio"}]}]}),
+        ),
     ];
     for (field, body) in chats {
         let (status, message, param, _) = server.refused(CHAT, &body.to_string());
@@ -85,7 +95,9 @@ fn malformed_requests_are_refused_by_name() {
     }
     let (_, message, ..) = server.refused(CHAT, &chat(json!({"stream": true, "stream_options": {"also": 1}})));
     assert!(message.contains("also"), "{message}");
-    for prompt in [json!(7), json!({}), json!([]), json!([[]]), json!([1, "x"]), json!([-1]), json!([99999]), Value::Null] {
+    for prompt in
+        [json!(7), json!({}), json!([]), json!([[]]), json!([1, "x"]), json!([-1]), json!([99999]), Value::Null]
+    {
         let body = json!({"model": MODEL, "prompt": prompt}).to_string();
         let (status, _, param, _) = server.refused(TEXT, &body);
         assert_eq!((status, param), (400, json!("prompt")), "{body}");
@@ -159,14 +171,16 @@ fn twenty_streams_at_once_do_not_mix() {
         streams.into_iter().map(|stream| stream.join().unwrap()).collect()
     });
     for (alone, stream) in alone.iter().zip(together) {
-        let text: String = events(&stream).iter().map(|event| event["choices"][0]["text"].as_str().unwrap().to_owned()).collect();
+        let text: String =
+            events(&stream).iter().map(|event| event["choices"][0]["text"].as_str().unwrap().to_owned()).collect();
         assert_eq!(&text, alone);
     }
 }
 
 /// Starts an answer as long as possible and leaves after its first line of data.
 fn abandon(server: &Server, stream: bool) {
-    let body = json!({"model": MODEL, "prompt": "x", "max_tokens": 500, "ignore_eos": true, "stream": stream}).to_string();
+    let body =
+        json!({"model": MODEL, "prompt": "x", "max_tokens": 500, "ignore_eos": true, "stream": stream}).to_string();
     let mut reader = BufReader::new(server.send("POST", TEXT, JSON, &body));
     let mut line = String::new();
     while stream && !line.starts_with("data: ") {
@@ -205,13 +219,17 @@ fn a_client_that_does_not_read_holds_nobody_up() {
     let (status, body) = answer(slow);
     assert_eq!(status, 200);
     let last = events(&body).pop().unwrap();
-    let message = last["error"]["message"].as_str().unwrap_or_else(|| panic!("{} bytes fitted, then {last}", body.len()));
+    let message =
+        last["error"]["message"].as_str().unwrap_or_else(|| panic!("{} bytes fitted, then {last}", body.len()));
     assert!(message.contains("waiting to be read"), "{message}");
 }
 
 #[test]
 fn a_graceful_stop_lets_answers_end_and_a_second_one_does_not() {
-    let body = |max: usize| json!({"model": MODEL, "prompt": "x", "max_tokens": max, "ignore_eos": true, "stream": true, "n": 16}).to_string();
+    let body = |max: usize| {
+        json!({"model": MODEL, "prompt": "x", "max_tokens": max, "ignore_eos": true, "stream": true, "n": 16})
+            .to_string()
+    };
     let server = Server::tiny(tiny_engine(1));
     let mut running = BufReader::new(server.send("POST", TEXT, JSON, &body(20)));
     let mut line = String::new();
@@ -241,5 +259,7 @@ fn an_address_in_use_is_an_error() {
     let server = Server::tiny(engine.clone());
     let options = ServeOptions { port: server.address.port(), ..tiny_options() };
     let error = runtime::serve::serve(engine, options, |_| panic!("listens twice"), &runtime::serve::Shutdown::new());
-    assert!(matches!(error, Err(runtime::Error::Network(message)) if message.contains(&server.address.port().to_string())));
+    assert!(
+        matches!(error, Err(runtime::Error::Network(message)) if message.contains(&server.address.port().to_string()))
+    );
 }

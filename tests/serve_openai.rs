@@ -1,6 +1,13 @@
 //! OpenAI's own Python client against the server (tests/python/openai_client.py).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 #![cfg(feature = "serve")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod serve_support;
 
@@ -19,11 +26,8 @@ fn python() -> PathBuf {
 }
 
 fn run(arguments: &[&str]) {
-    let status = Command::new(python())
-        .arg(root().join("tests/python/openai_client.py"))
-        .args(arguments)
-        .status()
-        .unwrap();
+    let status =
+        Command::new(python()).arg(root().join("tests/python/openai_client.py")).args(arguments).status().unwrap();
     assert!(status.success());
 }
 
@@ -42,6 +46,7 @@ fn a_real_model_talks_to_the_openai_client() {
         eprintln!("skipped: SmolLM2 is not there (scripts/test.sh fetches it; RUNTIME_SMOLLM2 names it)");
         return;
     };
-    let server = Server::start(engine(&path, EngineOptions::default()), ServeOptions { port: 0, ..ServeOptions::default() });
+    let server =
+        Server::start(engine(&path, EngineOptions::default()), ServeOptions { port: 0, ..ServeOptions::default() });
     run(&["talk", &server.url()]);
 }

@@ -1,6 +1,12 @@
 //! Every variant of every shader is expanded, parsed, validated and written to SPIR-V, without a GPU.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr, reason = "a test may fail")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 #![cfg(feature = "wgpu")]
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -28,11 +34,7 @@ fn weights() -> Vec<Set> {
 
 /// The three forms of reductions (reduce.wgsl).
 fn reductions() -> Vec<Set> {
-    vec![
-        vec![("WG", 64)],
-        vec![("WG", 256), ("SUBGROUPS", 1)],
-        vec![("WG", 8), ("SUBGROUPS", 1), ("ONE_SUBGROUP", 1)],
-    ]
+    vec![vec![("WG", 64)], vec![("WG", 256), ("SUBGROUPS", 1)], vec![("WG", 8), ("SUBGROUPS", 1), ("ONE_SUBGROUP", 1)]]
 }
 
 fn tile(bm: i64, bn: i64, bk: i64) -> Set {
@@ -43,7 +45,9 @@ fn tile(bm: i64, bn: i64, bk: i64) -> Set {
 fn heads() -> Vec<Set> {
     [6, 64, 80, 128, 256]
         .into_iter()
-        .flat_map(|d: i64| [8, 64].map(|wg| vec![("D", d), ("DPT", (d + wg - 1) / wg), ("D4", i64::from(d % 4 == 0)), ("WG", wg)]))
+        .flat_map(|d: i64| {
+            [8, 64].map(|wg| vec![("D", d), ("DPT", (d + wg - 1) / wg), ("D4", i64::from(d % 4 == 0)), ("WG", wg)])
+        })
         .collect()
 }
 
@@ -54,7 +58,16 @@ fn variants() -> Vec<(&'static str, Set)> {
         ("embed", vec![weights(), group()]),
         ("rms_norm", vec![reductions()]),
         ("rms_norm_backward", vec![reductions(), flag("ACCUMULATE")]),
-        ("matmul", vec![weights(), vec![tile(64, 64, 32), tile(64, 16, 32)], flag("BIAS"), flag("RESIDUAL"), flag("ACCUMULATE")]),
+        (
+            "matmul",
+            vec![
+                weights(),
+                vec![tile(64, 64, 32), tile(64, 16, 32)],
+                flag("BIAS"),
+                flag("RESIDUAL"),
+                flag("ACCUMULATE"),
+            ],
+        ),
         (
             "matmul_rows",
             vec![
@@ -68,10 +81,19 @@ fn variants() -> Vec<(&'static str, Set)> {
         ),
         (
             "matmul_vec",
-            vec![weights(), reductions(), vec![vec![("T", 1), ("R", 4)], vec![("T", 8), ("R", 2)]], flag("BIAS"), flag("RESIDUAL")],
+            vec![
+                weights(),
+                reductions(),
+                vec![vec![("T", 1), ("R", 4)], vec![("T", 8), ("R", 2)]],
+                flag("BIAS"),
+                flag("RESIDUAL"),
+            ],
         ),
         ("matmul_dx", vec![weights(), vec![tile(64, 64, 32), tile(64, 16, 32)], flag("ACCUMULATE"), flag("SCALE")]),
-        ("matmul_dx_rows", vec![weights(), vec![vec![("WG", 8), ("T", 8), ("SUBGROUPS", 1)]], flag("ACCUMULATE"), flag("SCALE")]),
+        (
+            "matmul_dx_rows",
+            vec![weights(), vec![vec![("WG", 8), ("T", 8), ("SUBGROUPS", 1)]], flag("ACCUMULATE"), flag("SCALE")],
+        ),
         ("matmul_dw", vec![vec![tile(64, 64, 16), tile(16, 64, 16), tile(64, 16, 16)], flag("SCALE")]),
         ("lora_shrink", vec![reductions(), flag("SLOTS")]),
         ("lora_expand", vec![group(), flag("SLOTS")]),
@@ -93,7 +115,10 @@ fn variants() -> Vec<(&'static str, Set)> {
         (
             "attention_rows",
             vec![
-                vec![vec![("WG", 8), ("SUBGROUPS", 1), ("C", 16), ("C8", 2)], vec![("WG", 8), ("SUBGROUPS", 1), ("C", 32), ("C8", 4)]],
+                vec![
+                    vec![("WG", 8), ("SUBGROUPS", 1), ("C", 16), ("C8", 2)],
+                    vec![("WG", 8), ("SUBGROUPS", 1), ("C", 32), ("C8", 4)],
+                ],
                 vec![vec![], vec![("PAGED", 1)], vec![("PAGED", 1), ("KV_F16", 1)]],
                 flag("LSE"),
             ],
@@ -126,7 +151,8 @@ fn every_variant_is_valid_and_becomes_spirv() {
             let variant = Variant { shader, defines: defines.clone(), read_only, bindings: 0 };
             let label = format!("{shader} {set:?}");
             let source = variant.source().unwrap_or_else(|e| panic!("{label}: {e}"));
-            let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(&source)));
+            let module = naga::front::wgsl::parse_str(&source)
+                .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(&source)));
             // unpack2x16float needs half conversions, which every native backend of wgpu has; no f16 arithmetic.
             let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
             capabilities.set(Capabilities::SUBGROUP, subgroups);

@@ -1,14 +1,20 @@
 //! Streaming says what decoding says, one whole character at a time; stop strings cut it.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr, reason = "a test may fail")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 #[path = "common/text.rs"]
 mod text;
 
-use text::{golden, sentencepiece, smollm2, strings};
 use proptest::prelude::*;
 use runtime::token::{StopMatcher, Tokenizer};
 use serde_json::Value;
+use text::{golden, sentencepiece, smollm2, strings};
 
 fn tokenizers() -> Vec<Tokenizer> {
     let json = |name: &str| {

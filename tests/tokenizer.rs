@@ -1,15 +1,21 @@
 //! Token ids against llama.cpp (GGUF) and transformers (tokenizer.json), on 300 odd strings.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr, reason = "a test may fail")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 #[path = "common/text.rs"]
 mod text;
 
-use text::{golden, list, sentencepiece, smollm2, strings};
 use runtime::Error;
 use runtime::format::Checkpoint;
 use runtime::token::{ChatTemplate, GgufTokenizer, RenderOptions, Tokenizer, encode_chat_for_training};
 use serde_json::{Value, json};
+use text::{golden, list, sentencepiece, smollm2, strings};
 
 /// Asserts equality of all rows, showing the first few strings that differ.
 fn compare(what: &str, rows: impl Iterator<Item = (String, Vec<u32>, Vec<u32>)>) {
@@ -87,7 +93,12 @@ fn pre_tokenizer_kinds_are_llama_cpp() {
             })
             .collect();
         if !differing.is_empty() {
-            failures.push(format!("{pre}: {} of {}: {}", differing.len(), want.len(), differing[..differing.len().min(4)].join("; ")));
+            failures.push(format!(
+                "{pre}: {} of {}: {}",
+                differing.len(),
+                want.len(),
+                differing[..differing.len().min(4)].join("; ")
+            ));
         }
     }
     assert!(kinds >= 15);
@@ -100,10 +111,13 @@ fn sentencepiece_is_llama_cpp() {
     for (key, prefix) in [("ids_prefix", true), ("ids_no_prefix", false)] {
         let tokenizer = sentencepiece(prefix);
         let want: Vec<Vec<u32>> = list(&golden[key]);
-        compare(key, strings().into_iter().zip(want).map(|(text, want)| {
-            let got = tokenizer.encode(&text, false).unwrap();
-            (text, got, want)
-        }));
+        compare(
+            key,
+            strings().into_iter().zip(want).map(|(text, want)| {
+                let got = tokenizer.encode(&text, false).unwrap();
+                (text, got, want)
+            }),
+        );
         assert!(tokenizer.add_bos());
         assert_eq!(tokenizer.encode("", true).unwrap(), [1]);
     }
@@ -123,10 +137,13 @@ fn tokenizer_json_is_transformers() {
         let bytes = serde_json::to_vec(&golden["tokenizer"]).unwrap();
         let tokenizer = Tokenizer::from_json(&bytes, &Value::Null, &Value::Null).unwrap();
         let (index, ids): (Vec<usize>, Vec<Vec<u32>>) = (list(&golden["index"]), list(&golden["ids"]));
-        compare(name, index.iter().zip(&ids).map(|(&i, want)| {
-            let got = tokenizer.encode(&strings[i], false).unwrap();
-            (strings[i].clone(), got, want.clone())
-        }));
+        compare(
+            name,
+            index.iter().zip(&ids).map(|(&i, want)| {
+                let got = tokenizer.encode(&strings[i], false).unwrap();
+                (strings[i].clone(), got, want.clone())
+            }),
+        );
         assert_eq!(tokenizer.encode("Hello", true).unwrap(), list::<u32>(&golden["with_special"]), "{name}");
         for (key, skip) in [("decoded", false), ("decoded_skip", true)] {
             for (ids, want) in ids.iter().zip(list::<String>(&golden[key])) {
@@ -224,8 +241,8 @@ fn refuses_what_it_does_not_know() {
 /// 64-bit FNV-1a, as the golden script has it.
 fn digest(ids: &[u32]) -> String {
     let joined = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
-    let hash = joined.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = joined
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     format!("{hash:016x}")
 }

@@ -1,5 +1,12 @@
 //! Rows of training data: token ids and masks against the golden ones, each form of row, and lines that are wrong.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 mod train_support;
 

@@ -1,10 +1,17 @@
 //! The whole training program against finite differences: every adapter matrix of small random models with each of the
 //! flags that families differ in.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 mod train_support;
 
-use runtime::backend::{Bindings, BackendChoice, ComputeType, Device, open};
+use runtime::backend::{BackendChoice, Bindings, ComputeType, Device, open};
 use runtime::model::config::{Activation, Family, ModelConfig, RopeScaling};
 use runtime::model::lora::{LoraLayout, Projection};
 use runtime::model::weights::expected_tensors;
@@ -51,7 +58,13 @@ fn weights(device: &dyn Device, config: &ModelConfig) -> Bindings {
     for (name, shape) in expected_tensors(config) {
         let (cols, len) = (shape[shape.len() - 1], shape.iter().product());
         let norm = name.contains("norm");
-        let bound = if norm { 0.3 } else if shape.len() == 1 { 0.2 } else { 1.7 / (cols as f32).sqrt() };
+        let bound = if norm {
+            0.3
+        } else if shape.len() == 1 {
+            0.2
+        } else {
+            1.7 / (cols as f32).sqrt()
+        };
         let mut values = uniform(SEED, &name, len, bound);
         if norm {
             values.iter_mut().for_each(|v| *v += 1.0);
@@ -98,8 +111,10 @@ fn check(name: &str, config: ModelConfig, targets: &[Projection], dropout: f32, 
         trainer.micro_batch(&batch, 0.0, 5).unwrap() * f64::from(scale)
     };
     for (label, range) in matrices {
-        let direction: Vec<f32> = words(SEED, &label).take(range.len()).map(|w| if w >> 63 == 1 { -1.0 } else { 1.0 }).collect();
-        let inner = |d: &[f32]| gradients[range.clone()].iter().zip(d).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum::<f64>();
+        let direction: Vec<f32> =
+            words(SEED, &label).take(range.len()).map(|w| if w >> 63 == 1 { -1.0 } else { 1.0 }).collect();
+        let inner =
+            |d: &[f32]| gradients[range.clone()].iter().zip(d).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum::<f64>();
         let norm = gradients[range.clone()].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
         assert!(norm > 1e-6, "{name}: the gradient of {label} vanishes");
         // Along the gradient (a wrong sign or size) and across (a wrong place).
@@ -114,7 +129,10 @@ fn check(name: &str, config: ModelConfig, targets: &[Projection], dropout: f32, 
             };
             let expected = (at(&moved(step)) - at(&moved(-step))) / f64::from(2.0 * step);
             let found = inner(&d);
-            assert!((found - expected).abs() <= 0.01 * norm + 2e-5, "{name}: {label}: {found}, finite differences give {expected} (norm {norm})");
+            assert!(
+                (found - expected).abs() <= 0.01 * norm + 2e-5,
+                "{name}: {label}: {found}, finite differences give {expected} (norm {norm})"
+            );
         }
     }
 }
@@ -124,12 +142,24 @@ fn every_flag_of_the_decoder() {
     let all = Projection::ALL;
     check("plain", base(), &all, 0.0, false);
     check("grouped heads", ModelConfig { kv_heads: 2, ..base() }, &all, 0.0, false);
-    check("wide heads, partly rotated", ModelConfig { head_dim: 16, rope_dim: 8, kv_heads: 1, ..base() }, &all, 0.0, false);
+    check(
+        "wide heads, partly rotated",
+        ModelConfig { head_dim: 16, rope_dim: 8, kv_heads: 1, ..base() },
+        &all,
+        0.0,
+        false,
+    );
     check("qk norm", ModelConfig { qk_norm: true, kv_heads: 2, ..base() }, &all, 0.0, false);
     let biases = ModelConfig { qkv_bias: true, o_bias: true, mlp_bias: true, ..base() };
     check("biases", biases.clone(), &all, 0.0, false);
     check("windows", ModelConfig { windows: vec![Some(5), None], kv_heads: 2, ..base() }, &all, 0.0, false);
-    check("gelu, untied head", ModelConfig { activation: Activation::GeluTanh, tied_head: false, ..base() }, &all, 0.0, false);
+    check(
+        "gelu, untied head",
+        ModelConfig { activation: Activation::GeluTanh, tied_head: false, ..base() },
+        &all,
+        0.0,
+        false,
+    );
     check("dropout", base(), &all, 0.25, false);
     check("recompute", ModelConfig { qk_norm: true, qkv_bias: true, ..base() }, &all, 0.25, true);
     check("few targets", base(), &[Projection::K, Projection::Up], 0.0, false);

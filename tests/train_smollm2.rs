@@ -1,5 +1,12 @@
 //! Training of SmolLM2-135M-Instruct (Q4_1) against PEFT on the same dequantised weights: bar 3 of the fine-tuner.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 mod train_support;
 
@@ -41,7 +48,13 @@ fn summary(seed: u64, name: &str, gradient: &[f32]) -> Vec<f64> {
     let mut out = vec![gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt()];
     for j in 0..4 {
         let stream = format!("{name}#sign{j}");
-        out.push(gradient.iter().zip(words(seed, &stream)).map(|(g, w)| if w >> 63 == 1 { -f64::from(*g) } else { f64::from(*g) }).sum());
+        out.push(
+            gradient
+                .iter()
+                .zip(words(seed, &stream))
+                .map(|(g, w)| if w >> 63 == 1 { -f64::from(*g) } else { f64::from(*g) })
+                .sum(),
+        );
     }
     let stream = format!("{name}#sample");
     out.extend(words(seed, &stream).take(256).map(|w| f64::from(gradient[(w % gradient.len() as u64) as usize])));

@@ -1,6 +1,13 @@
 //! Training of the tiny chat models against PEFT, and against itself: recomputation, packing, accumulation,
 //! dropout, resuming.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 mod train_support;
 
@@ -112,7 +119,14 @@ fn packed_rows_do_not_see_each_other() {
     let model = tiny();
     let bins = Job::new(&model, &Recipe { packing: true, ..apart.clone() }).unwrap().data().bins;
     assert!(bins > 1 && bins < 24, "{bins} bins");
-    let packed = Recipe { packing: true, batch_size: 2, grad_accum: bins.div_ceil(2), max_steps: None, epochs: Some(1.0), ..apart.clone() };
+    let packed = Recipe {
+        packing: true,
+        batch_size: 2,
+        grad_accum: bins.div_ceil(2),
+        max_steps: None,
+        epochs: Some(1.0),
+        ..apart.clone()
+    };
     same_first_step(&apart, &packed, 2e-5);
 }
 
@@ -237,7 +251,10 @@ fn a_fresh_adapter_is_peft_s_and_learns() {
         let inputs = if name.contains("down_proj") { 96f32 } else { 64.0 };
         let largest = values.iter().fold(0f32, |m, x| m.max(x.abs()));
         let bound = 1.0 / inputs.sqrt();
-        assert!(if name.contains("lora_B") { largest == 0.0 } else { largest <= bound && largest > 0.9 * bound }, "{name}");
+        assert!(
+            if name.contains("lora_B") { largest == 0.0 } else { largest <= bound && largest > 0.9 * bound },
+            "{name}"
+        );
     }
     let memory = *job.memory();
     drop(job);

@@ -74,7 +74,9 @@ impl AdapterBank {
         let reusable = old.as_ref().filter(|slot| Arc::strong_count(slot) == 2).map(|slot| slot.index as usize);
         let index = self.slots.iter().position(Option::is_none).or(reusable).ok_or_else(|| {
             let n = self.slots.len();
-            Error::invalid(format!("adapter '{name}': all {n} adapter slots are in use: unload one or raise --max-loras"))
+            Error::invalid(format!(
+                "adapter '{name}': all {n} adapter slots are in use: unload one or raise --max-loras"
+            ))
         })?;
         self.write(index, adapter)?;
         if let Some(old) = old {

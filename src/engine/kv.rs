@@ -3,7 +3,8 @@
 /// Positions in a page.
 pub const PAGE: usize = 16;
 
-/// Hands out pages. A request gets all that it can ever need when it is admitted, so none fails half-way.
+/// Hands out pages as sequences grow. When none is left the engine parks its youngest request and computes it again
+/// later, so no request fails because another one grew.
 pub struct PagePool {
     free: Vec<u32>,
     total: usize,
@@ -26,9 +27,16 @@ impl PagePool {
 
     /// Pages for `tokens` positions, or `None` until others are given back.
     pub fn take(&mut self, tokens: usize) -> Option<Pages> {
-        let count = tokens.div_ceil(PAGE);
-        let rest = self.free.len().checked_sub(count)?;
-        Some(Pages(self.free.split_off(rest)))
+        let mut pages = Pages::default();
+        self.grow(&mut pages, tokens).then_some(pages)
+    }
+
+    /// Makes room for `tokens` positions in all; false, and nothing changed, where too few pages are free.
+    pub fn grow(&mut self, pages: &mut Pages, tokens: usize) -> bool {
+        let missing = tokens.div_ceil(PAGE).saturating_sub(pages.0.len());
+        let Some(rest) = self.free.len().checked_sub(missing) else { return false };
+        pages.0.extend(self.free.drain(rest..));
+        true
     }
 
     /// Takes pages back.

@@ -56,7 +56,8 @@ impl Sampler {
     /// `seed` is used where the parameters have none.
     pub fn new(params: SamplingParams, prompt: &[u32], seed: u64) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(params.seed.unwrap_or(seed));
-        let track = params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
+        let track =
+            params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
         let seen = if track { prompt.iter().map(|id| (*id, 0)).collect() } else { HashMap::new() };
         Self { params, rng, seen, forbidden: Vec::new() }
     }

@@ -84,6 +84,22 @@ impl Sequence {
         Self { id, pages, request, sink, adapter, sampler, tokens, computed: 0, ends, started: None, first_token: None }
     }
 
+    /// Positions that are in use after a step with `rows` more.
+    pub fn positions_after(&self, rows: usize) -> usize {
+        self.computed + rows
+    }
+
+    /// Tokens whose keys and values must be in the cache before the next one can be sampled.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Gives up its pages; what was computed is computed again when it has new ones.
+    pub fn park(&mut self) -> Pages {
+        self.computed = 0;
+        std::mem::take(&mut self.pages)
+    }
+
     /// Appends this sequence's rows to a step.
     pub fn fill(&mut self, share: &Share, input: &mut StepInput, pages_per_seq: usize) {
         self.started.get_or_insert_with(Instant::now);

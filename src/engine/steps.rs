@@ -66,7 +66,12 @@ pub struct Steps {
 
 impl Steps {
     /// Allocates the cache. `lora` and the buffers in `adapters` are those of the adapter bank.
-    pub fn new(model: Arc<LoadedModel>, sizes: StepSizes, lora: Option<LoraLayout>, adapters: &Bindings) -> Result<Self> {
+    pub fn new(
+        model: Arc<LoadedModel>,
+        sizes: StepSizes,
+        lora: Option<LoraLayout>,
+        adapters: &Bindings,
+    ) -> Result<Self> {
         let c = model.config();
         let dtype = model.device.limits().kv_dtype;
         let mut bindings = model.weights.clone();

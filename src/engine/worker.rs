@@ -4,7 +4,7 @@ use super::adapters::{AdapterBank, Slot};
 use super::kv::{PAGE, PagePool};
 use super::request::{Event, EventSink, FinishReason, Request, Usage};
 use super::sampler::top_logprobs;
-use super::scheduler::{Sequence, shares};
+use super::scheduler::{Sequence, Share, shares};
 use super::steps::{StepInput, StepSizes, Steps};
 use super::{EngineOptions, RequestId, Scores};
 use crate::backend::Bindings;
@@ -51,7 +51,10 @@ pub struct Worker {
     steps: Steps,
     bank: Option<AdapterBank>,
     waiting: VecDeque<Waiting>,
+    /// In order of arrival.
     running: Vec<Sequence>,
+    /// Sequences that had to give up their pages, oldest first; they come before those that wait.
+    parked: VecDeque<Sequence>,
     scores: VecDeque<ScoreJob>,
 }
 
@@ -60,7 +63,12 @@ const DEFAULT_KV_BYTES: usize = 512 << 20;
 
 impl Worker {
     /// Allocates cache and adapter bank.
-    pub fn new(model: Arc<LoadedModel>, options: &EngineOptions, max_len: usize, inbox: Receiver<Command>) -> Result<Self> {
+    pub fn new(
+        model: Arc<LoadedModel>,
+        options: &EngineOptions,
+        max_len: usize,
+        inbox: Receiver<Command>,
+    ) -> Result<Self> {
         let c = model.config();
         let limits = model.device.limits();
         let bytes_per_token = 2 * c.layers * c.kv_heads * c.head_dim * limits.kv_dtype.block_bytes();
@@ -98,6 +106,7 @@ impl Worker {
             bank,
             waiting: VecDeque::new(),
             running: Vec::new(),
+            parked: VecDeque::new(),
             scores: VecDeque::new(),
         })
     }
@@ -113,7 +122,7 @@ impl Worker {
             };
             self.fail_all(&failure);
         }
-        for mut sequence in self.running.drain(..) {
+        for mut sequence in self.running.drain(..).chain(self.parked.drain(..)) {
             sequence.finish(FinishReason::Cancelled);
         }
         for mut waiting in self.waiting.drain(..) {
@@ -123,12 +132,10 @@ impl Worker {
 
     fn take_commands(&mut self) -> ControlFlow<()> {
         loop {
-            let idle = self.running.is_empty() && self.waiting.is_empty() && self.scores.is_empty();
-            let command = if idle {
-                self.inbox.recv().map_err(|_| TryRecvError::Disconnected)
-            } else {
-                self.inbox.try_recv()
-            };
+            let idle =
+                self.running.is_empty() && self.parked.is_empty() && self.waiting.is_empty() && self.scores.is_empty();
+            let command =
+                if idle { self.inbox.recv().map_err(|_| TryRecvError::Disconnected) } else { self.inbox.try_recv() };
             match command {
                 Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return ControlFlow::Break(()),
                 Err(TryRecvError::Empty) => return ControlFlow::Continue(()),
@@ -178,6 +185,10 @@ impl Worker {
             let mut sequence = self.running.remove(at);
             sequence.finish(FinishReason::Cancelled);
             self.pool.give_back(sequence.pages);
+        } else if let Some(at) = self.parked.iter().position(|s| s.id == id)
+            && let Some(mut sequence) = self.parked.remove(at)
+        {
+            sequence.finish(FinishReason::Cancelled);
         } else if let Some(at) = self.waiting.iter().position(|w| w.id == id)
             && let Some(mut waiting) = self.waiting.remove(at)
         {
@@ -206,15 +217,44 @@ impl Worker {
 
     fn admit(&mut self) {
         while self.running.len() < self.max_seqs {
+            // Room for what is there and the next token.
+            if let Some(next) = self.parked.front() {
+                let Some(pages) = self.pool.take(next.len() + 1) else { return };
+                let Some(mut sequence) = self.parked.pop_front() else { return };
+                sequence.pages = pages;
+                self.running.push(sequence);
+                self.running.sort_by_key(|s| s.id);
+                continue;
+            }
             let Some(next) = self.waiting.front() else { return };
-            let Some(pages) = self.pool.take(next.request.prompt.len() + next.request.max_tokens) else { return };
+            let Some(pages) = self.pool.take(next.request.prompt.len() + 1) else { return };
             let Some(Waiting { id, request, sink, adapter }) = self.waiting.pop_front() else { return };
             self.running.push(Sequence::new(id, request, sink, pages, adapter, &self.ends));
         }
     }
 
+    /// The next step's shares, with pages for all of them: while there are too few, the youngest is parked. One
+    /// sequence alone always fits, since the pool holds a whole context.
+    fn plan(&mut self) -> Vec<Share> {
+        loop {
+            let plan = shares(&self.running, self.steps.max_rows());
+            let grown = plan.iter().all(|share| {
+                let sequence = &mut self.running[share.index];
+                let positions = sequence.positions_after(share.rows);
+                self.pool.grow(&mut sequence.pages, positions)
+            });
+            if grown || self.running.len() < 2 {
+                return plan;
+            }
+            if let Some(mut youngest) = self.running.pop() {
+                self.pool.give_back(youngest.park());
+                self.parked.push_front(youngest);
+            }
+        }
+    }
+
     fn step(&mut self) -> Result<()> {
-        let plan = shares(&self.running, self.steps.max_rows());
+        let plan = self.plan();
         let pages = self.steps.pages_per_seq();
         let mut input = StepInput::default();
         for share in &plan {
@@ -241,8 +281,7 @@ impl Worker {
         let all = 0..job.ids.len();
         for start in all.clone().step_by(self.steps.max_rows()) {
             let rows = start..(start + self.steps.max_rows()).min(all.end);
-            let labels: Vec<u32> =
-                rows.clone().map(|t| job.ids.get(t + 1).copied().unwrap_or(u32::MAX)).collect();
+            let labels: Vec<u32> = rows.clone().map(|t| job.ids.get(t + 1).copied().unwrap_or(u32::MAX)).collect();
             let losses = self.steps.losses(&rows_of(job, pages, rows, self.steps.pages_per_seq()), &labels)?;
             logprobs.extend(losses.into_iter().map(|loss| -loss));
         }

@@ -91,7 +91,10 @@ fn config_json(file: &GgufFile, spec: &FamilySpec, arch: &str, divisors: Option<
         None => hidden.checked_div(heads).unwrap_or(0),
     };
     if meta.get_u32(&key("attention.value_length"))?.is_some_and(|n| n != head_dim) {
-        let message = format!("{}: heads of different width for keys and values (key '{arch}.attention.value_length')", meta.file());
+        let message = format!(
+            "{}: heads of different width for keys and values (key '{arch}.attention.value_length')",
+            meta.file()
+        );
         return Err(Error::unsupported(message));
     }
     let eps = key("attention.layer_norm_rms_epsilon");
@@ -196,7 +199,11 @@ fn rope_json(meta: &GgufMetadata, arch: &str, head_dim: u32, context: u32, divis
         ("yarn", None) => {
             r.insert("rope_type".into(), json!("yarn"));
             let f = factor.ok_or_else(|| {
-                Error::format(meta.file(), format!("key '{}'", key("scaling.factor")), "missing, but rope.scaling.type is yarn")
+                Error::format(
+                    meta.file(),
+                    format!("key '{}'", key("scaling.factor")),
+                    "missing, but rope.scaling.type is yarn",
+                )
             })?;
             r.insert("factor".into(), json!(f));
             let original = meta.get_u32(&key("scaling.original_context_length"))?.unwrap_or(context);
@@ -248,7 +255,8 @@ fn hf_name(name: &str) -> Option<String> {
         "ffn_down" => "mlp.down_proj",
         _ => return None,
     };
-    (matches!(kind, "weight" | "bias") && index.to_string() == layer).then(|| format!("model.layers.{index}.{module}.{kind}"))
+    (matches!(kind, "weight" | "bias") && index.to_string() == layer)
+        .then(|| format!("model.layers.{index}.{module}.{kind}"))
 }
 
 /// Puts the rows of q or k back in half-split order.

@@ -180,7 +180,8 @@ fn choose<'a>(repo: &str, files: &[&'a str], wanted: Option<&str>) -> Result<Vec
             None => Err(Error::invalid(format!("{repo} has no file '{wanted}'; its .gguf files: {}", list(&ggufs)))),
         };
     }
-    let weights: Vec<&str> = files.iter().filter(|f| f.ends_with(".safetensors") && !f.contains('/')).copied().collect();
+    let weights: Vec<&str> =
+        files.iter().filter(|f| f.ends_with(".safetensors") && !f.contains('/')).copied().collect();
     if !weights.is_empty() {
         const SMALL: [&str; 8] = [
             "config.json",
@@ -201,7 +202,9 @@ fn choose<'a>(repo: &str, files: &[&'a str], wanted: Option<&str>) -> Result<Vec
     match ggufs.as_slice() {
         [one] => Ok(vec![one]),
         [] => Err(Error::unsupported(format!("{repo} holds neither safetensors nor .gguf files"))),
-        many => Err(Error::invalid(format!("{repo} holds several .gguf files; name one as {repo}:FILE: {}", list(many)))),
+        many => {
+            Err(Error::invalid(format!("{repo} holds several .gguf files; name one as {repo}:FILE: {}", list(many))))
+        }
     }
 }
 

@@ -112,15 +112,14 @@ impl Adapter {
 fn pair(file: &str, tensors: Tensors) -> Result<BTreeMap<String, (HostTensor, HostTensor)>> {
     let mut sides = BTreeMap::<String, [Option<HostTensor>; 2]>::new();
     for (name, tensor) in tensors {
-        let (module, side) = parse_name(&name)
-            .ok_or_else(|| match feature_of(&name) {
-                Some(feature) => Error::unsupported(format!("{file}: tensor '{name}' ({feature})")),
-                None => Error::format(
-                    file,
-                    format!("tensor '{name}'"),
-                    format!("expected a name like '{PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight'"),
-                ),
-            })?;
+        let (module, side) = parse_name(&name).ok_or_else(|| match feature_of(&name) {
+            Some(feature) => Error::unsupported(format!("{file}: tensor '{name}' ({feature})")),
+            None => Error::format(
+                file,
+                format!("tensor '{name}'"),
+                format!("expected a name like '{PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight'"),
+            ),
+        })?;
         let slot = &mut sides.entry(module.to_owned()).or_default()[side];
         if slot.is_some() {
             return Err(Error::format(file, format!("tensor '{name}'"), "the module already has this side"));
@@ -143,7 +142,8 @@ fn pair(file: &str, tensors: Tensors) -> Result<BTreeMap<String, (HostTensor, Ho
 /// Module path and side (0 for A, 1 for B).
 fn parse_name(name: &str) -> Option<(&str, usize)> {
     let rest = name.strip_prefix(PREFIX)?;
-    let ends = [(".lora_A.weight", 0), (".lora_A.default.weight", 0), (".lora_B.weight", 1), (".lora_B.default.weight", 1)];
+    let ends =
+        [(".lora_A.weight", 0), (".lora_A.default.weight", 0), (".lora_B.weight", 1), (".lora_B.default.weight", 1)];
     ends.iter().find_map(|(end, side)| Some((rest.strip_suffix(end)?, *side)))
 }
 

@@ -140,10 +140,25 @@ impl AdapterConfig {
     pub fn to_json(&self) -> Value {
         let mut all = Map::new();
         for key in [
-            "alora_invocation_tokens", "arrow_config", "auto_mapping", "corda_config", "eva_config",
-            "exclude_modules", "kasa_config", "layer_replication", "layers_pattern", "layers_to_transform",
-            "lora_ga_config", "megatron_config", "modules_to_save", "monteclora_config", "revision",
-            "target_parameters", "trainable_token_indices", "use_bdlora", "velora_config",
+            "alora_invocation_tokens",
+            "arrow_config",
+            "auto_mapping",
+            "corda_config",
+            "eva_config",
+            "exclude_modules",
+            "kasa_config",
+            "layer_replication",
+            "layers_pattern",
+            "layers_to_transform",
+            "lora_ga_config",
+            "megatron_config",
+            "modules_to_save",
+            "monteclora_config",
+            "revision",
+            "target_parameters",
+            "trainable_token_indices",
+            "use_bdlora",
+            "velora_config",
         ] {
             all.insert(key.into(), Value::Null);
         }
@@ -168,15 +183,18 @@ impl AdapterConfig {
         set("rank_pattern", json!(self.rank_pattern));
         let alphas: Map<_, _> = self.alpha_pattern.iter().map(|(k, v)| (k.clone(), whole(*v))).collect();
         set("alpha_pattern", Value::Object(alphas));
-        set("target_modules", match &self.target_modules {
-            TargetModules::List(list) => {
-                let mut list = list.clone();
-                list.sort(); // PEFT keeps a set and sorts it when saving
-                json!(list)
-            }
-            TargetModules::Regex(pattern) => json!(pattern),
-            TargetModules::AllLinear => json!("all-linear"),
-        });
+        set(
+            "target_modules",
+            match &self.target_modules {
+                TargetModules::List(list) => {
+                    let mut list = list.clone();
+                    list.sort(); // PEFT keeps a set and sorts it when saving
+                    json!(list)
+                }
+                TargetModules::Regex(pattern) => json!(pattern),
+                TargetModules::AllLinear => json!("all-linear"),
+            },
+        );
         all.sort_keys();
         Value::Object(all)
     }
@@ -194,9 +212,9 @@ impl AdapterConfig {
         let head = "lm_head".to_owned();
         for module in linear_modules(model).chain(std::iter::once(head)) {
             let selected = match (&self.target_modules, &regex) {
-                (TargetModules::List(list), _) => list.iter().any(|t| {
-                    *t == module || module.strip_suffix(t.as_str()).is_some_and(|rest| rest.ends_with('.'))
-                }),
+                (TargetModules::List(list), _) => list
+                    .iter()
+                    .any(|t| *t == module || module.strip_suffix(t.as_str()).is_some_and(|rest| rest.ends_with('.'))),
                 (TargetModules::Regex(_), Some(regex)) => is_match(regex, &module)?,
                 _ => module != "lm_head",
             };

@@ -136,11 +136,9 @@ fn missing_weights(folder: &Path) -> Error {
             "{}: weights in {f} (a Python pickle); convert them to safetensors",
             folder.display()
         )),
-        None => Error::format(
-            folder.display().to_string(),
-            "weights",
-            format!("found no {SINGLE}, {INDEX} or .gguf file"),
-        ),
+        None => {
+            Error::format(folder.display().to_string(), "weights", format!("found no {SINGLE}, {INDEX} or .gguf file"))
+        }
     }
 }
 
@@ -156,8 +154,9 @@ fn read_index(source: &Source) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let mut shards = BTreeMap::<String, BTreeSet<String>>::new();
     for (tensor, shard) in map {
         let place = || format!("key 'weight_map.{tensor}'");
-        let shard =
-            shard.as_str().ok_or_else(|| Error::format(file, place(), format!("found {shard}, expected a file name")))?;
+        let shard = shard
+            .as_str()
+            .ok_or_else(|| Error::format(file, place(), format!("found {shard}, expected a file name")))?;
         // An index is untrusted: a shard has to be a plain name inside the folder.
         let mut parts = Path::new(shard).components();
         let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));

@@ -184,7 +184,8 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
     let loss_scale = b.input("loss_scale", DType::F32, 1, 1);
     let kv = KeyValues::Own { bounds };
     let dropout = shape.dropout;
-    let mut decoder = Decoder { b, model, rows, positions, seqs, kv, lora: Some(lora), adapters: None, dropout, salt: 0 };
+    let mut decoder =
+        Decoder { b, model, rows, positions, seqs, kv, lora: Some(lora), adapters: None, dropout, salt: 0 };
     let h = decoder.body(ids)?;
     let loss = decoder.loss(h, labels, loss_scale)?;
     let forward = decoder.b.finish();

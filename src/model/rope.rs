@@ -44,9 +44,8 @@ pub fn rope_table(config: &ModelConfig, max_len: usize) -> RopeTable {
 pub fn frequencies(config: &ModelConfig, seq_len: usize) -> Frequencies {
     let dim = config.rope_dim as f64;
     let max = config.max_positions as f64;
-    let base = |theta: f64| -> Vec<f64> {
-        (0..config.rope_dim / 2).map(|i| 1.0 / theta.powf(2.0 * i as f64 / dim)).collect()
-    };
+    let base =
+        |theta: f64| -> Vec<f64> { (0..config.rope_dim / 2).map(|i| 1.0 / theta.powf(2.0 * i as f64 / dim)).collect() };
     let plain = base(config.rope_theta);
     let mut attention_factor = 1.0;
     let inv_freq = match &config.rope_scaling {
@@ -69,12 +68,17 @@ pub fn frequencies(config: &ModelConfig, seq_len: usize) -> Frequencies {
             plain.iter().map(|w| llama3_frequency(*w, *factor, *low_freq_factor, *high_freq_factor, context)).collect()
         }
         // _compute_longrope_parameters
-        RopeScaling::LongRope { short_factor, long_factor, original_max_positions, attention_factor: given, factor } => {
+        RopeScaling::LongRope {
+            short_factor,
+            long_factor,
+            original_max_positions,
+            attention_factor: given,
+            factor,
+        } => {
             let original = *original_max_positions as f64;
             let factor = factor.unwrap_or(max / original);
-            attention_factor = given.unwrap_or_else(|| {
-                if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() }
-            });
+            attention_factor =
+                given.unwrap_or_else(|| if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() });
             let divisors = if seq_len > *original_max_positions { long_factor } else { short_factor };
             plain.iter().zip(divisors).map(|(w, d)| w / d).collect()
         }
@@ -85,15 +89,8 @@ pub fn frequencies(config: &ModelConfig, seq_len: usize) -> Frequencies {
 
 /// `_compute_yarn_parameters`
 fn yarn_frequencies(scaling: &RopeScaling, plain: &[f64], theta: f64, dim: f64) -> (Vec<f64>, f64) {
-    let RopeScaling::Yarn {
-        factor,
-        beta_fast,
-        beta_slow,
-        original_max_positions,
-        attention_factor,
-        mscale,
-        truncate,
-    } = scaling
+    let RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor, mscale, truncate } =
+        scaling
     else {
         return (plain.to_vec(), 1.0);
     };
@@ -103,9 +100,8 @@ fn yarn_frequencies(scaling: &RopeScaling, plain: &[f64], theta: f64, dim: f64) 
         None => get_mscale(1.0),
     });
     // The dimension that turns `rotations` times within the original context.
-    let correction = |rotations: f64| {
-        dim * (*original_max_positions as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln())
-    };
+    let correction =
+        |rotations: f64| dim * (*original_max_positions as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
     let (mut low, mut high) = (correction(*beta_fast), correction(*beta_slow));
     if *truncate {
         (low, high) = (low.floor(), high.ceil());

@@ -22,10 +22,7 @@ pub(super) fn read_rope(keys: Keys, head_dim: usize, max_positions: usize) -> Re
         None => keys.object("rope_parameters")?,
     };
     if let Some((key, _)) = params.and_then(|p| p.iter().find(|(_, v)| v.is_object())) {
-        return Err(Error::unsupported(format!(
-            "{}: rotary parameters for each kind of layer ('{key}')",
-            keys.file()
-        )));
+        return Err(Error::unsupported(format!("{}: rotary parameters for each kind of layer ('{key}')", keys.file())));
     }
     let either = |key: &str| -> Result<Option<f64>> {
         match params.map(|p| p.positive(key)).transpose()?.flatten() {
@@ -36,7 +33,7 @@ pub(super) fn read_rope(keys: Keys, head_dim: usize, max_positions: usize) -> Re
     let theta = either("rope_theta")?.unwrap_or(DEFAULT_THETA);
     let partial = either("partial_rotary_factor")?.unwrap_or(1.0);
     let dim = (head_dim as f64 * partial) as usize;
-    if partial > 1.0 || dim < 2 || dim % 2 != 0 {
+    if partial > 1.0 || dim < 2 || !dim.is_multiple_of(2) {
         let message = format!("rotates {dim} of {head_dim} dimensions of a head, expected an even number of them");
         return Err(keys.error("partial_rotary_factor", message));
     }

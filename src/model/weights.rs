@@ -93,7 +93,13 @@ fn layer_tensors(config: &ModelConfig, i: usize) -> Vec<(String, Vec<usize>)> {
 
 /// Buffers that old checkpoints carry and that are recomputed here: rotary frequencies and causal masks.
 pub fn is_harmless(name: &str) -> bool {
-    [".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached", ".self_attn.masked_bias", ".self_attn.bias"]
-        .iter()
-        .any(|end| name.ends_with(end))
+    [
+        ".rotary_emb.inv_freq",
+        ".rotary_emb.cos_cached",
+        ".rotary_emb.sin_cached",
+        ".self_attn.masked_bias",
+        ".self_attn.bias",
+    ]
+    .iter()
+    .any(|end| name.ends_with(end))
 }

@@ -52,7 +52,15 @@ impl Builder {
     }
 
     /// A part of the State buffer `buffer`, starting `offset` elements in.
-    pub fn state(&mut self, name: &str, buffer: &str, offset: usize, dtype: DType, rows: usize, cols: usize) -> TensorId {
+    pub fn state(
+        &mut self,
+        name: &str,
+        buffer: &str,
+        offset: usize,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+    ) -> TensorId {
         let place = Place::State { buffer: buffer.into(), offset };
         self.tensor(TensorDecl { name: name.into(), rows, cols, dtype, place, live: Live::All })
     }

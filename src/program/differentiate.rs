@@ -174,11 +174,27 @@ impl Walk {
                 let (dx, accumulate) = self.grad_of(*x);
                 self.b.push(Op::Dropout { x: dy, p: *p, salt: *salt, out: dx, accumulate })
             }
-            Op::QkNormRopeKv { q, k, q_norm, k_norm, eps, head_dim, positions, rope, slots: None, q_out, k_out, v_out: None, .. } => {
+            Op::QkNormRopeKv {
+                q,
+                k,
+                q_norm,
+                k_norm,
+                eps,
+                head_dim,
+                positions,
+                rope,
+                slots: None,
+                q_out,
+                k_out,
+                v_out: None,
+                ..
+            } => {
                 for norm in [q_norm, k_norm].into_iter().flatten() {
                     self.refuse(op, *norm)?;
                 }
-                let (Some(dq_out), Some(dk_out)) = (self.incoming(*q_out), self.incoming(*k_out)) else { return Ok(()) };
+                let (Some(dq_out), Some(dk_out)) = (self.incoming(*q_out), self.incoming(*k_out)) else {
+                    return Ok(());
+                };
                 let (dq, add_q) = self.overwriting(*q);
                 let (dk, add_k) = self.overwriting(*k);
                 self.b.push(Op::QkNormRopeBackward {
@@ -197,7 +213,9 @@ impl Walk {
                 })?;
                 self.push_all([add_q, add_k])
             }
-            Op::Attention { q, k, v, seqs, layout: KvLayout::Packed { bounds }, geometry, out, lse: Some(lse), .. } => {
+            Op::Attention {
+                q, k, v, seqs, layout: KvLayout::Packed { bounds }, geometry, out, lse: Some(lse), ..
+            } => {
                 let Some(dout) = self.incoming(*out) else { return Ok(()) };
                 let rows = self.b.decl(*q).rows;
                 let delta = self.b.temp("delta", rows, geometry.heads, Live::Tokens);

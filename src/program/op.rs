@@ -55,6 +55,7 @@ pub enum KvLayout {
 
 /// One fused op. See the module's note on shapes.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // each variant's formula names its fields
 pub enum Op {
     /// `out[t] = table[ids[t]]`: table any weight dtype `[V, K]`, ids u32 `[1, T]`, out `[T, K]`.
     Embed { table: TensorId, ids: TensorId, out: TensorId },
@@ -152,7 +153,15 @@ pub enum Op {
     /// Cross-entropy of `softmax(x · weightᵀ)` against labels u32 `[1, T]` (`u32::MAX`: not counted, loss 0), in
     /// row chunks so that the logits never exist whole: `logits` `[chunk, V]` is scratch. `loss` f32 `[T, 1]` in
     /// nat. Where `dx` is there, `dx = scale · (softmax − onehot) · weight`, scale f32 `[1, 1]`.
-    HeadLoss { x: TensorId, weight: TensorId, labels: TensorId, scale: TensorId, logits: TensorId, loss: TensorId, dx: Option<TensorId> },
+    HeadLoss {
+        x: TensorId,
+        weight: TensorId,
+        labels: TensorId,
+        scale: TensorId,
+        logits: TensorId,
+        loss: TensorId,
+        dx: Option<TensorId>,
+    },
     /// `y += x`.
     Accumulate { x: TensorId, y: TensorId },
     /// `x = value` in every element of every row.

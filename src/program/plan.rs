@@ -112,7 +112,9 @@ fn lifetimes(program: &Program) -> Vec<Lifetime> {
     }
     let temps = program.ids().filter(|id| program.decl(*id).place == Place::Temp);
     temps
-        .filter_map(|id| span[id.index()].map(|(first, last)| Lifetime { id, bytes: program.decl(id).bytes(), first, last }))
+        .filter_map(|id| {
+            span[id.index()].map(|(first, last)| Lifetime { id, bytes: program.decl(id).bytes(), first, last })
+        })
         .collect()
 }
 
@@ -123,5 +125,12 @@ fn live_peak(lifetimes: &[Lifetime], ops: usize) -> usize {
         change[l.last + 1] -= l.bytes as i64;
     }
     let mut now = 0;
-    change.iter().map(|c| { now += c; now }).max().unwrap_or(0) as usize
+    change
+        .iter()
+        .map(|c| {
+            now += c;
+            now
+        })
+        .max()
+        .unwrap_or(0) as usize
 }

@@ -71,7 +71,8 @@ fn fresh_temporaries(again: &[&Node], tensors: &mut Vec<TensorDecl>) -> HashMap<
     for node in again {
         for (id, access) in node.op.operands() {
             if access == Access::Write && tensors[id.index()].place == Place::Temp && !renamed.contains_key(&id) {
-                let copy = TensorDecl { name: format!("again.{}", tensors[id.index()].name), ..tensors[id.index()].clone() };
+                let copy =
+                    TensorDecl { name: format!("again.{}", tensors[id.index()].name), ..tensors[id.index()].clone() };
                 renamed.insert(id, TensorId(tensors.len() as u32));
                 tensors.push(copy);
             }

@@ -98,7 +98,12 @@ impl Shutdown {
 ///
 /// # Errors
 /// [`Error::Network`] where the address cannot be listened on.
-pub fn serve(engine: Engine, options: ServeOptions, on_ready: impl FnOnce(SocketAddr), shutdown: &Shutdown) -> Result<()> {
+pub fn serve(
+    engine: Engine,
+    options: ServeOptions,
+    on_ready: impl FnOnce(SocketAddr),
+    shutdown: &Shutdown,
+) -> Result<()> {
     let network = |what: &str, error: std::io::Error| Error::Network(format!("{what}: {error}"));
     // Two threads move bytes between sockets and queues; the work is on the engine's own thread.
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -105,10 +105,9 @@ fn check(gguf: &GgufTokenizer) -> Result<()> {
     if count == 0 {
         return Err(format_error("tokens", "is missing or empty".into()));
     }
-    for (key, len) in [
-        ("token_type", gguf.token_types.as_ref().map(Vec::len)),
-        ("scores", gguf.scores.as_ref().map(Vec::len)),
-    ] {
+    for (key, len) in
+        [("token_type", gguf.token_types.as_ref().map(Vec::len)), ("scores", gguf.scores.as_ref().map(Vec::len))]
+    {
         if let Some(len) = len
             && len != count
         {
@@ -158,7 +157,10 @@ fn byte_level(gguf: &mut GgufTokenizer) -> Result<(Engine, Rules, bool)> {
         let skip = merge.chars().next().map_or(0, char::len_utf8);
         let space = merge.get(skip..).and_then(|rest| rest.find(' ')).map(|at| at + skip);
         let Some(space) = space else {
-            return Err(format_error("merges", format!("entry {rank} is {merge:?}, not two tokens with a space between")));
+            return Err(format_error(
+                "merges",
+                format!("entry {rank} is {merge:?}, not two tokens with a space between"),
+            ));
         };
         pairs.push((merge[..space].to_owned(), merge[space + 1..].to_owned()));
     }

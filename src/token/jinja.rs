@@ -171,7 +171,13 @@ fn repr_str(text: &str, out: &mut String) {
 /// Python's `repr(float)`: the shortest digits, an exponent below 1e-4 and from 1e16 on.
 fn python_float(x: f64) -> String {
     if !x.is_finite() {
-        return if x.is_nan() { "nan".into() } else if x > 0.0 { "inf".into() } else { "-inf".into() };
+        return if x.is_nan() {
+            "nan".into()
+        } else if x > 0.0 {
+            "inf".into()
+        } else {
+            "-inf".into()
+        };
     }
     let scientific = format!("{x:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
@@ -306,8 +312,16 @@ mod tests {
     #[test]
     fn floats_as_python_prints_them() {
         for (x, text) in [
-            (1.0, "1.0"), (0.1, "0.1"), (-2.5, "-2.5"), (1e-5, "1e-05"), (1e16, "1e+16"), (1.5e300, "1.5e+300"),
-            (123_456_789.125, "123456789.125"), (1e15, "1000000000000000.0"), (0.0001, "0.0001"), (0.0, "0.0"),
+            (1.0, "1.0"),
+            (0.1, "0.1"),
+            (-2.5, "-2.5"),
+            (1e-5, "1e-05"),
+            (1e16, "1e+16"),
+            (1.5e300, "1.5e+300"),
+            (123_456_789.125, "123456789.125"),
+            (1e15, "1000000000000000.0"),
+            (0.0001, "0.0001"),
+            (0.0, "0.0"),
         ] {
             assert_eq!(python_float(x), text);
         }
@@ -315,7 +329,8 @@ mod tests {
 
     #[test]
     fn generation_tags() {
-        let (source, found) = rewrite_generation("a{%- generation -%}b{% endgeneration %}{% if generation %}{% endif %}{% x");
+        let (source, found) =
+            rewrite_generation("a{%- generation -%}b{% endgeneration %}{% if generation %}{% endif %}{% x");
         assert!(found);
         assert_eq!(source, "a{%- filter generation_span -%}b{% endfilter %}{% if generation %}{% endif %}{% x");
     }

@@ -77,9 +77,10 @@ impl Conversation<'_> {
             ));
         }
         let start = prompt.len();
-        let end = self.end(i).filter(|&end| end >= start).ok_or_else(|| {
-            fail("the chat template renders it differently once other messages follow".into())
-        })?;
+        let end = self
+            .end(i)
+            .filter(|&end| end >= start)
+            .ok_or_else(|| fail("the chat template renders it differently once other messages follow".into()))?;
         Ok(start..end)
     }
 

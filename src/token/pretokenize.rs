@@ -71,12 +71,7 @@ fn families() -> Vec<(&'static [&'static str], Vec<String>, bool, bool)> {
     let s = |patterns: &[&str]| patterns.iter().map(ToString::to_string).collect::<Vec<_>>();
     let sentence = r" ?[^(\s|.,!?…。，、।۔،)]+";
     vec![
-        (
-            &["default"],
-            s(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]),
-            false,
-            false,
-        ),
+        (&["default"], s(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]), false, false),
         (
             &["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
             s(&[&llama3]),
@@ -93,18 +88,25 @@ fn families() -> Vec<(&'static [&'static str], Vec<String>, bool, bool)> {
         ),
         (
             &[
-                "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4", "gigachat",
-                "a.x-4.0", "mellum", "roberta-bpe",
+                "gpt-2",
+                "phi-2",
+                "mpt",
+                "olmo",
+                "jais",
+                "trillion",
+                "granite-docling",
+                "exaone4",
+                "gigachat",
+                "a.x-4.0",
+                "mellum",
+                "roberta-bpe",
             ],
             s(&[GPT2]),
             false,
             false,
         ),
         (
-            &[
-                "qwen2", "qwen3", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2",
-                "kormo",
-            ],
+            &["qwen2", "qwen3", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2", "kormo"],
             s(&[&qwen2]),
             false,
             false,
@@ -130,23 +132,11 @@ fn families() -> Vec<(&'static [&'static str], Vec<String>, bool, bool)> {
         (&["gpt-4o", "llama4", "kanana2"], s(&[&cased(&optional_contraction, UP_TO_3_DIGITS)]), false, false),
         (
             &["deepseek-llm"],
-            s(&[
-                "[\r\n]",
-                DEEPSEEK_LETTERS,
-                r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
-                r"\s+$",
-                DEEPSEEK_CJK,
-                r"\p{N}+",
-            ]),
+            s(&["[\r\n]", DEEPSEEK_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", DEEPSEEK_CJK, r"\p{N}+"]),
             false,
             false,
         ),
-        (
-            &["deepseek-coder"],
-            s(&["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_CJK, DIGIT]),
-            false,
-            false,
-        ),
+        (&["deepseek-coder"], s(&["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_CJK, DIGIT]), false, false),
         (
             &["deepseek-v3", "hunyuan-dense", "joyai-llm"],
             s(&[

@@ -125,15 +125,20 @@ pub struct Tokenizer(Arc<Inner>);
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokenizer").field("vocab_size", &self.0.size).field("bos", &self.0.bos).field("eos", &self.0.eos).finish()
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.0.size)
+            .field("bos", &self.0.bos)
+            .field("eos", &self.0.eos)
+            .finish()
     }
 }
 
 /// A special token of tokenizer_config.json or special_tokens_map.json: a string or `{"content": …}`.
 pub(super) fn special_token(files: &[&Value], name: &str) -> Option<String> {
-    files.iter().map(|file| &file[name]).find_map(|entry| {
-        entry.as_str().or_else(|| entry["content"].as_str()).map(str::to_owned)
-    })
+    files
+        .iter()
+        .map(|file| &file[name])
+        .find_map(|entry| entry.as_str().or_else(|| entry["content"].as_str()).map(str::to_owned))
 }
 
 impl Tokenizer {
@@ -146,8 +151,7 @@ impl Tokenizer {
     pub fn from_json(tokenizer_json: &[u8], tokenizer_config: &Value, special_tokens_map: &Value) -> Result<Self> {
         const FILE: &str = "tokenizer.json";
         let format = |place: &str, message: String| Error::format(FILE, place, message);
-        let json: Value =
-            serde_json::from_slice(tokenizer_json).map_err(|error| format("JSON", error.to_string()))?;
+        let json: Value = serde_json::from_slice(tokenizer_json).map_err(|error| format("JSON", error.to_string()))?;
         let rules = Rules::from_json(&json["decoder"])?;
         let mut tokenizer =
             tokenizers::Tokenizer::from_bytes(tokenizer_json).map_err(|error| format("content", error.to_string()))?;
@@ -163,7 +167,8 @@ impl Tokenizer {
             (None, None) => template_tokens(&tokenizer)?,
             // As transformers: either key replaces what tokenizer.json says about both.
             (add_bos, add_eos) => {
-                let wanted = |add: Option<bool>, id: Option<u32>| id.filter(|_| add == Some(true)).into_iter().collect();
+                let wanted =
+                    |add: Option<bool>, id: Option<u32>| id.filter(|_| add == Some(true)).into_iter().collect();
                 (wanted(add_bos, bos), wanted(add_eos, eos))
             }
         };
@@ -317,7 +322,9 @@ impl Tokenizer {
 /// Tokens that tokenizer_config.json lists and tokenizer.json lacks, as transformers adds them.
 fn add_missing(tokenizer: &mut tokenizers::Tokenizer, config: &Value) -> Result<()> {
     let Some(listed) = config["added_tokens_decoder"].as_object() else { return Ok(()) };
-    let error = |id: &str, message: String| Error::format("tokenizer_config.json", format!("added_tokens_decoder.{id}"), message);
+    let error = |id: &str, message: String| {
+        Error::format("tokenizer_config.json", format!("added_tokens_decoder.{id}"), message)
+    };
     let mut missing = Vec::new();
     for (key, entry) in listed {
         let id: u32 = key.parse().map_err(|_| error(key, "is not a token id".into()))?;
@@ -339,7 +346,10 @@ fn add_missing(tokenizer: &mut tokenizers::Tokenizer, config: &Value) -> Result<
         tokenizer.add_tokens([token]).map_err(|e| error(&id.to_string(), e.to_string()))?;
         let got = tokenizer.token_to_id(&content);
         if got != Some(id) {
-            return Err(error(&id.to_string(), format!("'{content}' is not in tokenizer.json and would get id {got:?}")));
+            return Err(error(
+                &id.to_string(),
+                format!("'{content}' is not in tokenizer.json and would get id {got:?}"),
+            ));
         }
     }
     Ok(())

@@ -81,7 +81,10 @@ pub fn existing(adapter: &Adapter, origin: &str, recipe: &Recipe, model: &ModelC
     let mut scale = None;
     for entry in &layout.entries {
         let Some(weights) = adapter.modules.get(&entry.module) else {
-            return unsupported(format!("it has nothing for {}, but for that projection in other layers", entry.module));
+            return unsupported(format!(
+                "it has nothing for {}, but for that projection in other layers",
+                entry.module
+            ));
         };
         if weights.a.rows() != rank || *scale.get_or_insert(weights.scale) != weights.scale {
             return unsupported(format!("rank or alpha of {} differ from other modules'", entry.module));

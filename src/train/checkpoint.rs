@@ -79,7 +79,8 @@ impl Saved {
         let tensors = safetensors::read(&source, &|_| false)?;
         let moment = |name: &str| -> Result<Vec<f32>> {
             let tensor = tensors.get(name).filter(|t| t.dtype == DType::F32);
-            let tensor = tensor.ok_or_else(|| Error::format(source.name(), format!("tensor '{name}'"), "expected f32"))?;
+            let tensor =
+                tensor.ok_or_else(|| Error::format(source.name(), format!("tensor '{name}'"), "expected f32"))?;
             Ok(bytemuck::pod_collect_to_vec(&tensor.data))
         };
         Ok(Self { m: moment("m")?, v: moment("v")?, folder, adapter, step: state.step })
@@ -97,7 +98,10 @@ fn locate(folder: &Path) -> Result<PathBuf> {
         entry.path().join(STATE).is_file().then_some((step, entry.path()))
     });
     numbered.max().map(|(_, path)| path).ok_or_else(|| {
-        Error::invalid(format!("cannot resume {}: it neither is a checkpoint ({STATE}) nor holds a checkpoint-N", folder.display()))
+        Error::invalid(format!(
+            "cannot resume {}: it neither is a checkpoint ({STATE}) nor holds a checkpoint-N",
+            folder.display()
+        ))
     })
 }
 

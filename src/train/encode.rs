@@ -22,7 +22,9 @@ pub fn encode(row: &Value, loss: LossOn, tokenizer: &Tokenizer, chat: Option<&Ch
         _ => {
             let keys: Vec<_> = object.keys().map(|k| format!("'{k}'")).collect();
             let found = if keys.is_empty() { "none".into() } else { keys.join(", ") };
-            Err(Error::invalid(format!("expected the key 'messages', or 'prompt' and 'completion', or 'text'; found {found}")))
+            Err(Error::invalid(format!(
+                "expected the key 'messages', or 'prompt' and 'completion', or 'text'; found {found}"
+            )))
         }
     }
 }
@@ -86,7 +88,9 @@ fn completion(row: &Value, loss: LossOn, tokenizer: &Tokenizer, chat: Option<&Ch
             let opened = RenderOptions { add_generation_prompt: true, ..options };
             let start = template.render(&row["prompt"], &opened)?;
             if !whole.starts_with(&start) {
-                return Err(Error::Text("the chat template renders the prompt differently once the completion follows".into()));
+                return Err(Error::Text(
+                    "the chat template renders the prompt differently once the completion follows".into(),
+                ));
             }
             from(tokenizer, &whole, start.len(), false, loss)
         }

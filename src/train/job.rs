@@ -66,7 +66,9 @@ impl Job {
         let saved = recipe.resume.as_deref().map(|folder| Saved::read(folder, recipe, config, &rows)).transpose()?;
         let start = match (&saved, &recipe.init_adapter) {
             (Some(saved), _) => existing(&saved.adapter, &saved.folder.display().to_string(), recipe, config)?,
-            (None, Some(folder)) => existing(&Adapter::read(folder, config)?, &folder.display().to_string(), recipe, config)?,
+            (None, Some(folder)) => {
+                existing(&Adapter::read(folder, config)?, &folder.display().to_string(), recipe, config)?
+            }
             (None, None) => fresh(recipe, config)?,
         };
         let Start { config: mut adapter, layout, scale, params } = start;

@@ -178,7 +178,9 @@ impl Recipe {
         if let Some(epochs) = self.epochs {
             must(positive(epochs), "epochs", &epochs, "a number above 0")?;
             if let Some(steps) = self.max_steps {
-                return Err(Error::invalid(format!("max_steps is {steps} and epochs is {epochs}: give one of the two")));
+                return Err(Error::invalid(format!(
+                    "max_steps is {steps} and epochs is {epochs}: give one of the two"
+                )));
             }
         }
         if let Some(steps) = self.save_steps {

@@ -7,7 +7,9 @@ use super::report::MemoryReport;
 use crate::backend::{Bindings, Buffer, BufferDesc, Device, Executable};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::model::decoder::{ModelShape, OptimizerProgram, TrainProgram, TrainShape, adamw_program, buffers, train_program};
+use crate::model::decoder::{
+    ModelShape, OptimizerProgram, TrainProgram, TrainShape, adamw_program, buffers, train_program,
+};
 use crate::model::lora::LoraLayout;
 use crate::model::rope::rope_table;
 use crate::program::plan;

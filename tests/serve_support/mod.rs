@@ -78,7 +78,9 @@ impl Server {
         let mut socket = TcpStream::connect(self.address).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
         let len = body.len();
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len}\r\n{headers}\r\n");
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len}\r\n{headers}\r\n"
+        );
         socket.write_all(head.as_bytes()).unwrap();
         // A refused body may be cut off by the server's answer.
         let _ = socket.write_all(body.as_bytes());
@@ -96,7 +98,8 @@ impl Server {
     /// Posts what must be refused; status, and `message`, `param` and `code` of the error.
     pub fn refused(&self, path: &str, body: &str) -> (u16, String, serde_json::Value, serde_json::Value) {
         let (status, text) = self.post(path, body);
-        let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{body} gave {status} {text}"));
+        let value: serde_json::Value =
+            serde_json::from_str(&text).unwrap_or_else(|_| panic!("{body} gave {status} {text}"));
         let error = &value["error"];
         let message = error["message"].as_str().unwrap_or_else(|| panic!("{body} gave {text}")).to_owned();
         (status, message, error["param"].clone(), error["code"].clone())

@@ -67,15 +67,29 @@ pub fn compare_steps(job: &mut Job, case: &Value, first: f64, tolerance: f64, no
             (first, norm, lr)
         } else {
             let report = job.step().unwrap();
-            assert_eq!(report.tokens, expected["tokens"].as_u64().unwrap() as usize, "{name}: tokens of step {}", i + 1);
-            assert_eq!(report.counted, expected["counted"].as_u64().unwrap() as usize, "{name}: counted of step {}", i + 1);
+            assert_eq!(
+                report.tokens,
+                expected["tokens"].as_u64().unwrap() as usize,
+                "{name}: tokens of step {}",
+                i + 1
+            );
+            assert_eq!(
+                report.counted,
+                expected["counted"].as_u64().unwrap() as usize,
+                "{name}: counted of step {}",
+                i + 1
+            );
             (report.loss, report.grad_norm, report.lr)
         };
         let want = expected["loss"].as_f64().unwrap();
         let want_norm = expected["grad_norm"].as_f64().unwrap();
         eprintln!("{name} step {:2}: loss {loss:.6} (PEFT {want:.6}), norm {norm:.5} ({want_norm:.5})", i + 1);
         assert!(((loss - want) / want).abs() <= tolerance, "{name}: loss of step {} is {loss}, PEFT's {want}", i + 1);
-        assert!(((f64::from(norm) - want_norm) / want_norm).abs() <= norm_tolerance, "{name}: norm of step {} is {norm}, PEFT's {want_norm}", i + 1);
+        assert!(
+            ((f64::from(norm) - want_norm) / want_norm).abs() <= norm_tolerance,
+            "{name}: norm of step {} is {norm}, PEFT's {want_norm}",
+            i + 1
+        );
         assert!((lr - expected["lr"].as_f64().unwrap()).abs() <= 1e-12, "{name}: lr of step {}", i + 1);
     }
 }
@@ -105,7 +119,12 @@ pub fn tensors(adapter: &Adapter) -> Vec<(String, Vec<f32>)> {
 /// The largest relative difference over all tensors of two adapters.
 pub fn worst(found: &Adapter, expected: &Adapter) -> f64 {
     let pairs = tensors(found).into_iter().zip(tensors(expected));
-    pairs.map(|((a, x), (b, y))| { assert_eq!(a, b); relative_norm(&x, &y) }).fold(0.0, f64::max)
+    pairs
+        .map(|((a, x), (b, y))| {
+            assert_eq!(a, b);
+            relative_norm(&x, &y)
+        })
+        .fold(0.0, f64::max)
 }
 
 // The hash of scripts/golden/peft_sft.py.

@@ -84,12 +84,13 @@ pub enum WeightArg<'a> {
 ///
 /// # Errors
 /// [`Error::Internal`] where two ranges overlap or one lies outside.
-pub(super) fn split<'a>(mut pool: &'a mut [f32], mut wanted: Vec<(usize, Range<usize>)>) -> Result<Vec<(usize, &'a mut [f32])>> {
+pub(super) fn split(mut pool: &mut [f32], mut wanted: Vec<(usize, Range<usize>)>) -> Result<Vec<(usize, &mut [f32])>> {
     wanted.sort_by_key(|(_, range)| (range.start, range.end));
     let mut at = 0;
     let mut pieces = Vec::with_capacity(wanted.len());
     for (position, range) in wanted {
-        let bad = || Error::internal(format!("operands overlap or lie outside their buffer at element {}", range.start));
+        let bad =
+            || Error::internal(format!("operands overlap or lie outside their buffer at element {}", range.start));
         let skip = range.start.checked_sub(at).ok_or_else(bad)?;
         let rest = pool.split_at_mut_checked(skip).ok_or_else(bad)?.1;
         let (piece, rest) = rest.split_at_mut_checked(range.len()).ok_or_else(bad)?;

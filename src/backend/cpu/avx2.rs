@@ -49,11 +49,14 @@ impl NullaryFnOnce for Q4_0<'_> {
     #[inline(always)]
     fn call(self) {
         let simd = self.0.simd;
-        self.0.each(#[inline(always)] |block: &[u8; 18], x, sum| {
-            let [d0, d1, nibbles @ ..] = *block;
-            let d = scale(d0, d1);
-            (d, nibble_products(simd, nibbles, x), -8.0 * d * sum)
-        });
+        self.0.each(
+            #[inline(always)]
+            |block: &[u8; 18], x, sum| {
+                let [d0, d1, nibbles @ ..] = *block;
+                let d = scale(d0, d1);
+                (d, nibble_products(simd, nibbles, x), -8.0 * d * sum)
+            },
+        );
     }
 }
 
@@ -62,10 +65,13 @@ impl NullaryFnOnce for Q4_1<'_> {
     #[inline(always)]
     fn call(self) {
         let simd = self.0.simd;
-        self.0.each(#[inline(always)] |block: &[u8; 20], x, sum| {
-            let [d0, d1, m0, m1, nibbles @ ..] = *block;
-            (scale(d0, d1), nibble_products(simd, nibbles, x), scale(m0, m1) * sum)
-        });
+        self.0.each(
+            #[inline(always)]
+            |block: &[u8; 20], x, sum| {
+                let [d0, d1, m0, m1, nibbles @ ..] = *block;
+                (scale(d0, d1), nibble_products(simd, nibbles, x), scale(m0, m1) * sum)
+            },
+        );
     }
 }
 
@@ -74,10 +80,13 @@ impl NullaryFnOnce for Q8_0<'_> {
     #[inline(always)]
     fn call(self) {
         let simd = self.0.simd;
-        self.0.each(#[inline(always)] |block: &[u8; 34], x, _| {
-            let [d0, d1, q @ ..] = *block;
-            (scale(d0, d1), byte_products(simd, q, x), 0.0)
-        });
+        self.0.each(
+            #[inline(always)]
+            |block: &[u8; 34], x, _| {
+                let [d0, d1, q @ ..] = *block;
+                (scale(d0, d1), byte_products(simd, q, x), 0.0)
+            },
+        );
     }
 }
 

@@ -100,7 +100,9 @@ impl CpuExecutable {
     fn counts(&self) -> Result<[usize; 4]> {
         let counts: &[u32] = bytemuck::cast_slice(&self.own[self.program.counts.index()]);
         match counts {
-            [tokens, gathered, seqs, seed] => Ok([*tokens as usize, *gathered as usize, *seqs as usize, *seed as usize]),
+            [tokens, gathered, seqs, seed] => {
+                Ok([*tokens as usize, *gathered as usize, *seqs as usize, *seed as usize])
+            }
             _ => Err(Error::internal("counts must hold four numbers")),
         }
     }

@@ -1,10 +1,14 @@
 //! Products with a weight in its file's type: decoded row by row for one token, tile by tile for many.
 
+// A closure can be marked `inline(always)`, a function passed by name cannot: see `simd::dispatch`.
+#![allow(clippy::redundant_closure)]
+
 use super::gemm::{Mat, gemm};
 use super::simd::{dispatch, dot};
 use crate::error::{Error, Result};
 use crate::format::quant::{
-    bf16_to_f32, f16_to_f32, q4_0_block, q4_1_block, q4_k_block, q5_0_block, q5_1_block, q5_k_block, q6_k_block, q8_0_block,
+    bf16_to_f32, f16_to_f32, q4_0_block, q4_1_block, q4_k_block, q5_0_block, q5_1_block, q5_k_block, q6_k_block,
+    q8_0_block,
 };
 use crate::tensor::{DType, HostTensor};
 use rayon::prelude::*;
@@ -47,11 +51,6 @@ impl Weight {
         self.tensor.cols()
     }
 
-    /// Element type.
-    pub fn dtype(&self) -> DType {
-        self.tensor.dtype
-    }
-
     fn bytes(&self, rows: std::ops::Range<usize>) -> &[u8] {
         &self.tensor.data[rows.start * self.row_bytes..rows.end * self.row_bytes]
     }
@@ -60,20 +59,78 @@ impl Weight {
     pub fn decode(&self, row: usize, out: &mut [f32]) {
         let rows = out.len() / self.k().max(1);
         let bytes = self.bytes(row..row + rows);
-        dispatch(#[inline(always)] || match self.tensor.dtype {
-            DType::F32 => elements(bytes, out, #[inline(always)] |b| f32::from_le_bytes(b)),
-            DType::F16 => elements(bytes, out, #[inline(always)] |b| f16_to_f32(u16::from_le_bytes(b))),
-            DType::BF16 => elements(bytes, out, #[inline(always)] |b| bf16_to_f32(u16::from_le_bytes(b))),
-            DType::Q4_0 => blocks(bytes, out, #[inline(always)] |b, w| q4_0_block(b, w)),
-            DType::Q4_1 => blocks(bytes, out, #[inline(always)] |b, w| q4_1_block(b, w)),
-            DType::Q5_0 => blocks(bytes, out, #[inline(always)] |b, w| q5_0_block(b, w)),
-            DType::Q5_1 => blocks(bytes, out, #[inline(always)] |b, w| q5_1_block(b, w)),
-            DType::Q8_0 => blocks(bytes, out, #[inline(always)] |b, w| q8_0_block(b, w)),
-            DType::Q4_K => blocks(bytes, out, #[inline(always)] |b, w| q4_k_block(b, w)),
-            DType::Q5_K => blocks(bytes, out, #[inline(always)] |b, w| q5_k_block(b, w)),
-            DType::Q6_K => blocks(bytes, out, #[inline(always)] |b, w| q6_k_block(b, w)),
-            DType::U32 => {}
-        });
+        dispatch(
+            #[inline(always)]
+            || match self.tensor.dtype {
+                DType::F32 => elements(
+                    bytes,
+                    out,
+                    #[inline(always)]
+                    |b| f32::from_le_bytes(b),
+                ),
+                DType::F16 => elements(
+                    bytes,
+                    out,
+                    #[inline(always)]
+                    |b| f16_to_f32(u16::from_le_bytes(b)),
+                ),
+                DType::BF16 => elements(
+                    bytes,
+                    out,
+                    #[inline(always)]
+                    |b| bf16_to_f32(u16::from_le_bytes(b)),
+                ),
+                DType::Q4_0 => blocks(
+                    bytes,
+                    out,
+                    #[inline(always)]
+                    |b, w| q4_0_block(b, w),
+                ),
+                DType::Q4_1 => blocks(
+                    bytes,
+                    out,
+                    #[inline(always)]
+                    |b, w| q4_1_block(b, w),
+                ),
+                DType::Q5_0 => blocks(
+                    bytes,
+                    out,
+                    #[inline(always)]
+                    |b, w| q5_0_block(b, w),
+                ),
+                DType::Q5_1 => blocks(
+                    bytes,
+                    out,
+                    #[inline(always)]
+                    |b, w| q5_1_block(b, w),
+                ),
+                DType::Q8_0 => blocks(
+                    bytes,
+                    out,
+                    #[inline(always)]
+                    |b, w| q8_0_block(b, w),
+                ),
+                DType::Q4_K => blocks(
+                    bytes,
+                    out,
+                    #[inline(always)]
+                    |b, w| q4_k_block(b, w),
+                ),
+                DType::Q5_K => blocks(
+                    bytes,
+                    out,
+                    #[inline(always)]
+                    |b, w| q5_k_block(b, w),
+                ),
+                DType::Q6_K => blocks(
+                    bytes,
+                    out,
+                    #[inline(always)]
+                    |b, w| q6_k_block(b, w),
+                ),
+                DType::U32 => {}
+            },
+        );
     }
 
     /// All rows as f32: borrowed where they are stored so, else decoded.
@@ -156,23 +213,92 @@ impl Weight {
             if super::avx2::matvec(self.tensor.dtype, bytes, x, out) {
                 return;
             }
-            dispatch(#[inline(always)] || match self.tensor.dtype {
-                DType::F32 => match bytemuck::try_cast_slice(bytes) {
-                    Ok(weights) => each_row(weights, x, out),
-                    Err(_) => dot_elements(bytes, x, out, #[inline(always)] |b| f32::from_le_bytes(b)),
+            dispatch(
+                #[inline(always)]
+                || match self.tensor.dtype {
+                    DType::F32 => match bytemuck::try_cast_slice(bytes) {
+                        Ok(weights) => each_row(weights, x, out),
+                        Err(_) => dot_elements(
+                            bytes,
+                            x,
+                            out,
+                            #[inline(always)]
+                            |b| f32::from_le_bytes(b),
+                        ),
+                    },
+                    DType::F16 => dot_elements(
+                        bytes,
+                        x,
+                        out,
+                        #[inline(always)]
+                        |b| f16_to_f32(u16::from_le_bytes(b)),
+                    ),
+                    DType::BF16 => dot_elements(
+                        bytes,
+                        x,
+                        out,
+                        #[inline(always)]
+                        |b| bf16_to_f32(u16::from_le_bytes(b)),
+                    ),
+                    DType::Q4_0 => dot_blocks(
+                        bytes,
+                        x,
+                        out,
+                        #[inline(always)]
+                        |b, w| q4_0_block(b, w),
+                    ),
+                    DType::Q4_1 => dot_blocks(
+                        bytes,
+                        x,
+                        out,
+                        #[inline(always)]
+                        |b, w| q4_1_block(b, w),
+                    ),
+                    DType::Q5_0 => dot_blocks(
+                        bytes,
+                        x,
+                        out,
+                        #[inline(always)]
+                        |b, w| q5_0_block(b, w),
+                    ),
+                    DType::Q5_1 => dot_blocks(
+                        bytes,
+                        x,
+                        out,
+                        #[inline(always)]
+                        |b, w| q5_1_block(b, w),
+                    ),
+                    DType::Q8_0 => dot_blocks(
+                        bytes,
+                        x,
+                        out,
+                        #[inline(always)]
+                        |b, w| q8_0_block(b, w),
+                    ),
+                    DType::Q4_K => dot_blocks(
+                        bytes,
+                        x,
+                        out,
+                        #[inline(always)]
+                        |b, w| q4_k_block(b, w),
+                    ),
+                    DType::Q5_K => dot_blocks(
+                        bytes,
+                        x,
+                        out,
+                        #[inline(always)]
+                        |b, w| q5_k_block(b, w),
+                    ),
+                    DType::Q6_K => dot_blocks(
+                        bytes,
+                        x,
+                        out,
+                        #[inline(always)]
+                        |b, w| q6_k_block(b, w),
+                    ),
+                    DType::U32 => {}
                 },
-                DType::F16 => dot_elements(bytes, x, out, #[inline(always)] |b| f16_to_f32(u16::from_le_bytes(b))),
-                DType::BF16 => dot_elements(bytes, x, out, #[inline(always)] |b| bf16_to_f32(u16::from_le_bytes(b))),
-                DType::Q4_0 => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q4_0_block(b, w)),
-                DType::Q4_1 => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q4_1_block(b, w)),
-                DType::Q5_0 => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q5_0_block(b, w)),
-                DType::Q5_1 => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q5_1_block(b, w)),
-                DType::Q8_0 => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q8_0_block(b, w)),
-                DType::Q4_K => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q4_k_block(b, w)),
-                DType::Q5_K => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q5_k_block(b, w)),
-                DType::Q6_K => dot_blocks(bytes, x, out, #[inline(always)] |b, w| q6_k_block(b, w)),
-                DType::U32 => {}
-            });
+            );
         });
     }
 }
@@ -216,7 +342,12 @@ fn dot_elements<const B: usize>(bytes: &[u8], x: &[f32], out: &mut [f32], decode
 }
 
 #[inline(always)]
-fn dot_blocks<const B: usize, const N: usize>(bytes: &[u8], x: &[f32], out: &mut [f32], decode: impl Fn(&[u8; B], &mut [f32; N])) {
+fn dot_blocks<const B: usize, const N: usize>(
+    bytes: &[u8],
+    x: &[f32],
+    out: &mut [f32],
+    decode: impl Fn(&[u8; B], &mut [f32; N]),
+) {
     let (x_blocks, _) = x.as_chunks::<N>();
     for (row, o) in bytes.chunks_exact(x_blocks.len() * B).zip(out) {
         let mut acc = [0f32; 32];

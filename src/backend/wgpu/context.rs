@@ -80,7 +80,12 @@ pub fn device_error(message: impl Into<String>) -> Error {
 
 impl Context {
     /// Opens `adapter`.
-    pub fn open(adapter: &wgpu::Adapter, info: DeviceInfo, compute: ComputeType, variants: Variants) -> Result<Arc<Self>> {
+    pub fn open(
+        adapter: &wgpu::Adapter,
+        info: DeviceInfo,
+        compute: ComputeType,
+        variants: Variants,
+    ) -> Result<Arc<Self>> {
         if compute == ComputeType::BF16 {
             return Err(Error::unsupported("the wgpu backend has no bf16 arithmetic: use --dtype auto, f16 or f32"));
         }
@@ -141,7 +146,8 @@ impl Context {
     pub fn buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
         let size = bytes.max(4).next_multiple_of(256);
         if size > self.caps.max_buffer {
-            let message = format!("{size} bytes for '{label}': one buffer of this adapter holds {}", self.caps.max_buffer);
+            let message =
+                format!("{size} bytes for '{label}': one buffer of this adapter holds {}", self.caps.max_buffer);
             return Err(Error::OutOfMemory { backend: "wgpu", message });
         }
         self.check()?;
@@ -198,8 +204,11 @@ impl Context {
             // SAFETY: the shaders are this crate's own. Indices are bounded by live_rows() and the shapes in the
             // parameters; ids, slots, pages and positions that come from the host are clamped or skipped in the
             // shader, and every loop runs to one of those bounds.
-            let module = unsafe { self.device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) };
-            let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+            let module =
+                unsafe { self.device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) };
+            let layout = self
+                .device
+                .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
             let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: None,
                 bind_group_layouts: &[Some(&layout)],
@@ -220,11 +229,6 @@ impl Context {
         })?;
         lock(&self.pipelines).insert(variant.clone(), made.clone());
         Ok(made)
-    }
-
-    /// Number of pipelines compiled so far.
-    pub fn pipelines(&self) -> usize {
-        lock(&self.pipelines).len()
     }
 
     /// Queues a write of whole words; ordered before the next submit.
@@ -261,7 +265,11 @@ impl Context {
             let room = staging.as_ref().map_or(0, wgpu::Buffer::size);
             if room < end - start {
                 use wgpu::BufferUsages as U;
-                *staging = Some(self.buffer("staging", (end - start).next_power_of_two().max(1 << 16), U::MAP_READ | U::COPY_DST)?);
+                *staging = Some(self.buffer(
+                    "staging",
+                    (end - start).next_power_of_two().max(1 << 16),
+                    U::MAP_READ | U::COPY_DST,
+                )?);
             }
             let Some(target) = staging.as_ref() else { return Err(Error::internal("no staging buffer")) };
             let mut encoder = self.device.create_command_encoder(&Default::default());

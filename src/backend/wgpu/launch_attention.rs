@@ -10,7 +10,21 @@ impl Recorder<'_> {
     pub(super) fn attention_ops(&mut self, op: &Op) -> Result<()> {
         let counts = self.program.counts;
         match op {
-            Op::QkNormRopeKv { q, k, v, q_norm, k_norm, eps, head_dim, positions, rope, slots, q_out, k_out, v_out } => {
+            Op::QkNormRopeKv {
+                q,
+                k,
+                v,
+                q_norm,
+                k_norm,
+                eps,
+                head_dim,
+                positions,
+                rope,
+                slots,
+                q_out,
+                k_out,
+                v_out,
+            } => {
                 let (rows, heads, kv) = self.heads(*q, *k, *head_dim);
                 let (rope_rows, rope_dim) = self.shape(*rope);
                 let mut set = self.reducing(64);
@@ -31,7 +45,14 @@ impl Recorder<'_> {
                     set.insert("KV_F16", 1);
                 }
                 self.norms(&mut set, &mut bindings, *q_norm, *k_norm)?;
-                self.dispatch("qk_norm_rope_kv", set, bindings, &params, (rows * parts) as u64, (rows * parts * head_dim) as u64)
+                self.dispatch(
+                    "qk_norm_rope_kv",
+                    set,
+                    bindings,
+                    &params,
+                    (rows * parts) as u64,
+                    (rows * parts * head_dim) as u64,
+                )
             }
             Op::QkNormRopeBackward { q, k, q_norm, k_norm, eps, head_dim, positions, rope, dq_out, dk_out, dq, dk } => {
                 let (rows, heads, kv) = self.heads(*q, *k, *head_dim);
@@ -42,7 +63,14 @@ impl Recorder<'_> {
                 let mut bindings = self.binds(&[counts, *q, *k, *positions, *rope, *dq_out, *dk_out, *dq, *dk])?;
                 self.norms(&mut set, &mut bindings, *q_norm, *k_norm)?;
                 let parts = heads + kv;
-                self.dispatch("qk_norm_rope_backward", set, bindings, &params, (rows * parts) as u64, (rows * parts * head_dim) as u64)
+                self.dispatch(
+                    "qk_norm_rope_backward",
+                    set,
+                    bindings,
+                    &params,
+                    (rows * parts) as u64,
+                    (rows * parts * head_dim) as u64,
+                )
             }
             Op::Attention { q, k, v, seqs, positions, layout, geometry, out, lse } => {
                 self.attention(&[*q, *k, *v, *seqs, *positions, *out], *layout, geometry, *lse)
@@ -93,7 +121,8 @@ impl Recorder<'_> {
         params.extend(masking(g));
         params.extend([page as u32, pages as u32, splits as u32, sequences as u32]);
         // Lanes as rows: registers hold D numbers of q and of out, so heads wider than 128 take the other shader.
-        let lanes = self.caps.software && self.caps.subgroup == Some(8) && g.head_dim.is_multiple_of(32) && g.head_dim <= 128;
+        let lanes =
+            self.caps.software && self.caps.subgroup == Some(8) && g.head_dim.is_multiple_of(32) && g.head_dim <= 128;
         let mut set = self.reducing(64);
         let group = set.get("WG").copied().unwrap_or(64) as usize;
         set.extend(defines(&[("D", g.head_dim as i64), ("DPT", g.head_dim.div_ceil(group) as i64)]));
@@ -103,7 +132,9 @@ impl Recorder<'_> {
         let partial_bytes = (rows * g.heads * splits * (g.head_dim + 2) * 4) as u64;
         let mut bindings = self.binds(&[counts, q, k, v, seqs, table])?;
         bindings.push(if splits > 1 { Bind::Scratch(partial_bytes) } else { self.bind(out)? });
-        for (flag, on) in [("D4", g.head_dim.is_multiple_of(4) && !lanes), ("KV_F16", self.half(k)?), ("SPLIT", splits > 1)] {
+        for (flag, on) in
+            [("D4", g.head_dim.is_multiple_of(4) && !lanes), ("KV_F16", self.half(k)?), ("SPLIT", splits > 1)]
+        {
             set.insert(flag, on.into());
         }
         if page > 0 {
@@ -118,7 +149,14 @@ impl Recorder<'_> {
         let work = (rows * g.heads * g.head_dim * longest) as u64;
         if lanes {
             let per_group = rows * (g.heads / g.kv_heads);
-            return self.dispatch("attention_rows", set, bindings, &params, (per_group.div_ceil(8) * g.kv_heads) as u64, work);
+            return self.dispatch(
+                "attention_rows",
+                set,
+                bindings,
+                &params,
+                (per_group.div_ceil(8) * g.kv_heads) as u64,
+                work,
+            );
         }
         self.dispatch("attention", set, bindings, &params, (rows * g.heads * splits) as u64, work)?;
         if splits == 1 {
@@ -132,7 +170,14 @@ impl Recorder<'_> {
         if let Some(lse) = lse {
             bindings.push(self.bind(lse)?);
         }
-        self.dispatch("attention_combine", set, bindings, &params, (rows * g.heads) as u64, (rows * g.heads * g.head_dim * splits) as u64)
+        self.dispatch(
+            "attention_combine",
+            set,
+            bindings,
+            &params,
+            (rows * g.heads) as u64,
+            (rows * g.heads * g.head_dim * splits) as u64,
+        )
     }
 
     /// Constants of the shaders that go through keys or queries in chunks of a workgroup.
@@ -155,7 +200,13 @@ impl Recorder<'_> {
         }
     }
 
-    fn norms(&self, set: &mut Defines, bindings: &mut Vec<Bind>, q_norm: Option<TensorId>, k_norm: Option<TensorId>) -> Result<()> {
+    fn norms(
+        &self,
+        set: &mut Defines,
+        bindings: &mut Vec<Bind>,
+        q_norm: Option<TensorId>,
+        k_norm: Option<TensorId>,
+    ) -> Result<()> {
         for (flag, norm) in [("Q_NORM", q_norm), ("K_NORM", k_norm)] {
             if let Some(norm) = norm {
                 set.extend(defines(&[(flag, 1), ("NORMS", 1)]));

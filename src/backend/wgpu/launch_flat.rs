@@ -57,7 +57,10 @@ impl Recorder<'_> {
     fn pieces(&self, id: TensorId) -> Result<Vec<(u64, u64)>> {
         let words = (self.program.decl(id).bytes() as u64).div_ceil(4);
         let most = self.caps.max_binding / 4;
-        Ok((0..words).step_by(usize::try_from(most).unwrap_or(usize::MAX)).map(|start| (start, most.min(words - start))).collect())
+        Ok((0..words)
+            .step_by(usize::try_from(most).unwrap_or(usize::MAX))
+            .map(|start| (start, most.min(words - start)))
+            .collect())
     }
 
     fn piece(&self, id: TensorId, start: u64, words: u64) -> Result<Bind> {

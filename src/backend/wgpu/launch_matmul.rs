@@ -50,7 +50,13 @@ impl Recorder<'_> {
                 params.push(n as u32);
                 let rows = self.shape(*dy).0;
                 // LoRA's tensors are thin on one side: a tile of 16 there.
-                let (bm, bn) = if n <= 16 { (16, 64) } else if k <= 16 { (64, 16) } else { (64, 64) };
+                let (bm, bn) = if n <= 16 {
+                    (16, 64)
+                } else if k <= 16 {
+                    (64, 16)
+                } else {
+                    (64, 64)
+                };
                 let mut set = tile(bm, bn, 16);
                 let mut bindings = self.binds(&[self.program.counts, *dy, *x, *dw])?;
                 if let Some(scale) = scale {
@@ -107,8 +113,11 @@ impl Recorder<'_> {
             params.extend(part.layout);
             params.push(product.x_row0 as u32);
             let mut set = weight_defines(&part, k);
-            let mut bindings = vec![self.bind(self.program.counts)?, self.bind(x)?, Bind::View(part.view), self.bind(out)?];
-            for (flag, extra) in [("BIAS", product.bias), ("RESIDUAL", product.residual), ("ACCUMULATE", product.scales)] {
+            let mut bindings =
+                vec![self.bind(self.program.counts)?, self.bind(x)?, Bind::View(part.view), self.bind(out)?];
+            for (flag, extra) in
+                [("BIAS", product.bias), ("RESIDUAL", product.residual), ("ACCUMULATE", product.scales)]
+            {
                 if let Some(extra) = extra {
                     set.insert(flag, 1);
                     bindings.push(self.bind(extra)?);
@@ -166,7 +175,8 @@ impl Recorder<'_> {
             let work = (rows * part.rows * k) as u64;
             // Parts after the first add to what the first wrote.
             set.insert("ACCUMULATE", (accumulate || i > 0).into());
-            let mut bindings = vec![self.bind(self.program.counts)?, self.bind(dy)?, Bind::View(part.view), self.bind(dx)?];
+            let mut bindings =
+                vec![self.bind(self.program.counts)?, self.bind(dy)?, Bind::View(part.view), self.bind(dx)?];
             if let Some(scale) = scale {
                 set.insert("SCALE", 1);
                 bindings.push(self.bind(scale)?);
@@ -186,11 +196,28 @@ impl Recorder<'_> {
         Ok(())
     }
 
-    fn lora_shrink(&mut self, x: TensorId, a: TensorId, slots: Option<TensorId>, rank: usize, out: TensorId) -> Result<()> {
+    fn lora_shrink(
+        &mut self,
+        x: TensorId,
+        a: TensorId,
+        slots: Option<TensorId>,
+        rank: usize,
+        out: TensorId,
+    ) -> Result<()> {
         let (rows, k) = self.shape(x);
         if slots.is_none() && self.shape(a).0 == rank && (rows > VEC_ROWS || self.caps.software) {
             let head = self.head(out, k);
-            return self.product(&Product { x, x_row0: 0, weight: a, out, bias: None, residual: None, scales: None, head, rows });
+            return self.product(&Product {
+                x,
+                x_row0: 0,
+                weight: a,
+                out,
+                bias: None,
+                residual: None,
+                scales: None,
+                head,
+                rows,
+            });
         }
         let mut params = self.head(out, k);
         params.extend([rank as u32, (self.shape(a).0 / rank) as u32]);
@@ -203,11 +230,29 @@ impl Recorder<'_> {
         self.dispatch("lora_shrink", set, bindings, &params, (rows * rank) as u64, (rows * rank * k) as u64)
     }
 
-    fn lora_expand(&mut self, u: TensorId, b: TensorId, slots: Option<TensorId>, scales: TensorId, rank: usize, y: TensorId) -> Result<()> {
+    fn lora_expand(
+        &mut self,
+        u: TensorId,
+        b: TensorId,
+        slots: Option<TensorId>,
+        scales: TensorId,
+        rank: usize,
+        y: TensorId,
+    ) -> Result<()> {
         let (rows, n) = self.shape(y);
         if slots.is_none() && self.shape(b).0 == n && rows > VEC_ROWS {
             let head = self.head(y, rank);
-            return self.product(&Product { x: u, x_row0: 0, weight: b, out: y, bias: None, residual: None, scales: Some(scales), head, rows });
+            return self.product(&Product {
+                x: u,
+                x_row0: 0,
+                weight: b,
+                out: y,
+                bias: None,
+                residual: None,
+                scales: Some(scales),
+                head,
+                rows,
+            });
         }
         let mut params = self.head(y, n);
         params.extend([rank as u32, (self.shape(b).0 / n) as u32]);

@@ -64,11 +64,23 @@ impl Recorder<'_> {
                 let (count, k) = self.shape(*out);
                 let mut params = self.head(*out, k);
                 params.push(self.shape(*x).0 as u32);
-                self.elementwise("gather_rows", defines(&[]), self.binds(&[counts, *x, *rows, *out])?, &params, count * k)
+                self.elementwise(
+                    "gather_rows",
+                    defines(&[]),
+                    self.binds(&[counts, *x, *rows, *out])?,
+                    &params,
+                    count * k,
+                )
             }
             Op::Accumulate { x, y } => {
                 let (rows, k) = self.shape(*y);
-                self.elementwise("accumulate", defines(&[]), self.binds(&[counts, *x, *y])?, &self.head(*y, k), rows * k)
+                self.elementwise(
+                    "accumulate",
+                    defines(&[]),
+                    self.binds(&[counts, *x, *y])?,
+                    &self.head(*y, k),
+                    rows * k,
+                )
             }
             other => Err(Error::unsupported(format!("the wgpu backend has no '{}'", other.name()))),
         }

@@ -48,7 +48,10 @@ pub fn open_with(index: usize, compute: ComputeType, software: bool, variants: V
     let list: Vec<_> = adapters().into_iter().filter(|(_, info)| software || !info.software).collect();
     let Some((adapter, info)) = list.get(index) else {
         let kind = if software { "adapters" } else { "hardware adapters" };
-        return Err(device_error(format!("no adapter {index}: {} {kind} found (runtime devices lists them)", list.len())));
+        return Err(device_error(format!(
+            "no adapter {index}: {} {kind} found (runtime devices lists them)",
+            list.len()
+        )));
     };
     Ok(Arc::new(WgpuDevice { context: Context::open(adapter, info.clone(), compute, variants)? }))
 }

@@ -49,7 +49,8 @@ impl Places {
         // Ranges are bound, not arenas, so an arena may be larger than a binding.
         let max_arena = usize::try_from(context.caps.max_buffer).unwrap_or(usize::MAX);
         let plan = plan(program, align as usize, max_arena)?;
-        let arena = |(i, bytes): (usize, &usize)| context.storage(&format!("{} arena {i}", program.name), *bytes as u64);
+        let arena =
+            |(i, bytes): (usize, &usize)| context.storage(&format!("{} arena {i}", program.name), *bytes as u64);
         let arenas = plan.arenas.iter().enumerate().map(arena).collect::<Result<Vec<_>>>()?;
         let mut offsets = HashMap::new();
         let mut sizes = [0u64; 2];
@@ -92,7 +93,9 @@ impl Places {
             Place::Output => (&self.outputs, *self.offsets.get(&id).ok_or_else(lost)?, false),
             Place::State { buffer, offset } => match self.bound.get(buffer).ok_or_else(lost)?.inner()? {
                 Storage::Flat(inner) => (inner, decl.dtype.bytes_for(*offset).unwrap_or(0) as u64, false),
-                Storage::Planes { .. } => return Err(Error::internal(format!("State buffer '{buffer}' was uploaded, not allocated"))),
+                Storage::Planes { .. } => {
+                    return Err(Error::internal(format!("State buffer '{buffer}' was uploaded, not allocated")));
+                }
             },
             Place::Weight => match self.bound.get(&decl.name).ok_or_else(lost)?.inner()? {
                 Storage::Flat(inner) => (inner, 0, true),

@@ -56,10 +56,16 @@ impl<'a> Recorder<'a> {
     fn node(&mut self, node: &Node) -> Result<()> {
         let op = &node.op;
         match op {
-            Op::MatMul { .. } | Op::MatMulDx { .. } | Op::MatMulDw { .. } | Op::LoraShrink { .. } | Op::LoraExpand { .. } | Op::HeadLoss { .. } => {
-                self.products(op)
-            }
-            Op::QkNormRopeKv { .. } | Op::QkNormRopeBackward { .. } | Op::Attention { .. } | Op::AttentionBackward { .. } => self.attention_ops(op),
+            Op::MatMul { .. }
+            | Op::MatMulDx { .. }
+            | Op::MatMulDw { .. }
+            | Op::LoraShrink { .. }
+            | Op::LoraExpand { .. }
+            | Op::HeadLoss { .. } => self.products(op),
+            Op::QkNormRopeKv { .. }
+            | Op::QkNormRopeBackward { .. }
+            | Op::Attention { .. }
+            | Op::AttentionBackward { .. } => self.attention_ops(op),
             Op::Fill { .. } | Op::GradNorm { .. } | Op::AdamW { .. } => self.flat_ops(op),
             _ => self.row_ops(op),
         }
@@ -110,7 +116,9 @@ impl<'a> Recorder<'a> {
         let wanted = wanted.min(self.caps.max_group);
         match self.caps.subgroup {
             // One subgroup needs no barrier, which is what costs on a software adapter.
-            Some(width) if self.caps.software => defines(&[("WG", width.into()), ("SUBGROUPS", 1), ("ONE_SUBGROUP", 1)]),
+            Some(width) if self.caps.software => {
+                defines(&[("WG", width.into()), ("SUBGROUPS", 1), ("ONE_SUBGROUP", 1)])
+            }
             Some(_) => defines(&[("WG", wanted.into()), ("SUBGROUPS", 1)]),
             None => defines(&[("WG", wanted.into())]),
         }
@@ -122,7 +130,15 @@ impl<'a> Recorder<'a> {
     }
 
     /// Appends a dispatch of `groups` workgroups, folded to two dimensions.
-    pub fn dispatch(&mut self, shader: &'static str, defines: Defines, bindings: Vec<Bind>, params: &[u32], groups: u64, work: u64) -> Result<()> {
+    pub fn dispatch(
+        &mut self,
+        shader: &'static str,
+        defines: Defines,
+        bindings: Vec<Bind>,
+        params: &[u32],
+        groups: u64,
+        work: u64,
+    ) -> Result<()> {
         let mut read_only = 0;
         for (i, bind) in bindings.iter().enumerate() {
             match bind {
@@ -147,7 +163,14 @@ impl<'a> Recorder<'a> {
     }
 
     /// A dispatch with one invocation for each of `elements`.
-    pub fn elementwise(&mut self, shader: &'static str, mut defines: Defines, bindings: Vec<Bind>, params: &[u32], elements: usize) -> Result<()> {
+    pub fn elementwise(
+        &mut self,
+        shader: &'static str,
+        mut defines: Defines,
+        bindings: Vec<Bind>,
+        params: &[u32],
+        elements: usize,
+    ) -> Result<()> {
         let group = self.flat_group();
         if elements as u64 > u64::from(u32::MAX) - 65_536 {
             return Err(Error::unsupported(format!("{shader}: {elements} elements in one dispatch")));

@@ -71,6 +71,8 @@ pub fn flat_range(buffer: &Buffer, offset: usize, len: usize) -> Result<&wgpu::B
             desc.name,
             desc.bytes()
         ))),
-        Storage::Planes { .. } => Err(Error::internal(format!("'{}' is an uploaded weight: it is not read or written", desc.name))),
+        Storage::Planes { .. } => {
+            Err(Error::internal(format!("'{}' is an uploaded weight: it is not read or written", desc.name)))
+        }
     }
 }

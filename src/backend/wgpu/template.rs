@@ -21,7 +21,12 @@ pub type Defines = BTreeMap<&'static str, i64>;
 ///
 /// # Errors
 /// A message that names the file and the line that is wrong.
-pub fn expand(files: &dyn Fn(&str) -> Option<&'static str>, name: &str, defines: &Defines, read_only: u32) -> Result<String, String> {
+pub fn expand(
+    files: &dyn Fn(&str) -> Option<&'static str>,
+    name: &str,
+    defines: &Defines,
+    read_only: u32,
+) -> Result<String, String> {
     let values = defines.iter().map(|(k, v)| (k.to_string(), *v)).collect();
     let mut step = Step { files, values, read_only, bindings: 0, out: String::new() };
     step.file(name)?;

@@ -121,7 +121,8 @@ fn scale_min(j: usize, s: &[u8]) -> [u8; 2] {
 }
 
 fn pack_block(dtype: DType, b: usize, block: &[u8], out: &mut [u8], plane: [usize; 4]) {
-    let mut put = |p: usize, at: usize, bytes: &[u8]| out[plane[p] + at..plane[p] + at + bytes.len()].copy_from_slice(bytes);
+    let mut put =
+        |p: usize, at: usize, bytes: &[u8]| out[plane[p] + at..plane[p] + at + bytes.len()].copy_from_slice(bytes);
     match dtype {
         DType::Q4_0 => {
             put(0, 16 * b, &split_nibbles(&block[2..18]));
@@ -169,7 +170,8 @@ fn pack_block(dtype: DType, b: usize, block: &[u8], out: &mut [u8], plane: [usiz
                 let group = 8 * b + j;
                 let q = &low[64 * half + 32 * (k % 2)..];
                 put(0, 16 * group, &nibbles(|e| q[e] >> (4 * (k / 2))));
-                let upper = (0..32).fold(0u64, |bits, e| bits | u64::from(high[32 * half + e] >> (2 * k) & 3) << (2 * e));
+                let upper =
+                    (0..32).fold(0u64, |bits, e| bits | u64::from(high[32 * half + e] >> (2 * k) & 3) << (2 * e));
                 put(1, 8 * group, &upper.to_le_bytes());
                 put(2, 2 * group, &scales[2 * j..2 * j + 2]);
             }

@@ -77,11 +77,6 @@ impl ModelArgs {
     pub fn load(&self) -> Result<Arc<LoadedModel>> {
         load(&self.model, self.device)
     }
-
-    /// Where the model is on disk.
-    pub fn path(&self) -> Result<PathBuf> {
-        resolve(&self.model)
-    }
 }
 
 /// Puts a model on its device.

@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
         let done = generate_text(&engine, request, options)?;
         return common::print_json(&report(&engine, &done));
     }
-    stream(&engine, request, options, |text| common::print(text))?;
+    stream(&engine, request, options, common::print)?;
     common::print("\n")
 }
 

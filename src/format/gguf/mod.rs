@@ -180,7 +180,10 @@ fn place(
             return Err(cursor.error_at(r.at, format!("data offset {}, expected a multiple of {alignment}", r.offset)));
         }
         if r.offset < end {
-            return Err(cursor.error_at(r.at, format!("data offset {} overlaps tensor '{previous}', which ends at {end}", r.offset)));
+            return Err(cursor.error_at(
+                r.at,
+                format!("data offset {} overlaps tensor '{previous}', which ends at {end}", r.offset),
+            ));
         }
         let range = match r.offset.checked_add(r.bytes) {
             Some(stop) if stop <= available => {

@@ -100,11 +100,7 @@ pub fn family_of(keys: &Keys) -> Result<&'static FamilySpec> {
                 Some(name) => (*name).to_owned(),
                 None => format!("model_type '{}'", keys.str("model_type")?.unwrap_or_default()),
             };
-            Err(Error::unsupported(format!(
-                "{}: architecture {name}; supported are {}",
-                keys.file(),
-                list()
-            )))
+            Err(Error::unsupported(format!("{}: architecture {name}; supported are {}", keys.file(), list())))
         }
     }
 }

@@ -95,7 +95,8 @@ impl Render for CompletionsReply {
                 self.counts.add(index, self.n, &usage);
                 // With the echo, where no text came at all.
                 let end = self.piece(index, String::new(), Vec::new());
-                let choice = Choice { finish_reason: finish_reason(Some(reason)), logprobs: None, stop_reason: stop, ..end };
+                let choice =
+                    Choice { finish_reason: finish_reason(Some(reason)), logprobs: None, stop_reason: stop, ..end };
                 self.write(choice, lines);
             }
             TextEvent::Failed(error) => return Err(error.into()),

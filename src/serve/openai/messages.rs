@@ -48,7 +48,10 @@ fn joined(place: &str, parts: Vec<Value>) -> Result<String, ApiError> {
                 Value::String(text) => Ok(text),
                 _ => Err(ApiError::field(&place, format!("`{place}.text` must be a string"))),
             },
-            Some(kind) => Err(ApiError::field(&place, format!("`{place}`: content of type '{kind}' is not supported, only 'text'"))),
+            Some(kind) => Err(ApiError::field(
+                &place,
+                format!("`{place}`: content of type '{kind}' is not supported, only 'text'"),
+            )),
             None => Err(ApiError::field(&place, format!("`{place}.type` must be a string"))),
         }
     });

@@ -118,7 +118,10 @@ impl Params {
         let max_tokens = self.max_tokens.unwrap_or_else(|| default.map_or(room, |default| default.min(room)));
         if max_tokens < self.request.min_tokens {
             let min = self.request.min_tokens;
-            return Err(ApiError::field("min_tokens", format!("`min_tokens` ({min}) is more than {max_tokens}, the most tokens of this answer")));
+            return Err(ApiError::field(
+                "min_tokens",
+                format!("`min_tokens` ({min}) is more than {max_tokens}, the most tokens of this answer"),
+            ));
         }
         let request = Request { prompt, max_tokens, ..self.request.clone() };
         Ok((0..self.n as u64)
@@ -137,12 +140,15 @@ fn sampling(fields: &mut Fields, defaults: &Defaults, vocab_size: usize) -> Resu
     let top_k = match fields.take::<i64>("top_k")? {
         None => defaults.top_k,
         Some(-1 | 0) => 0,
-        Some(k) => usize::try_from(k)
-            .map_err(|_| ApiError::field("top_k", format!("`top_k` must be -1, 0 (all tokens) or positive, not {k}")))?,
+        Some(k) => usize::try_from(k).map_err(|_| {
+            ApiError::field("top_k", format!("`top_k` must be -1, 0 (all tokens) or positive, not {k}"))
+        })?,
     };
     let penalty = |value: f32| (-2.0..=2.0).contains(&value);
     Ok(SamplingParams {
-        temperature: fields.number("temperature", "[0, 2]", |t| (0.0..=2.0).contains(&t))?.unwrap_or(defaults.temperature),
+        temperature: fields
+            .number("temperature", "[0, 2]", |t| (0.0..=2.0).contains(&t))?
+            .unwrap_or(defaults.temperature),
         top_p: fields.number("top_p", "(0, 1]", |p| p > 0.0 && p <= 1.0)?.unwrap_or(defaults.top_p),
         top_k,
         min_p: fields.number("min_p", "[0, 1]", |p| (0.0..=1.0).contains(&p))?.unwrap_or(defaults.min_p),

@@ -50,7 +50,7 @@ pub struct Counts {
 impl Counts {
     /// Adds a choice. The `n` answers to one prompt share it: it counts with the first.
     pub fn add(&mut self, choice: usize, n: usize, usage: &Usage) {
-        if choice % n == 0 {
+        if choice.is_multiple_of(n) {
             self.prompt_tokens += usage.prompt_tokens;
         }
         self.completion_tokens += usage.completion_tokens;

@@ -41,7 +41,9 @@ enum Rows<'a> {
 impl Keys<'_> {
     fn row(&self, seq: usize, position: usize) -> usize {
         match &self.layout {
-            Rows::Paged { table, pages, page } => table[seq * pages + position / page] as usize * page + position % page,
+            Rows::Paged { table, pages, page } => {
+                table[seq * pages + position / page] as usize * page + position % page
+            }
             Rows::Packed { bounds } => bounds[seq] as usize + position,
         }
     }
@@ -102,11 +104,19 @@ pub fn forward(mut args: Args, layout: &KvLayout, g: &Geometry, has_lse: bool, s
     };
     let runs = runs(&seqs[..rows], first);
     let keys = Keys { k, v, layout, cols: g.kv_heads * g.head_dim };
-    let tasks: Vec<(&Run, usize)> = runs.iter().flat_map(|run| (0..g.kv_heads).map(move |group| (run, group))).collect();
-    let results: Vec<(Vec<f32>, Vec<f32>)> = tasks
-        .par_iter()
-        .map(|(run, group)| if run.rows.len() == 1 { one_row(q, &keys, g, run, *group) } else { many_rows(q, &keys, g, run, *group) })
-        .collect::<Result<_>>()?;
+    let tasks: Vec<(&Run, usize)> =
+        runs.iter().flat_map(|run| (0..g.kv_heads).map(move |group| (run, group))).collect();
+    let results: Vec<(Vec<f32>, Vec<f32>)> =
+        tasks
+            .par_iter()
+            .map(|(run, group)| {
+                if run.rows.len() == 1 {
+                    one_row(q, &keys, g, run, *group)
+                } else {
+                    many_rows(q, &keys, g, run, *group)
+                }
+            })
+            .collect::<Result<_>>()?;
     let mut lse = lse;
     for ((run, group), (values, sums)) in tasks.iter().zip(&results) {
         for (i, t) in run.rows.clone().enumerate() {
@@ -138,7 +148,10 @@ fn one_row(q: &[f32], keys: &Keys, g: &Geometry, run: &Run, group: usize) -> Res
     values.par_chunks_mut(d).zip(&mut sums).enumerate().for_each(|(h, (out, sum))| {
         let q = query(q, g, run.rows.start, group * per_group + h);
         let mut scores = vec![0.0; starts.len()];
-        *sum = dispatch(#[inline(always)] || one_head(q, keys, g, &starts, &mut scores, out));
+        *sum = dispatch(
+            #[inline(always)]
+            || one_head(q, keys, g, &starts, &mut scores, out),
+        );
     });
     Ok((values, sums))
 }
@@ -197,18 +210,21 @@ fn many_rows(q: &[f32], keys: &Keys, g: &Geometry, run: &Run, group: usize) -> R
             let queries = Mat::rows(query_rows(q, g, run, &block, group * per_group + h), g.heads * d);
             let (k, v) = (&k[(seen.start - base) * d..], &v[(seen.start - base) * d..]);
             gemm((m, n, d), &mut scores, n, false, 1.0, queries, Mat::rows(k, d).t(), false)?;
-            dispatch(#[inline(always)] || {
-                for (i, row) in scores.chunks_exact_mut(n).enumerate() {
-                    let visible = visible(g, run.first + block.start + i, &seen);
-                    row[..visible.start].fill(0.0);
-                    row[visible.end..].fill(0.0);
-                    let row = &mut row[visible];
-                    row.iter_mut().for_each(|s| *s = score(g, *s));
-                    let (max, sum) = softmax(row);
-                    row.iter_mut().for_each(|p| *p /= sum);
-                    sums[(block.start + i) * per_group + h] = max + sum.ln();
-                }
-            });
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (i, row) in scores.chunks_exact_mut(n).enumerate() {
+                        let visible = visible(g, run.first + block.start + i, &seen);
+                        row[..visible.start].fill(0.0);
+                        row[visible.end..].fill(0.0);
+                        let row = &mut row[visible];
+                        row.iter_mut().for_each(|s| *s = score(g, *s));
+                        let (max, sum) = softmax(row);
+                        row.iter_mut().for_each(|p| *p /= sum);
+                        sums[(block.start + i) * per_group + h] = max + sum.ln();
+                    }
+                },
+            );
             let out = &mut values[(block.start * per_group + h) * d..];
             gemm((m, d, n), out, per_group * d, false, 1.0, Mat::rows(&scores, n), Mat::rows(v, d), false)?;
         }
@@ -236,7 +252,12 @@ pub fn backward(mut args: Args, g: &Geometry) -> Result<()> {
     let (delta, dq, dk, dv) = (args.write()?, args.write()?, args.write()?, args.write()?);
     let (d, per_group) = (g.head_dim, g.heads / g.kv_heads);
     let rows = dq.len() / (g.heads * d);
-    delta.par_iter_mut().zip(out.par_chunks(d).zip(dout.par_chunks(d))).for_each(|(delta, (o, d))| *delta = dispatch(#[inline(always)] || dot(o, d)));
+    delta.par_iter_mut().zip(out.par_chunks(d).zip(dout.par_chunks(d))).for_each(|(delta, (o, d))| {
+        *delta = dispatch(
+            #[inline(always)]
+            || dot(o, d),
+        )
+    });
     let runs = runs(&seqs[..rows], |t| t - bounds[seqs[t] as usize] as usize);
     if runs.iter().any(|run| run.first != 0) {
         return Err(Error::internal("attention_backward: a sequence must start at its first row"));
@@ -244,7 +265,8 @@ pub fn backward(mut args: Args, g: &Geometry) -> Result<()> {
     let cols = g.kv_heads * d;
     let keys = Keys { k, v, layout: Rows::Packed { bounds }, cols };
     let forward = Forward { q, lse, dout, delta };
-    let tasks: Vec<(&Run, usize)> = runs.iter().flat_map(|run| (0..g.kv_heads).map(move |group| (run, group))).collect();
+    let tasks: Vec<(&Run, usize)> =
+        runs.iter().flat_map(|run| (0..g.kv_heads).map(move |group| (run, group))).collect();
     let results: Vec<GroupGradients> =
         tasks.par_iter().map(|(run, group)| group_backward(&forward, &keys, g, run, *group)).collect::<Result<_>>()?;
     for ((run, group), (gq, gk, gv)) in tasks.iter().zip(&results) {
@@ -287,13 +309,16 @@ fn group_backward(f: &Forward, keys: &Keys, g: &Geometry, run: &Run, group: usiz
             let (k, v) = (Mat::rows(&k[seen.start * d..], d), Mat::rows(&v[seen.start * d..], d));
             gemm((m, n, d), &mut p, n, false, 1.0, queries, k.t(), false)?;
             gemm((m, n, d), &mut ds, n, false, 1.0, douts, v.t(), false)?;
-            dispatch(#[inline(always)] || {
-                for (i, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
-                    let at = (run.rows.start + block.start + i) * g.heads + head;
-                    let visible = visible(g, block.start + i, &seen);
-                    probabilities(g, p, ds, visible, f.lse[at], f.delta[at]);
-                }
-            });
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (i, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
+                        let at = (run.rows.start + block.start + i) * g.heads + head;
+                        let visible = visible(g, block.start + i, &seen);
+                        probabilities(g, p, ds, visible, f.lse[at], f.delta[at]);
+                    }
+                },
+            );
             let out = &mut dq[(block.start * per_group + h) * d..];
             gemm((m, d, n), out, per_group * d, false, g.scale, Mat::rows(&ds, n), k, false)?;
             gemm((n, d, m), &mut dk[seen.start * d..], d, true, g.scale, Mat::rows(&ds, n).t(), queries, false)?;

@@ -67,11 +67,14 @@ pub fn glu(mut args: Args, activation: Activation) -> Result<()> {
     let out = args.write()?;
     let chunks = out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
     chunks.for_each(|((out, gate), up)| {
-        dispatch(#[inline(always)] || {
-            for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
-                *o = activate(activation, *g).0 * u;
-            }
-        });
+        dispatch(
+            #[inline(always)]
+            || {
+                for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
+                    *o = activate(activation, *g).0 * u;
+                }
+            },
+        );
     });
     Ok(())
 }
@@ -86,14 +89,17 @@ pub fn glu_backward(mut args: Args, activation: Activation) -> Result<()> {
     let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dout.par_chunks(CHUNK));
     let outputs = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
     inputs.zip(outputs).for_each(|(((gate, up), dout), (dgate, dup))| {
-        dispatch(#[inline(always)] || {
-            let values = gate.iter().zip(up).zip(dout);
-            for (((g, u), d), (dg, du)) in values.zip(dgate.iter_mut().zip(dup)) {
-                let (value, slope) = activate(activation, *g);
-                *dg = d * u * slope;
-                *du = d * value;
-            }
-        });
+        dispatch(
+            #[inline(always)]
+            || {
+                let values = gate.iter().zip(up).zip(dout);
+                for (((g, u), d), (dg, du)) in values.zip(dgate.iter_mut().zip(dup)) {
+                    let (value, slope) = activate(activation, *g);
+                    *dg = d * u * slope;
+                    *du = d * value;
+                }
+            },
+        );
     });
     Ok(())
 }

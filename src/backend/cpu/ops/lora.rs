@@ -21,7 +21,10 @@ pub fn shrink(mut args: Args, k: usize, rank: usize, has_slots: bool) -> Result<
             out.fill(0.0);
             return Ok(());
         };
-        dispatch(#[inline(always)] || a.chunks_exact(k).zip(out).for_each(|(a, o)| *o = dot(a, x)));
+        dispatch(
+            #[inline(always)]
+            || a.chunks_exact(k).zip(out).for_each(|(a, o)| *o = dot(a, x)),
+        );
         Ok(())
     })
 }
@@ -35,12 +38,24 @@ pub fn expand(mut args: Args, n: usize, rank: usize, has_slots: bool) -> Result<
     let y = args.write()?;
     let Some(slots) = slots else {
         let rows = u.len() / rank;
-        return gemm((rows, n, rank), y, n, true, scales[0], Mat::rows(u, rank), Mat::rows(&b[..n * rank], rank).t(), true);
+        return gemm(
+            (rows, n, rank),
+            y,
+            n,
+            true,
+            scales[0],
+            Mat::rows(u, rank),
+            Mat::rows(&b[..n * rank], rank).t(),
+            true,
+        );
     };
     y.par_chunks_mut(n).zip(u.par_chunks(rank)).zip(slots).try_for_each(|((y, u), slot)| {
         let Some(b) = of_slot(b, *slot, n * rank)? else { return Ok(()) };
         let scale = scales[*slot as usize];
-        dispatch(#[inline(always)] || b.chunks_exact(rank).zip(y).for_each(|(b, y)| *y += scale * dot(b, u)));
+        dispatch(
+            #[inline(always)]
+            || b.chunks_exact(rank).zip(y).for_each(|(b, y)| *y += scale * dot(b, u)),
+        );
         Ok(())
     })
 }

@@ -50,25 +50,31 @@ fn cross_entropy(logits: &mut [f32], label: u32, scale: f32) -> Result<f32> {
     let Some(at_label) = logits.get(label as usize).copied() else {
         return Err(Error::internal(format!("head_loss: label {label} is outside the vocabulary")));
     };
-    let (max, sum) = dispatch(#[inline(always)] || {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        // Partial sums a lane: a vocabulary of 150,000 terms would lose digits in one running f32 sum.
-        let mut sums = [0f32; 32];
-        let (chunks, rest) = logits.as_chunks_mut::<32>();
-        for chunk in chunks {
-            for (sum, x) in sums.iter_mut().zip(chunk) {
+    let (max, sum) = dispatch(
+        #[inline(always)]
+        || {
+            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            // Partial sums a lane: a vocabulary of 150,000 terms would lose digits in one running f32 sum.
+            let mut sums = [0f32; 32];
+            let (chunks, rest) = logits.as_chunks_mut::<32>();
+            for chunk in chunks {
+                for (sum, x) in sums.iter_mut().zip(chunk) {
+                    *x = exp(*x - max);
+                    *sum += *x;
+                }
+            }
+            for (sum, x) in sums.iter_mut().zip(rest) {
                 *x = exp(*x - max);
                 *sum += *x;
             }
-        }
-        for (sum, x) in sums.iter_mut().zip(rest) {
-            *x = exp(*x - max);
-            *sum += *x;
-        }
-        (max, super::super::simd::sum(&sums))
-    });
+            (max, super::super::simd::sum(&sums))
+        },
+    );
     let factor = scale / sum;
-    dispatch(#[inline(always)] || logits.iter_mut().for_each(|x| *x *= factor));
+    dispatch(
+        #[inline(always)]
+        || logits.iter_mut().for_each(|x| *x *= factor),
+    );
     logits[label as usize] -= scale;
     Ok(sum.ln() + max - at_label)
 }

@@ -22,7 +22,9 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
     match op {
         Op::Embed { .. } => matmul::embed(args),
         Op::MatMul { bias, residual, .. } => matmul::forward(args, bias.is_some(), residual.is_some()),
-        Op::MatMulDx { weight, scale, accumulate, .. } => matmul::dx(args, step.cols(*weight), scale.is_some(), *accumulate),
+        Op::MatMulDx { weight, scale, accumulate, .. } => {
+            matmul::dx(args, step.cols(*weight), scale.is_some(), *accumulate)
+        }
         Op::MatMulDw { dy, x, scale, .. } => matmul::dw(args, step.cols(*dy), step.cols(*x), scale.is_some()),
         Op::GatherRows { x, .. } => matmul::gather_rows(args, step.cols(*x)),
         Op::RmsNorm { eps, .. } => norm::forward(args, *eps),
@@ -35,11 +37,13 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
         Op::Accumulate { .. } => elementwise::accumulate(args),
         Op::Fill { value, .. } => elementwise::fill(args, *value),
         Op::QkNormRopeKv { q, k, q_norm, k_norm, eps, head_dim, rope, slots, v_out, .. } => {
-            let heads = rope::Heads { q: step.cols(*q), k: step.cols(*k), dim: *head_dim, rope: step.cols(*rope), eps: *eps };
+            let heads =
+                rope::Heads { q: step.cols(*q), k: step.cols(*k), dim: *head_dim, rope: step.cols(*rope), eps: *eps };
             rope::forward(args, &heads, (q_norm.is_some(), k_norm.is_some()), slots.is_some(), v_out.is_some())
         }
         Op::QkNormRopeBackward { q, k, q_norm, k_norm, eps, head_dim, rope, .. } => {
-            let heads = rope::Heads { q: step.cols(*q), k: step.cols(*k), dim: *head_dim, rope: step.cols(*rope), eps: *eps };
+            let heads =
+                rope::Heads { q: step.cols(*q), k: step.cols(*k), dim: *head_dim, rope: step.cols(*rope), eps: *eps };
             rope::backward(args, &heads, (q_norm.is_some(), k_norm.is_some()))
         }
         Op::Attention { layout, geometry, lse, .. } => attention::forward(args, layout, geometry, lse.is_some(), step),

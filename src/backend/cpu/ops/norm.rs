@@ -28,12 +28,15 @@ pub fn forward(mut args: Args, eps: f32) -> Result<()> {
     let out = args.write()?;
     let k = weight.len();
     let row = |(x, out): (&[f32], &mut [f32])| {
-        dispatch(#[inline(always)] || {
-            let r = inverse_rms(x, eps);
-            for ((o, x), w) in out.iter_mut().zip(x).zip(&*weight) {
-                *o = x * r * w;
-            }
-        });
+        dispatch(
+            #[inline(always)]
+            || {
+                let r = inverse_rms(x, eps);
+                for ((o, x), w) in out.iter_mut().zip(x).zip(&*weight) {
+                    *o = x * r * w;
+                }
+            },
+        );
     };
     out.par_chunks_mut(k).zip(x.par_chunks(k)).with_min_len(PARALLEL_ROWS).for_each(|(out, x)| row((x, out)));
     Ok(())
@@ -47,7 +50,12 @@ pub fn backward(mut args: Args, eps: f32, accumulate: bool) -> Result<()> {
     let dx = args.write()?;
     let k = weight.len();
     let rows = dx.par_chunks_mut(k).zip(x.par_chunks(k)).zip(dy.par_chunks(k)).with_min_len(PARALLEL_ROWS);
-    rows.for_each(|((dx, x), dy)| dispatch(#[inline(always)] || row_backward(x, &weight, dy, dx, eps, accumulate)));
+    rows.for_each(|((dx, x), dy)| {
+        dispatch(
+            #[inline(always)]
+            || row_backward(x, &weight, dy, dx, eps, accumulate),
+        )
+    });
     Ok(())
 }
 

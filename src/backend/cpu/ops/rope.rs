@@ -25,10 +25,11 @@ fn rotate(x: &mut [f32], cos_sin: &[f32], sign: f32) {
     }
 }
 
-fn angles<'a>(rope: &'a [f32], width: usize, position: u32) -> Result<&'a [f32]> {
+fn angles(rope: &[f32], width: usize, position: u32) -> Result<&[f32]> {
     let at = position as usize * width;
-    rope.get(at..at + width)
-        .ok_or_else(|| Error::internal(format!("position {position} is beyond the {} prepared ones", rope.len() / width)))
+    rope.get(at..at + width).ok_or_else(|| {
+        Error::internal(format!("position {position} is beyond the {} prepared ones", rope.len() / width))
+    })
 }
 
 fn head_forward(x: &[f32], norm: Option<&[f32]>, cos_sin: &[f32], eps: f32, out: &mut [f32]) {
