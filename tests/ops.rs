@@ -2,7 +2,8 @@
 //! operands, with each family of shaders. *grad*: every backward op on the CPU against finite differences of its
 //! forward op. *support*: which backend has which op. (*perf* is `cargo bench --bench ops`.)
 //!
-//! Without an adapter the test fails; `RUNTIME_NO_WGPU=1` says that there is none on purpose.
+//! Without an adapter the test fails; `RUNTIME_NO_WGPU=1` says that there is none on purpose. The file is long because it
+//! is one table of all ops.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
