@@ -106,3 +106,23 @@ fn like_peft_on_cpu() {
         like_peft(&model, name, 2e-3, 12);
     }
 }
+
+/// The first steps over wgpu; software Vulkan takes minutes for all twelve (see below).
+#[cfg(feature = "wgpu")]
+#[test]
+fn like_peft_on_wgpu() {
+    let Some(path) = smollm2() else { return };
+    like_peft(&open(&path, BackendChoice::Wgpu), "assistant", 1e-2, 3);
+}
+
+/// All of bar 3 over wgpu: `cargo test --release --test train_smollm2 -- --ignored`.
+#[cfg(feature = "wgpu")]
+#[test]
+#[ignore = "ten minutes on software Vulkan"]
+fn twelve_steps_like_peft_on_wgpu() {
+    let Some(path) = smollm2() else { return };
+    let model = open(&path, BackendChoice::Wgpu);
+    for name in ["all", "assistant"] {
+        like_peft(&model, name, 1e-2, 12);
+    }
+}

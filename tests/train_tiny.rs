@@ -66,6 +66,15 @@ fn llama_like_peft_on_cpu() {
     like_peft("chat_llama", BackendChoice::Cpu, &CPU);
 }
 
+/// The same over Vulkan, Metal or DX12, software adapters included.
+#[cfg(feature = "wgpu")]
+#[test]
+fn like_peft_on_wgpu() {
+    let tolerance = Tolerance { loss: 1e-2, gradient: 1e-3, adapter: 5e-2 };
+    like_peft("chat", BackendChoice::Wgpu, &tolerance);
+    like_peft("chat_llama", BackendChoice::Wgpu, &tolerance);
+}
+
 fn tiny() -> Arc<LoadedModel> {
     open(&golden("tiny/chat"), BackendChoice::Cpu)
 }
