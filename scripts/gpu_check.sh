@@ -20,8 +20,11 @@ built_in=$(cat .carry/built_in)
     echo "== speed: Qwen3-0.6B's shape, random bf16 weights"
     model=$(mktemp -d)
     python3 benches/random_model.py "$model"
-    for prompt in 512 4096; do
-        timeout 120 .carry/runtime bench -m "$model" --backend wgpu -p "$prompt" -n 64 --json
+    for dtype in f32 f16; do
+        for prompt in 512 4096; do
+            echo "$dtype"
+            timeout 120 .carry/runtime bench -m "$model" --backend wgpu --dtype "$dtype" -p "$prompt" -n 64 --json
+        done
     done
     timeout 100 .carry/runtime bench -m "$model" --backend cpu -p 128 -n 16 --json
     rm -rf "$model"

@@ -1,18 +1,27 @@
-// The inner part of every tiled product: out tile BM × BN += a [BM × BK] · b [BK × BN], both tiles f32 in
+// The inner part of every tiled product: out tile BM × BN += a [BM × BK] · b [BK × BN], both tiles in
 // workgroup memory, stored [k][m / 4] and [k][n / 4] so that an invocation reads four neighbours at once.
 // (BM / TM) · (BN / TN) invocations, each with TM × TN sums in registers (TM, TN multiples of 4).
-// Workgroup memory: 4 · BK · (BM + BN) bytes (16 KiB for 64, 64, 32).
+// Workgroup memory: 4 · BK · (BM + BN) bytes (16 KiB for 64, 64, 32), half of it with F16: operands are then rounded to
+// f16, products and sums stay f32.
 
-var<workgroup> a_tile: array<vec4<f32>, ${BK} * ${BM} / 4>;
-var<workgroup> b_tile: array<vec4<f32>, ${BK} * ${BN} / 4>;
+#if F16
+alias Tile = f16;
+alias Tile4 = vec4<f16>;
+#else
+alias Tile = f32;
+alias Tile4 = vec4<f32>;
+#endif
+
+var<workgroup> a_tile: array<Tile4, ${BK} * ${BM} / 4>;
+var<workgroup> b_tile: array<Tile4, ${BK} * ${BN} / 4>;
 var<private> acc: array<array<vec4<f32>, ${TN} / 4>, ${TM}>;
 
 fn put_a(m: u32, k: u32, v: f32) {
-    a_tile[k * (${BM}u / 4u) + (m >> 2u)][m & 3u] = v;
+    a_tile[k * (${BM}u / 4u) + (m >> 2u)][m & 3u] = Tile(v);
 }
 
 fn put_b(n: u32, k: u32, v: f32) {
-    b_tile[k * (${BN}u / 4u) + (n >> 2u)][n & 3u] = v;
+    b_tile[k * (${BN}u / 4u) + (n >> 2u)][n & 3u] = Tile(v);
 }
 
 // Eight values along k of row m.
@@ -50,10 +59,10 @@ fn multiply_tile(tm: u32, tn: u32) {
 #for kk in 0..BK
     {
 #for i in 0..TM4
-        let a${i} = a_tile[${kk}u * (${BM}u / 4u) + tm * ${TM4}u + ${i}u];
+        let a${i} = vec4<f32>(a_tile[${kk}u * (${BM}u / 4u) + tm * ${TM4}u + ${i}u]);
 #endfor
 #for j in 0..TN4
-        let b${j} = b_tile[${kk}u * (${BN}u / 4u) + tn * ${TN4}u + ${j}u];
+        let b${j} = vec4<f32>(b_tile[${kk}u * (${BN}u / 4u) + tn * ${TN4}u + ${j}u]);
 #endfor
 #for i in 0..TM4
 #for j in 0..TN4

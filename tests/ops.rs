@@ -2,7 +2,8 @@
 //! operands, with each family of shaders. *grad*: every backward op on the CPU against finite differences of its
 //! forward op. *support*: which backend has which op. (*perf* is `cargo bench --bench ops`.)
 //!
-//! Without an adapter the test fails; `RUNTIME_NO_WGPU=1` says that there is none on purpose.
+//! Without an adapter the test fails; `RUNTIME_NO_WGPU=1` says that there is none on purpose. The file is long because it
+//! is one table of all ops.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -507,6 +508,29 @@ fn optimizer() {
     let hyper = [1e-2f32, 0.9, 0.999, 1e-8, 0.1, 0.1, 0.001, 1.0];
     given.insert("hyper", hyper.iter().map(|h| h.to_bits()).collect());
     check("adamw", b.finish(), &given, 2e-6);
+}
+
+/// Large forward products with f16 tiles, where the adapter has f16: within f16's rounding of the operands.
+#[test]
+fn products_in_f16() {
+    let cpu = cpu::open(ComputeType::F32).unwrap();
+    let Ok(gpu) = wgpu::open_with(0, ComputeType::F16, true, Variants::Gpu) else {
+        assert!(std::env::var_os("RUNTIME_NO_WGPU").is_some(), "no wgpu adapter");
+        return;
+    };
+    for (dtype, k) in [(DType::F32, 64), (DType::BF16, 96), (DType::Q4_1, 96), (DType::Q6_K, 256)] {
+        let mut b = Builder::new("half");
+        let x = live_input(&mut b, "x", 70, k);
+        let weight = b.weight("w", dtype, 67, k);
+        let out = b.output("out", 70, 67, Live::Tokens);
+        b.push(Op::MatMul { x, weight, bias: None, residual: None, out }).unwrap();
+        let (program, given) = (Arc::new(b.finish()), counts(69, 0, 1));
+        let want = results(cpu.as_ref(), &program, &given, 7);
+        let got = results(gpu.as_ref(), &program, &given, 7);
+        same(&format!("f16 {dtype}"), &want, &got, 2e-3);
+        let exact = want.iter().zip(&got).all(|(w, g)| w.2 == g.2);
+        assert!(!exact, "{dtype}: not a bit differs from f32: were the tiles f16?");
+    }
 }
 
 /// A program of one forward op and its backward op: `inputs` are the differentiable operands, `gradients` theirs, for

@@ -66,6 +66,7 @@ fn variants() -> Vec<(&'static str, Set)> {
                 flag("BIAS"),
                 flag("RESIDUAL"),
                 flag("ACCUMULATE"),
+                flag("F16"),
             ],
         ),
         (
@@ -156,6 +157,7 @@ fn every_variant_is_valid_and_becomes_spirv() {
             // unpack2x16float needs half conversions, which every native backend of wgpu has; no f16 arithmetic.
             let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
             capabilities.set(Capabilities::SUBGROUP, subgroups);
+            capabilities.set(Capabilities::SHADER_FLOAT16, defines.contains_key("F16"));
             let info = Validator::new(ValidationFlags::all(), capabilities)
                 .validate(&module)
                 .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(&source)));

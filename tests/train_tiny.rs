@@ -66,7 +66,8 @@ fn llama_like_peft_on_cpu() {
     like_peft("chat_llama", BackendChoice::Cpu, &CPU);
 }
 
-/// The same on the first wgpu adapter, software ones included; a machine without any passes.
+/// The same over Vulkan, Metal or DX12, software adapters included; a machine without any passes. One family: a software
+/// adapter spends most of the time on compiling shaders.
 #[cfg(feature = "wgpu")]
 #[test]
 fn like_peft_on_wgpu() {
@@ -75,9 +76,7 @@ fn like_peft_on_wgpu() {
         eprintln!("skipped: {error}");
         return;
     }
-    let tolerance = Tolerance { loss: 1e-2, gradient: 2e-2, adapter: 0.1 };
-    // One family: a software adapter spends most of the time on compiling shaders.
-    like_peft("chat", BackendChoice::Wgpu, &tolerance);
+    like_peft("chat", BackendChoice::Wgpu, &Tolerance { loss: 1e-2, gradient: 1e-3, adapter: 5e-2 });
 }
 
 fn tiny() -> Arc<LoadedModel> {

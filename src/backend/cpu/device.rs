@@ -33,9 +33,21 @@ pub fn info() -> DeviceInfo {
         backend: "cpu",
         index: 0,
         name: std::env::consts::ARCH.into(),
-        detail: format!("{threads} threads, {:?}", pulp::Arch::new()),
+        detail: format!("{threads} threads, {}", instruction_set()),
         memory_bytes: memory.map(|kib| kib * 1024),
         software: false,
+    }
+}
+
+/// What vectorised loops are compiled for here.
+fn instruction_set() -> &'static str {
+    // pulp names its levels after the x86-64 ones, and prints every feature behind the name.
+    let level = format!("{:?}", pulp::Arch::new());
+    match level.split('(').next() {
+        Some("V4") => "AVX-512",
+        Some("V3") => "AVX2",
+        Some("Neon") => "NEON",
+        _ => "baseline instructions",
     }
 }
 

@@ -11,6 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Caps {
     /// A software rasteriser: barriers and shared memory are dear.
     pub software: bool,
+    /// Tiles of large forward products in f16: asked for, and the adapter has it. The plain twin is f32.
+    pub half: bool,
+    /// Keys and values are cached in f16 unless f32 is asked for (reading them needs no f16 arithmetic).
+    pub half_cache: bool,
     /// Width of a subgroup where subgroup operations work and all subgroups have one width.
     pub subgroup: Option<u32>,
     /// Largest workgroup.
@@ -116,6 +120,8 @@ impl Context {
         let caps = Caps {
             software: info.software && variants == Variants::Auto,
             subgroup: (subgroup && variants != Variants::Plain).then_some(adapter_info.subgroup_min_size),
+            half: compute == ComputeType::F16 && device.features().contains(wgpu::Features::SHADER_F16),
+            half_cache: compute != ComputeType::F32 && !info.software,
             max_group: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
             max_binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) / 256 * 256,
             max_buffer: limits.max_buffer_size / 256 * 256,

@@ -143,6 +143,8 @@ impl Recorder<'_> {
             } else {
                 let (bm, bn) = if n <= 16 { (64, 16) } else { (64, 64) };
                 set.extend(tile(bm, bn, 32));
+                // Forward only: gradients are small enough to vanish in f16.
+                set.insert("F16", self.caps.half.into());
                 let groups = n.div_ceil(bn) * rows.div_ceil(bm);
                 self.dispatch("matmul", set, bindings, &params, groups as u64, work)?;
             }

@@ -22,7 +22,9 @@ impl Variant {
     /// # Errors
     /// A message about the template line that is wrong.
     pub fn source(&self) -> Result<String, String> {
-        template::expand(&file, &format!("{}.wgsl", self.shader), &self.defines, self.read_only)
+        let text = template::expand(&file, &format!("{}.wgsl", self.shader), &self.defines, self.read_only)?;
+        let half = self.defines.get("F16").is_some_and(|on| *on != 0);
+        Ok(if half { format!("enable f16;\n{text}") } else { text })
     }
 }
 
