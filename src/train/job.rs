@@ -195,11 +195,8 @@ impl Job {
             return Err(Error::invalid(format!("the run has ended after {} steps", self.done)));
         }
         let (first, end) = (self.position(self.done), self.position(self.done + 1));
-        let batches: Vec<MicroBatch> = self
-            .groups(first..end)
-            .iter()
-            .map(|rows| MicroBatch::new(rows.iter().map(|r| &self.rows[*r])))
-            .collect();
+        let batches: Vec<MicroBatch> =
+            self.groups(first..end).iter().map(|rows| MicroBatch::new(rows.iter().map(|r| &self.rows[*r]))).collect();
         let counted: usize = batches.iter().map(MicroBatch::counted).sum();
         let (mut sum, mut tokens) = (0.0, 0);
         for (i, batch) in batches.iter().enumerate() {
