@@ -1,5 +1,5 @@
 // Weights of every type, eight consecutive elements at a time. The layout (planes of groups of 32 elements)
-// is made by src/backend/wgpu/weights.rs; the formulas are ggml's dequantize_row_*, in the same order of
+// is made by src/backend/planes.rs; the formulas are ggml's dequantize_row_*, in the same order of
 // operations. The includer binds `w` as array<vec4<u32>> and has in its parameters
 //   k        elements of a row
 //   stride   elements from row to row (plain types)

@@ -6,6 +6,7 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod planes;
 mod select;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;

@@ -2,7 +2,7 @@
 //!
 //! [`compile`](Device::compile) walks a program once: `record.rs` and the `launch_*` files turn each op into
 //! dispatches (shader variant, bindings, parameters, grid), `executable.rs` makes pipelines and bind groups and
-//! replays them in one pass and one submission. Weights stay in their quantised type (`weights.rs`) and are
+//! replays them in one pass and one submission. Weights stay in their quantised type (`planes.rs`) and are
 //! decoded in the shaders. On a software adapter other variants are picked, where barriers are dear.
 
 mod context;
@@ -16,7 +16,6 @@ mod places;
 mod record;
 mod storage;
 pub mod template;
-pub mod weights;
 
 use super::{Bindings, Buffer, BufferDesc, ComputeType, Device, DeviceInfo, Executable, Limits};
 use crate::error::{Error, Result};

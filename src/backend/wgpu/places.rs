@@ -100,7 +100,7 @@ impl Places {
             Place::Weight => match self.bound.get(&decl.name).ok_or_else(lost)?.inner()? {
                 Storage::Flat(inner) => (inner, 0, true),
                 Storage::Planes { planes, parts } => {
-                    let dense = decl.rows == 1 || decl.cols.is_multiple_of(super::weights::GROUP);
+                    let dense = decl.rows == 1 || decl.cols.is_multiple_of(crate::backend::planes::GROUP);
                     if parts.len() != 1 || !dense || planes.dtype.is_quantised() {
                         return Err(Error::unsupported(format!(
                             "weight '{}' ({}, [{}, {}]) where a dense f32 tensor is needed",
@@ -120,7 +120,7 @@ impl Places {
         if let (Place::Weight, Some(buffer)) = (&decl.place, self.bound.get(&decl.name))
             && let Storage::Planes { planes, parts } = buffer.inner()?
         {
-            let stride = planes.groups * super::weights::GROUP;
+            let stride = planes.groups * crate::backend::planes::GROUP;
             return Ok(parts
                 .iter()
                 .map(|part| {
@@ -139,7 +139,7 @@ impl Places {
         // Bound as vec4 words: a length that is no multiple of 16 grows into the padding behind it (buffers are
         // padded to 256 bytes, State tensors start at multiples of 256, so nothing else is ever written there).
         view.size = view.size.next_multiple_of(16);
-        let layout = [decl.cols as u32, decl.cols.div_ceil(super::weights::GROUP) as u32, 0, 0, 0];
+        let layout = [decl.cols as u32, decl.cols.div_ceil(crate::backend::planes::GROUP) as u32, 0, 0, 0];
         Ok(vec![WeightView { view, dtype: decl.dtype, first: 0, rows: decl.rows, layout }])
     }
 }

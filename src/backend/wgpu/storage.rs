@@ -1,7 +1,7 @@
 //! What a [`Buffer`] of this backend holds.
 
 use super::context::Context;
-use super::weights::Planes;
+use crate::backend::planes::Planes;
 use crate::backend::{Buffer, BufferDesc};
 use crate::error::{Error, Result};
 use crate::tensor::HostTensor;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub enum Storage {
     /// Row-major elements as the host wrote them.
     Flat(wgpu::Buffer),
-    /// A weight in planes (see `weights.rs`), split by rows.
+    /// A weight in planes (see `planes.rs`), split by rows.
     Planes {
         /// Layout of each part.
         planes: Planes,
