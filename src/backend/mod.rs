@@ -14,7 +14,7 @@ pub mod wgpu;
 pub use select::{BackendChoice, devices, open};
 
 use crate::error::{Error, Result};
-use crate::program::{Program, TensorId};
+use crate::program::{Place, Program, TensorId};
 use crate::tensor::{DType, HostTensor};
 use std::any::Any;
 use std::collections::HashMap;
@@ -46,6 +46,10 @@ pub struct Limits {
     pub max_tensor_bytes: usize,
     /// Type in which keys and values are cached unless the user says otherwise.
     pub kv_dtype: DType,
+    /// Type of activations: what products are computed in, where the device stores it.
+    pub activations: DType,
+    /// Bytes of logits that the loss works on at a time.
+    pub logits_chunk_bytes: usize,
 }
 
 /// The numeric type that products are computed in. Accumulation is always f32.
@@ -160,6 +164,17 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// As [`Device::allocate`].
     fn copy_bandwidth(&self) -> Result<f64>;
+}
+
+/// Refuses a program with activations that a device stores in no other type than f32.
+pub(crate) fn only_f32_activations(backend: &str, program: &Program) -> Result<()> {
+    let written = |place: &Place| matches!(place, Place::Temp | Place::Output);
+    match program.tensors.iter().find(|t| written(&t.place) && !matches!(t.dtype, DType::F32 | DType::U32)) {
+        Some(t) => {
+            Err(Error::internal(format!("{backend}: activation '{}' is {}, it stores f32 only", t.name, t.dtype)))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A program bound to one device.

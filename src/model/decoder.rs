@@ -6,6 +6,7 @@
 
 use super::config::ModelConfig;
 use super::lora::{LoraLayout, Projection};
+use crate::backend::Limits;
 use crate::error::Result;
 use crate::program::{
     Builder, Geometry, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId, Trainable, differentiate, recompute,
@@ -46,8 +47,8 @@ pub struct ModelShape<'a> {
     pub dtype: &'a dyn Fn(&str) -> DType,
     /// Positions in the rope buffer.
     pub max_len: usize,
-    /// Most bytes of one intermediate: bounds the chunk of logits that the loss works on.
-    pub max_tensor_bytes: usize,
+    /// What the device asks of programs.
+    pub limits: Limits,
 }
 
 /// Sizes of a serving program.
@@ -154,15 +155,12 @@ pub struct TrainShape {
     pub recompute: bool,
 }
 
-/// Bytes of logits that the loss keeps at a time; larger chunks stopped paying at this size on 2 cores.
-const LOGITS_CHUNK_BYTES: usize = 32 << 20;
-
 /// The forward pass over paged keys and values.
 ///
 /// # Errors
 /// A shape that does not fit together (a bug), naming op and operand.
 pub fn serve_program(model: &ModelShape, shape: &ServeShape, lora: Option<&LoraLayout>) -> Result<ServeProgram> {
-    let mut b = Builder::new("forward");
+    let mut b = Builder::new("forward").with_activations(model.limits.activations);
     let rows = shape.rows;
     let ids = b.input("ids", DType::U32, 1, rows);
     let positions = b.input("positions", DType::U32, 1, rows);
@@ -196,7 +194,7 @@ pub fn serve_program(model: &ModelShape, shape: &ServeShape, lora: Option<&LoraL
 /// # Errors
 /// As [`serve_program`]; [`crate::Error::Invalid`] where nothing is trainable.
 pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) -> Result<TrainProgram> {
-    let mut b = Builder::new("train");
+    let mut b = Builder::new("train").with_activations(model.limits.activations);
     let rows = shape.rows;
     let ids = b.input("ids", DType::U32, 1, rows);
     let positions = b.input("positions", DType::U32, 1, rows);
@@ -316,7 +314,7 @@ impl Decoder<'_> {
             }
             KeyValues::Own { bounds } => {
                 let layout = KvLayout::Packed { bounds: *bounds };
-                let (k_out, lse) = (self.temp("k_rot", kv_cols), self.temp("lse", c.heads));
+                let (k_out, lse) = (self.temp("k_rot", kv_cols), self.b.temp("lse", self.rows, c.heads, Live::Tokens));
                 (None, k_out, None, v, layout, Some(lse))
             }
         };
@@ -406,7 +404,7 @@ impl Decoder<'_> {
     /// Writes the logits of the chosen rows.
     fn logits(&mut self, h: TensorId, rows: TensorId, logits: TensorId) -> Result<()> {
         let gathered = self.b.decl(logits).rows;
-        let picked = self.b.temp("picked", gathered, self.model.config.hidden, Live::Gathered);
+        let picked = self.b.activation("picked", gathered, self.model.config.hidden, Live::Gathered);
         self.b.push(Op::GatherRows { x: h, rows, out: picked })?;
         let weight = self.head_weight();
         self.b.push(Op::MatMul { x: picked, weight, bias: None, residual: None, out: logits })
@@ -427,7 +425,8 @@ impl Decoder<'_> {
 
     fn loss(&mut self, h: TensorId, labels: TensorId, scale: TensorId) -> Result<TensorId> {
         let vocab = self.model.config.vocab;
-        let bytes = LOGITS_CHUNK_BYTES.min(self.model.max_tensor_bytes);
+        let limits = &self.model.limits;
+        let bytes = limits.logits_chunk_bytes.min(limits.max_tensor_bytes);
         let chunk = (bytes / (vocab * 4)).clamp(1, self.rows);
         let logits = self.b.temp("logits_chunk", chunk, vocab, Live::All);
         let weight = self.head_weight();
@@ -460,6 +459,6 @@ impl Decoder<'_> {
     }
 
     fn temp(&mut self, name: &str, cols: usize) -> TensorId {
-        self.b.temp(name, self.rows, cols, Live::Tokens)
+        self.b.activation(name, self.rows, cols, Live::Tokens)
     }
 }

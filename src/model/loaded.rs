@@ -101,8 +101,7 @@ impl LoadedModel {
     /// Calls `f` with what [`super::decoder`] needs to build programs for contexts of up to `max_len`.
     pub fn with_shape<R>(&self, max_len: usize, f: impl FnOnce(&ModelShape) -> R) -> R {
         let dtype = |name: &str| self.weights.get(name).map_or(DType::F32, |w| w.desc().dtype);
-        let max_tensor_bytes = self.device.limits().max_tensor_bytes;
-        f(&ModelShape { config: self.config(), dtype: &dtype, max_len, max_tensor_bytes })
+        f(&ModelShape { config: self.config(), dtype: &dtype, max_len, limits: self.device.limits() })
     }
 
     /// The rotary table for positions below `max_len`, to be bound as [`buffers::ROPE`].

@@ -8,6 +8,7 @@ use crate::tensor::DType;
 pub struct Builder {
     program: Program,
     segment: u32,
+    activations: DType,
 }
 
 impl Builder {
@@ -23,12 +24,17 @@ impl Builder {
         };
         let program =
             Program { name: name.into(), tensors: vec![counts], nodes: vec![], counts: TensorId(0), forward_len: 0 };
-        Self { program, segment: 0 }
+        Self { program, segment: 0, activations: DType::F32 }
+    }
+
+    /// Activations from here on are of type `dtype`: f32, or what the device computes in ([`crate::backend::Limits`]).
+    pub fn with_activations(self, dtype: DType) -> Self {
+        Self { activations: dtype, ..self }
     }
 
     /// Goes on from an existing program (transforms use this).
     pub(super) fn resume(program: Program) -> Self {
-        Self { program, segment: 0 }
+        Self { program, segment: 0, activations: DType::F32 }
     }
 
     /// Tags the ops that follow with a segment.
@@ -70,7 +76,13 @@ impl Builder {
         self.tensor(TensorDecl { name: name.into(), rows, cols, dtype, place: Place::Input, live: Live::All })
     }
 
-    /// An f32 intermediate.
+    /// An intermediate of the activations' type.
+    pub fn activation(&mut self, name: impl Into<String>, rows: usize, cols: usize, live: Live) -> TensorId {
+        let dtype = self.activations;
+        self.tensor(TensorDecl { name: name.into(), rows, cols, dtype, place: Place::Temp, live })
+    }
+
+    /// An intermediate that is f32 whatever the activations are: statistics, logits.
     pub fn temp(&mut self, name: impl Into<String>, rows: usize, cols: usize, live: Live) -> TensorId {
         self.tensor(TensorDecl { name: name.into(), rows, cols, dtype: DType::F32, place: Place::Temp, live })
     }

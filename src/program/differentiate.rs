@@ -103,8 +103,8 @@ impl Walk {
             return (grad.tensor, accumulate);
         }
         let decl = self.b.decl(id);
-        let (name, rows, cols, live) = (format!("d.{}", decl.name), decl.rows, decl.cols, decl.live);
-        let tensor = self.b.temp(name, rows, cols, live);
+        let decl = TensorDecl { name: format!("d.{}", decl.name), place: Place::Temp, ..decl.clone() };
+        let tensor = self.b.tensor(decl);
         self.grads.insert(id, Grad { tensor, started: true });
         (tensor, false)
     }
@@ -117,8 +117,8 @@ impl Walk {
             return (grad, None);
         }
         let decl = self.b.decl(id);
-        let (name, rows, cols, live) = (format!("part.{}", decl.name), decl.rows, decl.cols, decl.live);
-        let part = self.b.temp(name, rows, cols, live);
+        let decl = TensorDecl { name: format!("part.{}", decl.name), place: Place::Temp, ..decl.clone() };
+        let part = self.b.tensor(decl);
         (part, Some(Op::Accumulate { x: part, y: grad }))
     }
 

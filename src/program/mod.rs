@@ -75,7 +75,7 @@ pub struct TensorDecl {
     pub rows: usize,
     /// Elements in a row.
     pub cols: usize,
-    /// Element type; temps and outputs are f32 or u32.
+    /// Element type; activations have the type that the device computes in, everything else that is written is f32 or u32.
     pub dtype: DType,
     /// Storage.
     pub place: Place,

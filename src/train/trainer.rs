@@ -61,8 +61,7 @@ fn program(
     options: &TrainerOptions,
 ) -> Result<TrainProgram> {
     let dtype = |name: &str| weights.get(name).map_or(DType::F32, |b| b.desc().dtype);
-    let max_tensor_bytes = device.limits().max_tensor_bytes;
-    let model = ModelShape { config, dtype: &dtype, max_len: options.max_len, max_tensor_bytes };
+    let model = ModelShape { config, dtype: &dtype, max_len: options.max_len, limits: device.limits() };
     let shape = TrainShape {
         rows: options.tokens.next_multiple_of(ROW_BUCKET),
         seqs: options.seqs,

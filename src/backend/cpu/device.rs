@@ -84,7 +84,14 @@ impl Device for CpuDevice {
     }
 
     fn limits(&self) -> Limits {
-        Limits { max_step_rows: 512, max_tensor_bytes: usize::MAX, kv_dtype: DType::F32 }
+        Limits {
+            max_step_rows: 512,
+            max_tensor_bytes: usize::MAX,
+            kv_dtype: DType::F32,
+            activations: DType::F32,
+            // Larger chunks stopped paying at this size on 2 cores.
+            logits_chunk_bytes: 32 << 20,
+        }
     }
 
     fn allocate(&self, desc: BufferDesc) -> Result<Buffer> {

@@ -4,7 +4,7 @@ use super::args::{Args, Operand, split};
 use super::device::{Storage, poisoned, zeroed};
 use super::ops;
 use super::weight::Weight;
-use crate::backend::{Bindings, Buffer, Executable};
+use crate::backend::{Bindings, Buffer, Executable, only_f32_activations};
 use crate::error::{Error, Result};
 use crate::program::{Live, MemoryPlan, Place, Program, TensorId, plan};
 use std::collections::HashMap;
@@ -50,6 +50,7 @@ const ALIGN: usize = 64;
 
 impl CpuExecutable {
     pub(super) fn new(program: Arc<Program>, bindings: &Bindings) -> Result<Self> {
+        only_f32_activations("cpu", &program)?;
         let plan = plan(&program, ALIGN, usize::MAX)?;
         let arenas = plan.arenas.iter().map(|bytes| zeroed("the arena", bytes / 4)).collect::<Result<_>>()?;
         let mut me = Self {

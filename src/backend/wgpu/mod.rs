@@ -89,6 +89,8 @@ impl Device for WgpuDevice {
             max_step_rows: if caps.software { 256 } else { 4096 },
             max_tensor_bytes: usize::try_from(caps.max_binding).unwrap_or(usize::MAX),
             kv_dtype: if caps.half_cache { DType::F16 } else { DType::F32 },
+            activations: DType::F32,
+            logits_chunk_bytes: 32 << 20,
         }
     }
 

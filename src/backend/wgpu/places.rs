@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::storage::Storage;
-use crate::backend::{Bindings, Buffer};
+use crate::backend::{Bindings, Buffer, only_f32_activations};
 use crate::error::{Error, Result};
 use crate::program::{MemoryPlan, Place, Program, TensorDecl, TensorId, plan};
 use crate::tensor::DType;
@@ -45,6 +45,7 @@ pub struct Places {
 impl Places {
     /// Allocates arenas, inputs and outputs; finds weights and State buffers in `bindings`.
     pub fn new(context: &Context, program: &Program, bindings: &Bindings) -> Result<Self> {
+        only_f32_activations("wgpu", program)?;
         let align = context.caps.align.max(256);
         // Ranges are bound, not arenas, so an arena may be larger than a binding.
         let max_arena = usize::try_from(context.caps.max_buffer).unwrap_or(usize::MAX);
