@@ -230,6 +230,41 @@ fn bench_prints_one_object() {
 }
 
 #[test]
+fn bench_of_random_weights_needs_no_files_of_a_model() {
+    let (_folder, config) = file(
+        "config.json",
+        br#"{"model_type": "qwen3", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 500,
+            "tie_word_embeddings": false}"#,
+    );
+    let config = config.to_str().unwrap();
+    let bench = |more: &[&'static str]| {
+        let all = ["bench", "--random-weights", config, "--backend", "cpu", "-p", "6", "-n", "3", "-r", "1", "--json"];
+        json(&[&all[..], more].concat())
+    };
+    let report = bench(&["-b", "1,3", "--train", "--train-length", "24", "--rank", "4", "--recompute"]);
+    let sizes: Vec<_> = report["batches"].as_array().unwrap().iter().map(|b| b["batch"].as_u64().unwrap()).collect();
+    assert_eq!(sizes, [1, 3]);
+    assert!(report["first_token_s"].as_f64().unwrap() > report["load_s"].as_f64().unwrap(), "{report}");
+    let train = &report["train"];
+    assert!(train["tok_s"].as_f64().unwrap() > 0.0 && train["batch"] == 2, "{train}");
+    // Random weights know nothing: every token of 500 is about as likely.
+    assert!((train["loss"].as_f64().unwrap() - 500f64.ln()).abs() < 0.3, "{train}");
+    let memory = |key: &str| train["memory"][key].as_u64().unwrap();
+    assert_eq!(memory("adapters"), 4 * memory("parameters"));
+    assert!(memory("arena") >= memory("live_peak") && memory("live_peak") > 0);
+    // Embedding and head; q, k, v, o, gate, up, down of a layer: 4.5 bits a weight, 6.5625 in the tables.
+    let (tables, layers) = (2 * 500 * 256, 2 * 256 * (256 + 128 + 128 + 256 + 3 * 512));
+    let q4_k = bench(&["--weight-type", "q4_k", "--train", "--train-length", "8"]);
+    let norms = (2 * (2 * 256 + 2 * 64) + 256) * 4;
+    assert_eq!(q4_k["train"]["memory"]["weights"], tables / 256 * 210 + layers / 256 * 144 + norms);
+    let known = error(&["bench", "--random-weights", "gpt-5", "--backend", "cpu"]);
+    assert!(known.contains("qwen3-8b"), "{known}");
+    refused(&["bench"], "--model");
+    refused(&["bench", "--random-weights", "qwen3-8b", "--weight-type", "q3"], "q4_k");
+}
+
+#[test]
 fn chat_answers_a_pipe() {
     let mut child = command(&cpu("chat", &["-n", "4"]))
         .stdin(Stdio::piped())

@@ -77,3 +77,39 @@ fn what_cannot_work_is_refused() {
     assert!(refused(&|r| r.sampling.temperature = f32::NAN).contains("temperature"));
     assert_eq!(ids(&engine, 1).len(), 100, "the engine lives on");
 }
+
+/// Tokens are chosen on the device, unless somebody in the step needs logits: the same tokens come out.
+#[test]
+fn tokens_chosen_on_the_device_and_on_the_host_are_the_same() {
+    let filters: [(f32, f32, usize, f32); 6] = [
+        (0.0, 1.0, 0, 0.0),
+        (1.0, 1.0, 0, 0.0),
+        (0.8, 0.9, 0, 0.0),
+        (1.2, 1.0, 20, 0.0),
+        (0.9, 0.8, 30, 0.02),
+        (5.0, 0.99, 0, 0.1),
+    ];
+    let engine = engine(960, 2);
+    for (n, (temperature, top_p, top_k, min_p)) in filters.into_iter().enumerate() {
+        let sampling =
+            SamplingParams { temperature, top_p, top_k, min_p, seed: Some(n as u64), ..SamplingParams::default() };
+        let on_device = Request { sampling, ..request(n as u32) };
+        let on_host = Request { logprobs: Some(1), ..on_device.clone() };
+        // A bias of 0 and a minimum length change nothing but the path, the latter for half of the answer.
+        let mut biased = on_device.clone();
+        biased.sampling.logit_bias = vec![(1, 0.0)];
+        let changing = Request { min_tokens: 50, stop_ids: vec![4000], ..on_device.clone() };
+        let ids = |request: Request| generate_text(&engine, request, TextOptions::default()).unwrap().ids;
+        let want = ids(on_device.clone());
+        assert_eq!(want.len(), 100);
+        for (name, request) in [("logprobs", on_host.clone()), ("bias", biased), ("min_tokens", changing)] {
+            assert_eq!(ids(request), want, "{name}: {n}");
+        }
+        // In one step with a request that needs its logits, the other is sampled on the host, too.
+        let (left, right) = std::thread::scope(|scope| {
+            let left = scope.spawn(|| ids(on_device));
+            (ids(on_host), left.join().unwrap())
+        });
+        assert_eq!((&left, &right), (&want, &want), "together: {n}");
+    }
+}

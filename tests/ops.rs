@@ -179,6 +179,7 @@ fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f32> {
     match dtype {
         DType::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         DType::BF16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        DType::U32 => bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect(),
         _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
     }
 }
@@ -572,6 +573,49 @@ fn loss_in_chunks() {
             given.insert("labels", vec![5, 132, u32::MAX, 0, 7, 8, 9, u32::MAX, 100, 3]);
             check(&format!("loss {dtype} {gradient}"), b.finish(), &given, 5e-6);
         }
+    }
+}
+
+/// Tokens are equal: a draw on the edge of two tokens' shares would differ by rounding, and none of these is.
+#[test]
+fn sampling() {
+    let filters: [[f32; 4]; 11] = [
+        [0.0, 0.0, 1.0, 0.0],
+        [0.7, 0.0, 1.0, 0.0],
+        [1.0, 1.0, 1.0, 0.0],
+        [1.5, 40.0, 1.0, 0.0],
+        [0.6, 20.0, 0.95, 0.0],
+        [1.0, 0.0, 0.9, 0.0],
+        [1.0, 0.0, 0.999, 0.0],
+        [1.0, 0.0, 1.0, 0.1],
+        [50.0, 0.0, 0.5, 0.0],
+        [3.0, 3000.0, 0.7, 0.02],
+        [1.0, 9999999.0, 1.0, 0.0],
+    ];
+    // Logits of a model's spread; all equal; few levels with many ties; a vocabulary of one chunk.
+    for (vocab, spread, levels) in [(9_001, 8.0, 0.0), (4_100, 0.0, 0.0), (8_192, 6.0, 2.0), (333, 4.0, 0.0)] {
+        let rows = filters.len() * 3;
+        let mut r = Random(3);
+        let mut b = Builder::new("sample");
+        let mut gathered = |name: &str, cols: usize, dtype: DType, place: Place| {
+            b.tensor(TensorDecl { name: name.into(), rows, cols, dtype, place, live: Live::Gathered })
+        };
+        let logits = gathered("logits", vocab, DType::F32, Place::Input);
+        let tokens = gathered("tokens", 1, DType::U32, Place::Output);
+        let how = b.input("sampling", DType::F32, rows, 4);
+        let uniforms = b.input("uniforms", DType::F32, 1, rows);
+        b.push(Op::Sample { logits, sampling: how, uniforms, tokens }).unwrap();
+        let mut given = counts(0, rows as u32 - 1, 0);
+        let mut logit = || {
+            // The sum of three uniform numbers is bell-shaped enough.
+            let l = spread * (r.number() + r.number() + r.number());
+            let l: f32 = if levels > 0.0 { (l * levels).round() / levels } else { l };
+            l.to_bits()
+        };
+        given.insert("logits", (0..rows * vocab).map(|_| logit()).collect());
+        given.insert("sampling", (0..rows).flat_map(|i| filters[i % filters.len()].map(f32::to_bits)).collect());
+        given.insert("uniforms", (0..rows).map(|_| (r.number().abs() * 0.999).to_bits()).collect());
+        check(&format!("sample {vocab} x {spread}"), b.finish(), &given, 1e-9);
     }
 }
 

@@ -132,6 +132,8 @@ fn variants() -> Vec<(&'static str, Set)> {
         ("glu_backward", vec![group(), vec![vec![("ACT", 0)], vec![("ACT", 1)]]]),
         ("gather_rows", vec![group()]),
         ("head_loss", vec![reductions(), flag("GRADIENT")]),
+        ("sample", vec![reductions()]),
+        ("sample_chunks", vec![reductions()]),
         ("accumulate", vec![group()]),
         ("fill", vec![group()]),
         ("grad_norm", vec![reductions(), flag("LAST")]),

@@ -1,5 +1,6 @@
 //! How fast a model runs on a device, beside the ceiling that the device's memory sets.
 
+use super::kv::PAGE;
 use super::{Engine, EngineOptions, Event, Request, Usage};
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
@@ -9,37 +10,55 @@ use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 /// What to measure.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct BenchOptions {
     /// Tokens of each prompt.
     pub prompt_tokens: usize,
     /// Tokens to generate after each.
     pub new_tokens: usize,
-    /// Requests at once.
-    pub batch: usize,
+    /// Requests at once: each of these is measured.
+    pub batches: Vec<usize>,
     /// Runs after one warm-up; medians are reported.
     pub runs: usize,
+    /// Most tokens in one step; `None`: the engine's own.
+    pub max_step_tokens: Option<usize>,
+    /// When loading the model began.
+    pub started: Instant,
+}
+
+/// Speed at one number of requests.
+#[derive(Clone, Debug, Serialize)]
+pub struct BatchReport {
+    /// Requests at once.
+    pub batch: usize,
+    /// Prompt tokens a second, all requests together.
+    pub prefill_tok_s: f64,
+    /// Generated tokens a second after the first, all requests together.
+    pub decode_tok_s: f64,
+    /// Share of the copy bandwidth that decoding one token for each request takes for reading the weights once.
+    pub decode_bandwidth_share: f64,
 }
 
 /// What was measured; `serde` gives the JSON of `runtime bench`.
 #[derive(Clone, Debug, Serialize)]
 pub struct BenchReport {
-    /// Prompt tokens a second, all requests together.
-    pub prefill_tok_s: f64,
-    /// Generated tokens a second after the first, all requests together.
-    pub decode_tok_s: f64,
+    /// The first of the batch sizes.
+    #[serde(flatten)]
+    pub first: BatchReport,
+    /// All of them.
+    pub batches: Vec<BatchReport>,
+    /// Seconds from the start until the weights were on the device.
+    pub load_s: f64,
+    /// Seconds from the start until one request had its first token: loading, compiling and its prompt.
+    pub first_token_s: f64,
     /// Copy bandwidth of the device, read plus written, in GB/s (10⁹ bytes).
     pub copy_gb_s: f64,
-    /// Share of it that decoding one token for each request takes for reading the weights once.
-    pub decode_bandwidth_share: f64,
     /// Bytes of weights that a decode step reads; of the embedding only a row, unless it is the head too.
     pub weight_bytes: u64,
     /// Tokens of each prompt.
     pub prompt_tokens: usize,
     /// Tokens generated after each.
     pub new_tokens: usize,
-    /// Requests at once.
-    pub batch: usize,
     /// Runs.
     pub runs: usize,
     /// File or folder name.
@@ -55,36 +74,53 @@ pub struct BenchReport {
 /// # Errors
 /// [`Error::Invalid`] for sizes that cannot be run; those of [`Engine::start`] and of the requests.
 pub fn run(model: Arc<LoadedModel>, options: &BenchOptions) -> Result<BenchReport> {
-    let BenchOptions { prompt_tokens, new_tokens, batch, runs } = *options;
-    if prompt_tokens == 0 || new_tokens < 2 || batch == 0 || runs == 0 {
+    let load_s = options.started.elapsed().as_secs_f64();
+    let (prompt_tokens, new_tokens, runs) = (options.prompt_tokens, options.new_tokens, options.runs);
+    let most = options.batches.iter().copied().max().unwrap_or(0);
+    if prompt_tokens == 0 || new_tokens < 2 || options.batches.contains(&0) || most == 0 || runs == 0 {
         return Err(Error::invalid("bench needs a prompt of 1 token, 2 new tokens, 1 request and 1 run at least"));
     }
-    let sizes =
-        EngineOptions { max_seqs: batch, max_len: Some(prompt_tokens + new_tokens), ..EngineOptions::default() };
+    let max_len = prompt_tokens + new_tokens;
+    let defaults = EngineOptions::default();
+    let sizes = EngineOptions {
+        max_seqs: most,
+        max_len: Some(max_len),
+        kv_tokens: Some(most * max_len.next_multiple_of(PAGE)),
+        max_step_tokens: options.max_step_tokens.unwrap_or(defaults.max_step_tokens),
+        ..defaults
+    };
     let engine = Engine::start(model.clone(), sizes)?;
-    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
-    for round in 0..=runs {
-        let (prefill_s, decode_s) = one_round(&engine, model.config().vocab, options)?;
-        // The first round compiles and records.
-        if round > 0 {
-            prefill.push((batch * prompt_tokens) as f64 / prefill_s);
-            decode.push((batch * (new_tokens - 1)) as f64 / decode_s);
-        }
-    }
-    drop(engine);
-    let (prefill_tok_s, decode_tok_s) = (median(prefill), median(decode));
+    let vocab = model.config().vocab;
+    one_round(&engine, vocab, options, 1, 1)?;
+    let first_token_s = options.started.elapsed().as_secs_f64();
     let weight_bytes = decode_bytes(&model);
     let bandwidth = model.device.copy_bandwidth()?;
+    let mut batches = Vec::with_capacity(options.batches.len());
+    for &batch in &options.batches {
+        let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+        for round in 0..=runs {
+            let (prefill_s, decode_s) = one_round(&engine, vocab, options, batch, new_tokens)?;
+            // The first round compiles and records.
+            if round > 0 {
+                prefill.push((batch * prompt_tokens) as f64 / prefill_s);
+                decode.push((batch * (new_tokens - 1)) as f64 / decode_s);
+            }
+        }
+        let (prefill_tok_s, decode_tok_s) = (median(prefill), median(decode));
+        let decode_bandwidth_share = weight_bytes as f64 * decode_tok_s / batch as f64 / bandwidth;
+        batches.push(BatchReport { batch, prefill_tok_s, decode_tok_s, decode_bandwidth_share });
+    }
     let info = model.device.info();
+    let Some(first) = batches.first().cloned() else { return Err(Error::internal("no batch was measured")) };
     Ok(BenchReport {
-        prefill_tok_s,
-        decode_tok_s,
+        first,
+        batches,
+        load_s,
+        first_token_s,
         copy_gb_s: bandwidth / 1e9,
-        decode_bandwidth_share: weight_bytes as f64 * decode_tok_s / batch as f64 / bandwidth,
         weight_bytes,
         prompt_tokens,
         new_tokens,
-        batch,
         runs,
         model: model.name.clone(),
         backend: info.backend,
@@ -93,10 +129,16 @@ pub fn run(model: Arc<LoadedModel>, options: &BenchOptions) -> Result<BenchRepor
 }
 
 /// Seconds until every request has its first token, and from there to the last token of all.
-fn one_round(engine: &Engine, vocab: usize, options: &BenchOptions) -> Result<(f64, f64)> {
+fn one_round(
+    engine: &Engine,
+    vocab: usize,
+    options: &BenchOptions,
+    batch: usize,
+    max_tokens: usize,
+) -> Result<(f64, f64)> {
     let (sender, events) = mpsc::channel();
     let start = Instant::now();
-    for row in 0..options.batch {
+    for row in 0..batch {
         let sender = sender.clone();
         let mut first = None;
         let sink = move |event| {
@@ -115,7 +157,7 @@ fn one_round(engine: &Engine, vocab: usize, options: &BenchOptions) -> Result<(f
         let token = |i: usize| (1 + (row * 7919 + i * 31) % vocab.saturating_sub(1).max(1)) as u32;
         let request = Request {
             prompt: (0..options.prompt_tokens).map(token).collect(),
-            max_tokens: options.new_tokens,
+            max_tokens,
             ignore_eos: true,
             ..Request::default()
         };
@@ -127,8 +169,8 @@ fn one_round(engine: &Engine, vocab: usize, options: &BenchOptions) -> Result<(f
     let end = done.iter().map(|(_, end, _)| *end).max();
     match (first, end, &done[..]) {
         // Alone, a request's own clock leaves the way to the engine's thread out.
-        (_, _, [(_, _, usage)]) if options.batch == 1 => Ok((usage.prefill_s, usage.decode_s)),
-        (Some(first), Some(end), _) if done.len() == options.batch => {
+        (_, _, [(_, _, usage)]) if batch == 1 => Ok((usage.prefill_s, usage.decode_s)),
+        (Some(first), Some(end), _) if done.len() == batch => {
             Ok(((first - start).as_secs_f64(), (end - first).as_secs_f64()))
         }
         _ => Err(Error::internal("the engine dropped a request")),

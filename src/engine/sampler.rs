@@ -1,6 +1,7 @@
 //! Chooses the next token from a row of logits.
 
 use super::request::{SamplingParams, TokenLogprobs};
+use crate::backend::cpu::sample;
 use crate::error::{Error, Result};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -48,26 +49,43 @@ pub struct Sampler {
     pub forbidden: Vec<u32>,
 }
 
-/// Logits this far below the best have less than 5·10⁻⁵ of its probability: they are sorted only when the
-/// likelier ones do not fill `top_p`.
-const NEAR: f32 = 10.0;
-
 impl Sampler {
     /// `seed` is used where the parameters have none.
     pub fn new(params: SamplingParams, prompt: &[u32], seed: u64) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(params.seed.unwrap_or(seed));
-        let track =
-            params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
-        let seen = if track { prompt.iter().map(|id| (*id, 0)).collect() } else { HashMap::new() };
-        Self { params, rng, seen, forbidden: Vec::new() }
+        let mut sampler = Self { params, rng, seen: HashMap::new(), forbidden: Vec::new() };
+        if sampler.tracks() {
+            sampler.seen = prompt.iter().map(|id| (*id, 0)).collect();
+        }
+        sampler
+    }
+
+    /// Whether nothing but the four numbers of [`Sampler::how`] decides: the device can choose.
+    pub fn is_plain(&self) -> bool {
+        !self.tracks() && self.params.logit_bias.is_empty() && self.forbidden.is_empty()
+    }
+
+    fn tracks(&self) -> bool {
+        let p = &self.params;
+        p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0
+    }
+
+    /// Temperature, top-k, top-p and min-p, as [`crate::program::Op::Sample`] takes them.
+    pub fn how(&self) -> [f32; 4] {
+        let p = &self.params;
+        [p.temperature, p.top_k as f32, p.top_p, p.min_p]
+    }
+
+    /// The request's next random number, from [0, 1): one a token, wherever the token is chosen.
+    pub fn uniform(&mut self) -> f32 {
+        if self.params.temperature == 0.0 { 0.0 } else { self.rng.random() }
     }
 
     /// The next token. `logits` are changed.
-    pub fn next(&mut self, logits: &mut [f32]) -> u32 {
+    pub fn next(&mut self, logits: &mut [f32], uniform: f32) -> u32 {
         self.adjust(logits);
-        let id = if self.params.temperature == 0.0 { argmax(logits) } else { self.draw(logits) };
-        let p = &self.params;
-        if p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0 {
+        let id = sample(logits, self.how(), uniform);
+        if self.tracks() {
             *self.seen.entry(id).or_default() += 1;
         }
         id
@@ -94,68 +112,6 @@ impl Sampler {
             }
         }
     }
-
-    /// Temperature, then top-k, then top-p, then min-p, then one uniform number.
-    fn draw(&mut self, logits: &[f32]) -> u32 {
-        let p = &self.params;
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let weight = |logit: f32| f64::from((logit - max) / p.temperature).exp();
-        let mut candidates: Vec<(u32, f64)>;
-        if p.top_k > 0 && p.top_k < logits.len() {
-            candidates = top(logits, p.top_k).into_iter().map(|(id, logit)| (id, weight(logit))).collect();
-        } else {
-            let all = || logits.iter().enumerate().map(|(id, l)| (id as u32, weight(*l)));
-            let total: f64 = all().map(|(_, w)| w).sum();
-            let near = (-f64::from(NEAR)).exp();
-            candidates = all().filter(|(_, w)| *w > near).collect();
-            let enough = candidates.iter().map(|(_, w)| w).sum::<f64>() >= f64::from(p.top_p) * total;
-            if p.top_p >= 1.0 || !enough {
-                candidates = all().collect();
-            }
-            if p.top_p < 1.0 {
-                candidates.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-                cut_top_p(&mut candidates, f64::from(p.top_p) * total);
-            }
-        }
-        if p.top_k > 0 && p.top_p < 1.0 {
-            let total: f64 = candidates.iter().map(|(_, w)| w).sum();
-            cut_top_p(&mut candidates, f64::from(p.top_p) * total);
-        }
-        // The best token has weight 1.
-        candidates.retain(|(_, w)| *w >= f64::from(p.min_p));
-        let total: f64 = candidates.iter().map(|(_, w)| w).sum();
-        let mut left = self.rng.random::<f64>() * total;
-        for (id, w) in &candidates {
-            left -= w;
-            if left < 0.0 {
-                return *id;
-            }
-        }
-        candidates.last().map_or(0, |(id, _)| *id)
-    }
-}
-
-/// Keeps the shortest prefix of the sorted list that reaches `mass`.
-fn cut_top_p(candidates: &mut Vec<(u32, f64)>, mass: f64) {
-    let mut sum = 0.0;
-    let keep = candidates.iter().position(|(_, w)| {
-        sum += w;
-        sum >= mass
-    });
-    if let Some(last) = keep {
-        candidates.truncate(last + 1);
-    }
-}
-
-/// The first of the largest logits.
-fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = i;
-        }
-    }
-    best as u32
 }
 
 /// The `n` largest logits, best first; ties by id.

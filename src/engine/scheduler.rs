@@ -41,6 +41,14 @@ pub struct Share {
     pub gathered: Option<usize>,
 }
 
+/// What a step says about the next token of a sequence.
+pub enum Next<'a> {
+    /// It was chosen on the device.
+    Token(u32),
+    /// Its logits, and the random number that it is drawn with.
+    Logits(&'a mut [f32], f32),
+}
+
 /// Splits a step's rows: answers first, one row each, then prompts, oldest first.
 pub fn shares(running: &[Sequence], max_rows: usize) -> Vec<Share> {
     let mut left = max_rows;
@@ -100,6 +108,13 @@ impl Sequence {
         std::mem::take(&mut self.pages)
     }
 
+    /// Whether the device can choose the next token: nobody asks for more than it does.
+    pub fn is_plain(&mut self) -> bool {
+        let generated = self.tokens.len() - self.request.prompt.len();
+        self.sampler.forbidden = if generated < self.request.min_tokens { self.ends.clone() } else { Vec::new() };
+        self.request.logprobs.is_none() && self.sampler.is_plain()
+    }
+
     /// Appends this sequence's rows to a step.
     pub fn fill(&mut self, share: &Share, input: &mut StepInput, pages_per_seq: usize) {
         self.started.get_or_insert_with(Instant::now);
@@ -114,24 +129,29 @@ impl Sequence {
         }
         if share.gathered.is_some() {
             input.gather.push(input.ids.len() as u32 - 1);
+            input.sampling.push(self.sampler.how());
+            input.uniforms.push(self.sampler.uniform());
         }
         let pages = self.pages.as_slice();
         input.table.extend_from_slice(pages);
         input.table.resize((seq as usize + 1) * pages_per_seq, 0);
     }
 
-    /// Takes note of a step's results: samples the next token where the logits are there. `Break` when the
-    /// request is over and its pages can be given back.
-    pub fn advance(&mut self, share: &Share, logits: Option<&mut [f32]>) -> ControlFlow<()> {
+    /// Takes note of a step's results, the next token where it has one. `Break` when the request is over and its
+    /// pages can be given back.
+    pub fn advance(&mut self, share: &Share, next: Option<Next>) -> ControlFlow<()> {
         self.computed += share.rows;
-        let Some(logits) = logits else { return ControlFlow::Continue(()) };
-        let generated = self.tokens.len() - self.request.prompt.len();
-        self.sampler.forbidden = if generated < self.request.min_tokens { self.ends.clone() } else { Vec::new() };
-        let original = self.request.logprobs.map(|_| logits.to_vec());
-        let id = self.sampler.next(logits);
+        let (id, original) = match next {
+            None => return ControlFlow::Continue(()),
+            Some(Next::Token(id)) => (id, None),
+            Some(Next::Logits(logits, uniform)) => {
+                let original = self.request.logprobs.map(|_| logits.to_vec());
+                (self.sampler.next(logits, uniform), original)
+            }
+        };
         self.first_token.get_or_insert_with(Instant::now);
         self.tokens.push(id);
-        let generated = generated + 1;
+        let generated = self.tokens.len() - self.request.prompt.len();
         if self.ends.contains(&id) {
             self.finish(FinishReason::Stop);
             return ControlFlow::Break(());

@@ -25,8 +25,12 @@ pub struct StepInput {
     pub adapters: Vec<u32>,
     /// Page numbers, `pages_per_seq` for each sequence of the step.
     pub table: Vec<u32>,
-    /// Rows whose logits are wanted.
+    /// Rows whose logits or next tokens are wanted.
     pub gather: Vec<u32>,
+    /// How the next token of each of them is chosen: temperature, top-k, top-p, min-p.
+    pub sampling: Vec<[f32; 4]>,
+    /// The number from [0, 1) that it is drawn with.
+    pub uniforms: Vec<f32>,
 }
 
 /// Sizes that all programs of an engine share.
@@ -41,11 +45,20 @@ pub struct StepSizes {
     pub kv_rows: usize,
 }
 
+/// What a step ends in.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Wanted {
+    Logits,
+    Tokens,
+    Losses,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     rows: usize,
     /// 0 for the program that ends in the loss.
     gathered: usize,
+    wanted: Wanted,
     adapters: bool,
 }
 
@@ -98,43 +111,52 @@ impl Steps {
 
     /// Runs a step; logits of the gathered rows, `vocab` numbers each, ready to be changed in place.
     pub fn logits(&mut self, input: &StepInput) -> Result<&mut [f32]> {
-        let wanted = input.gather.len();
-        let gathered = wanted.next_power_of_two().min(self.sizes.max_seqs.next_power_of_two());
-        let vocab = self.model.config().vocab;
-        let c = self.run(input, gathered, None)?;
+        let mut numbers = std::mem::take(&mut self.logits);
+        numbers.resize(input.gather.len() * self.model.config().vocab, 0.0);
+        let c = self.run(input, Wanted::Logits, None)?;
         let ServeHead::Logits { logits, .. } = c.ids.head else {
             return Err(Error::internal("a step without logits"));
         };
-        let mut numbers = std::mem::take(&mut self.logits);
-        numbers.resize(wanted * vocab, 0.0);
-        if wanted > 0 {
-            self.of(input, gathered)?.executable.read(logits, bytemuck::cast_slice_mut(&mut numbers))?;
+        if !numbers.is_empty() {
+            c.executable.read(logits, bytemuck::cast_slice_mut(&mut numbers))?;
         }
         self.logits = numbers;
         Ok(&mut self.logits)
     }
 
+    /// Runs a step; next tokens of the gathered rows.
+    pub fn tokens(&mut self, input: &StepInput) -> Result<Vec<u32>> {
+        let mut ids = vec![0; input.gather.len()];
+        let c = self.run(input, Wanted::Tokens, None)?;
+        let ServeHead::Tokens { tokens, .. } = c.ids.head else {
+            return Err(Error::internal("a step without tokens"));
+        };
+        if !ids.is_empty() {
+            c.executable.read(tokens, bytemuck::cast_slice_mut(&mut ids))?;
+        }
+        Ok(ids)
+    }
+
     /// Runs a step; negative log-likelihood (nat) of `labels` (one a row, `u32::MAX`: 0).
     pub fn losses(&mut self, input: &StepInput, labels: &[u32]) -> Result<Vec<f32>> {
-        let c = self.run(input, 0, Some(labels))?;
+        let c = self.run(input, Wanted::Losses, Some(labels))?;
         let ServeHead::Loss { loss, .. } = c.ids.head else { return Err(Error::internal("a step without loss")) };
         let mut numbers = vec![0f32; labels.len()];
         c.executable.read(loss, bytemuck::cast_slice_mut(&mut numbers))?;
         Ok(numbers)
     }
 
-    fn key(&self, input: &StepInput, gathered: usize) -> Key {
+    fn key(&self, input: &StepInput, wanted: Wanted) -> Key {
         let rows = input.ids.len().next_power_of_two().min(self.sizes.max_rows);
-        Key { rows, gathered, adapters: input.adapters.iter().any(|slot| *slot != u32::MAX) }
+        let gathered = match wanted {
+            Wanted::Losses => 0,
+            _ => input.gather.len().next_power_of_two().min(self.sizes.max_seqs.next_power_of_two()),
+        };
+        Key { rows, gathered, wanted, adapters: input.adapters.iter().any(|slot| *slot != u32::MAX) }
     }
 
-    fn of(&mut self, input: &StepInput, gathered: usize) -> Result<&mut Compiled> {
-        let key = self.key(input, gathered);
-        self.compiled.get_mut(&key).ok_or_else(|| Error::internal("the step was not compiled"))
-    }
-
-    fn run(&mut self, input: &StepInput, gathered: usize, labels: Option<&[u32]>) -> Result<&mut Compiled> {
-        let key = self.key(input, gathered);
+    fn run(&mut self, input: &StepInput, wanted: Wanted, labels: Option<&[u32]>) -> Result<&mut Compiled> {
+        let key = self.key(input, wanted);
         let pages = self.pages_per_seq();
         let c = match self.compiled.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
@@ -158,6 +180,11 @@ impl Steps {
         }
         match (c.ids.head, labels) {
             (ServeHead::Logits { rows, .. }, None) => write(rows, &input.gather)?,
+            (ServeHead::Tokens { rows, sampling, uniforms, .. }, None) => {
+                write(rows, &input.gather)?;
+                e.write(sampling, bytemuck::cast_slice(&input.sampling))?;
+                e.write(uniforms, bytemuck::cast_slice(&input.uniforms))?;
+            }
             (ServeHead::Loss { labels, .. }, Some(wanted)) => write(labels, wanted)?,
             _ => return Err(Error::internal("the head of the step does not fit what is asked for")),
         }
@@ -182,6 +209,7 @@ fn compile(
         page: PAGE,
         kv_rows: sizes.kv_rows,
         kv_dtype: model.device.limits().kv_dtype,
+        sample: key.wanted == Wanted::Tokens,
     };
     let mut ids = model.with_shape(sizes.max_len, |m| serve_program(m, &shape, lora))?;
     let program = Arc::new(std::mem::replace(&mut ids.program, crate::program::Builder::new("").finish()));

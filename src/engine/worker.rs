@@ -4,7 +4,7 @@ use super::adapters::{AdapterBank, Slot};
 use super::kv::{PAGE, PagePool};
 use super::request::{Event, EventSink, FinishReason, Request, Usage};
 use super::sampler::top_logprobs;
-use super::scheduler::{Sequence, Share, shares};
+use super::scheduler::{Next, Sequence, Share, shares};
 use super::steps::{StepInput, StepSizes, Steps};
 use super::{EngineOptions, RequestId, Scores};
 use crate::backend::Bindings;
@@ -257,14 +257,22 @@ impl Worker {
         let plan = self.plan();
         let pages = self.steps.pages_per_seq();
         let mut input = StepInput::default();
+        let mut plain = true;
         for share in &plan {
-            self.running[share.index].fill(share, &mut input, pages);
+            let sequence = &mut self.running[share.index];
+            sequence.fill(share, &mut input, pages);
+            plain &= sequence.is_plain() || share.gathered.is_none();
         }
-        let logits = self.steps.logits(&input)?;
+        // One row that needs its logits brings those of all: the tokens are the same either way.
+        let (tokens, logits) =
+            if plain { (self.steps.tokens(&input)?, &mut [][..]) } else { (Vec::new(), self.steps.logits(&input)?) };
         let mut over = Vec::new();
         for share in &plan {
-            let row = share.gathered.map(|at| &mut logits[at * self.vocab..(at + 1) * self.vocab]);
-            if self.running[share.index].advance(share, row).is_break() {
+            let next = share.gathered.map(|at| match tokens.get(at) {
+                Some(id) => Next::Token(*id),
+                None => Next::Logits(&mut logits[at * self.vocab..(at + 1) * self.vocab], input.uniforms[at]),
+            });
+            if self.running[share.index].advance(share, next).is_break() {
                 over.push(share.index);
             }
         }
@@ -313,7 +321,7 @@ fn rows_of(job: &ScoreJob, pages: &super::kv::Pages, rows: std::ops::Range<usize
         slots: rows.clone().map(|t| pages.row(t)).collect(),
         adapters: vec![adapter; rows.len()],
         table,
-        gather: Vec::new(),
+        ..StepInput::default()
     }
 }
 

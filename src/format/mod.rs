@@ -11,6 +11,7 @@ pub mod hub;
 pub mod peft;
 mod peft_config;
 pub mod quant;
+pub mod random;
 pub mod safetensors;
 pub mod safetensors_write;
 pub mod source;

@@ -8,7 +8,9 @@ use super::config::ModelConfig;
 use super::lora::{LoraLayout, Projection};
 use crate::backend::Limits;
 use crate::error::Result;
-use crate::program::{Builder, Geometry, KvLayout, Live, Op, Program, TensorId, Trainable, differentiate, recompute};
+use crate::program::{
+    Builder, Geometry, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId, Trainable, differentiate, recompute,
+};
 use crate::tensor::DType;
 
 /// Names of the State buffers that the programs bind.
@@ -66,6 +68,8 @@ pub struct ServeShape {
     pub kv_rows: usize,
     /// Type of the caches.
     pub kv_dtype: DType,
+    /// Choose the next token of the gathered rows on the device instead of handing out their logits.
+    pub sample: bool,
 }
 
 /// A forward pass over paged keys and values, and the ids of its inputs and outputs.
@@ -97,6 +101,17 @@ pub enum ServeHead {
         rows: TensorId,
         /// f32 `[gathered, vocab]`.
         logits: TensorId,
+    },
+    /// Next tokens of chosen rows.
+    Tokens {
+        /// u32 `[1, gathered]`: the rows.
+        rows: TensorId,
+        /// f32 `[gathered, 4]`: temperature, top-k, top-p, min-p.
+        sampling: TensorId,
+        /// f32 `[1, gathered]`, from [0, 1).
+        uniforms: TensorId,
+        /// u32 `[gathered, 1]`.
+        tokens: TensorId,
     },
     /// Negative log-likelihood of every row's label.
     Loss {
@@ -161,8 +176,15 @@ pub fn serve_program(model: &ModelShape, shape: &ServeShape, lora: Option<&LoraL
         let scale = decoder.b.input("loss_scale", DType::F32, 1, 1);
         ServeHead::Loss { labels, loss: decoder.loss(h, labels, scale)? }
     } else {
-        let which = decoder.b.input("rows", DType::U32, 1, shape.gathered);
-        ServeHead::Logits { rows: which, logits: decoder.logits(h, which, shape.gathered)? }
+        let gathered = shape.gathered;
+        let rows = decoder.b.input("rows", DType::U32, 1, gathered);
+        if shape.sample {
+            decoder.tokens(h, rows, gathered)?
+        } else {
+            let logits = decoder.b.output("logits", gathered, model.config.vocab, Live::Gathered);
+            decoder.logits(h, rows, logits)?;
+            ServeHead::Logits { rows, logits }
+        }
     };
     Ok(ServeProgram { program: decoder.b.finish(), ids, positions, seqs, slots, table, adapters, head })
 }
@@ -189,7 +211,7 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
     let forward = decoder.b.finish();
     let trainable: Vec<Trainable> = forward
         .ids()
-        .filter(|id| matches!(&forward.decl(*id).place, crate::program::Place::State { buffer, .. } if buffer == buffers::LORA))
+        .filter(|id| matches!(&forward.decl(*id).place, Place::State { buffer, .. } if buffer == buffers::LORA))
         .map(|tensor| Trainable { tensor, grads: buffers::LORA_GRADS.into() })
         .collect();
     let mut program = differentiate(forward, &trainable)?;
@@ -379,14 +401,26 @@ impl Decoder<'_> {
         self.b.push(Op::LoraExpand { u, b, slots, scales, rank, y })
     }
 
-    fn logits(&mut self, h: TensorId, rows: TensorId, gathered: usize) -> Result<TensorId> {
-        let c = self.model.config;
-        let picked = self.b.activation("picked", gathered, c.hidden, Live::Gathered);
+    /// Writes the logits of the chosen rows.
+    fn logits(&mut self, h: TensorId, rows: TensorId, logits: TensorId) -> Result<()> {
+        let gathered = self.b.decl(logits).rows;
+        let picked = self.b.activation("picked", gathered, self.model.config.hidden, Live::Gathered);
         self.b.push(Op::GatherRows { x: h, rows, out: picked })?;
         let weight = self.head_weight();
-        let logits = self.b.output("logits", gathered, c.vocab, Live::Gathered);
-        self.b.push(Op::MatMul { x: picked, weight, bias: None, residual: None, out: logits })?;
-        Ok(logits)
+        self.b.push(Op::MatMul { x: picked, weight, bias: None, residual: None, out: logits })
+    }
+
+    /// Chooses the next token of the chosen rows.
+    fn tokens(&mut self, h: TensorId, rows: TensorId, gathered: usize) -> Result<ServeHead> {
+        let logits = self.b.temp("logits", gathered, self.model.config.vocab, Live::Gathered);
+        self.logits(h, rows, logits)?;
+        let sampling = self.b.input("sampling", DType::F32, gathered, 4);
+        let uniforms = self.b.input("uniforms", DType::F32, 1, gathered);
+        let (place, live) = (Place::Output, Live::Gathered);
+        let decl = TensorDecl { name: "tokens".into(), rows: gathered, cols: 1, dtype: DType::U32, place, live };
+        let tokens = self.b.tensor(decl);
+        self.b.push(Op::Sample { logits, sampling, uniforms, tokens })?;
+        Ok(ServeHead::Tokens { rows, sampling, uniforms, tokens })
     }
 
     fn loss(&mut self, h: TensorId, labels: TensorId, scale: TensorId) -> Result<TensorId> {

@@ -249,6 +249,11 @@ impl Builder {
                 shape(*loss, d(*x).rows, 1)?;
                 dx.map_or(Ok(()), |dx| same(dx, *x))
             }
+            Op::Sample { logits, sampling, uniforms, tokens } => {
+                shape(*sampling, d(*logits).rows, 4)?;
+                shape(*uniforms, 1, d(*logits).rows)?;
+                shape(*tokens, d(*logits).rows, 1)
+            }
             Op::Accumulate { x, y } => same(*x, *y),
             Op::Fill { .. } => Ok(()),
             Op::GradNorm { out, .. } => shape(*out, 1, 1),

@@ -162,6 +162,14 @@ pub enum Op {
         loss: TensorId,
         dx: Option<TensorId>,
     },
+    /// `tokens[i]` drawn from row i of logits (f32 `[R, V]`): sampling f32 `[R, 4]` holds temperature, top-k, top-p and
+    /// min-p, uniforms f32 `[1, R]` a number u of [0, 1), tokens u32 `[R, 1]`. Temperature 0 takes the first of the
+    /// largest logits. Else a token weighs `w = exp((l − max) / temperature)`, and kept are those whose logit is
+    /// at least the k-th largest (k from 1 to V − 1; else all), then at least the largest logit above which, itself
+    /// included, lies `top_p` of the weight of what top-k kept (top_p < 1; else all), and whose `w ≥ min_p`. Equal logits
+    /// are kept or dropped together. The token is the first, in order of id, where the sum of the kept weights
+    /// exceeds u times their total.
+    Sample { logits: TensorId, sampling: TensorId, uniforms: TensorId, tokens: TensorId },
     /// `y += x`.
     Accumulate { x: TensorId, y: TensorId },
     /// `x = value` in every element of every row.
@@ -195,6 +203,7 @@ impl Op {
             Op::GluBackward { .. } => "glu_backward",
             Op::GatherRows { .. } => "gather_rows",
             Op::HeadLoss { .. } => "head_loss",
+            Op::Sample { .. } => "sample",
             Op::Accumulate { .. } => "accumulate",
             Op::Fill { .. } => "fill",
             Op::GradNorm { .. } => "grad_norm",
@@ -335,6 +344,12 @@ impl Op {
                 if let Some(dx) = dx {
                     f(dx, Write);
                 }
+            }
+            Op::Sample { logits, sampling, uniforms, tokens } => {
+                for id in [logits, sampling, uniforms] {
+                    f(id, Read);
+                }
+                f(tokens, Write);
             }
             Op::Accumulate { x, y } => {
                 f(x, Read);

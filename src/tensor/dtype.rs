@@ -1,5 +1,6 @@
 //! Element types. Quantised types are ggml's block formats, kept as they are on disk.
 
+use crate::error::{Error, Result};
 use std::fmt;
 
 /// How the elements of a tensor are stored.
@@ -105,6 +106,19 @@ impl DType {
             DType::Q5_K => "q5_k",
             DType::Q6_K => "q6_k",
         }
+    }
+}
+
+impl std::str::FromStr for DType {
+    type Err = Error;
+
+    /// A weight type by its name, in either case.
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::WEIGHTS.into_iter().find(|t| t.name().eq_ignore_ascii_case(text));
+        found.ok_or_else(|| {
+            let names = Self::WEIGHTS.map(DType::name).join(", ");
+            Error::invalid(format!("unknown weight type '{text}': use {names}"))
+        })
     }
 }
 

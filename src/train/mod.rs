@@ -10,6 +10,7 @@
 
 mod adapter;
 pub mod batch;
+pub mod bench;
 mod checkpoint;
 pub mod data;
 mod encode;

@@ -12,3 +12,4 @@ mod simd;
 mod weight;
 
 pub use device::{info, open};
+pub use ops::{argmax, sample};

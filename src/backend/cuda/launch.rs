@@ -78,19 +78,6 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Allows the dynamic shared memory that the launch asks for; once, before the first.
-    pub fn prepare(&self) -> Result<()> {
-        // Up to 48 KiB need no permission.
-        if self.shared <= 48 << 10 {
-            return Ok(());
-        }
-        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: the function is loaded.
-        unsafe { sys::cuFuncSetAttribute(self.function.handle, attribute, self.shared as i32) }
-            .result()
-            .map_err(|e| device_error(&format!("{}: {} bytes of shared memory", self.name, self.shared), e))
-    }
-
     /// Puts the kernel on the context's stream.
     pub fn submit(&self, context: &Context) -> Result<()> {
         let mut pointers: Vec<*mut c_void> =

@@ -1,5 +1,6 @@
 //! Products of up to 16 rows, at the speed of memory (`kernels/matmul_rows.cu`).
 
+use super::context::Caps;
 use super::launch::Args;
 use super::launch_matmul::Product;
 use super::places::{WeightView, suffix};
@@ -71,60 +72,64 @@ impl Recorder<'_> {
         for (part, p) in args.parts.iter_mut().zip(products) {
             *part = Part { weight: p.weight, bias: p.bias, residual: p.residual, out: p.out, ldo: p.weight.n, pad: 0 };
         }
-        let (multiprocessors, rows) = (self.caps.multiprocessors as usize, first.rows);
-        let plan =
-            plan(&products.iter().map(|p| p.weight.n as usize).collect::<Vec<_>>(), k, rows, first.dtype, act, {
-                (multiprocessors, self.caps.max_shared as usize)
-            });
-        let (file, name) = match plan {
-            Some(ref plan) if t != DType::F32 && k.is_multiple_of(8) => {
-                args.chunk = plan.chunk as u32;
-                ("matmul_rows", format!("matmul_rows{}_{}_{}", plan.most, suffix(first.dtype), suffix(t)))
-            }
-            _ => ("matmul_rows_any", format!("matmul_rows_any_{}_{}", suffix(first.dtype), suffix(t))),
+        let multiprocessors = self.caps.multiprocessors as usize;
+        let widths: Vec<usize> = products.iter().map(|p| p.weight.n as usize).collect();
+        let plan = plan(&widths, k, first.rows, first.dtype, act, self.caps)
+            .filter(|_| t != DType::F32 && k.is_multiple_of(8));
+        let of_weight = suffix(first.dtype);
+        let Some(plan) = plan else {
+            let rows: usize = widths[..if act.is_some() { 1 } else { widths.len() }].iter().sum();
+            let name = format!("matmul_rows_any_{of_weight}_{}", suffix(t));
+            let grid = rows.div_ceil(8).min(8 * multiprocessors);
+            let args = Args::new().bytes(bytemuck::bytes_of(&args));
+            return self.launch(&format!("matmul_rows_any/{of_weight}"), &name, [grid, 1, 1], 256, 0, args).map(drop);
         };
-        let (grid, block, shared) = match (file, plan) {
-            ("matmul_rows", Some(plan)) => (plan.grid, plan.block, plan.shared),
-            _ => any_launch(&args),
-        };
-        let file = format!("{file}/{}", suffix(first.dtype));
+        args.chunk = plan.chunk as u32;
+        let name = format!("matmul_rows{}_{of_weight}_{}", plan.most, suffix(t));
+        let file = format!("matmul_rows/{of_weight}");
+        let blocks = self.blocks_at_once(&file, &name, plan.block, plan.shared)?;
+        let grid = plan.tiles.min(blocks * multiprocessors);
         let args = Args::new().bytes(bytemuck::bytes_of(&args));
-        self.launch(&file, &name, [grid, 1, 1], block, shared, args).map(drop)
+        self.launch(&file, &name, [grid, 1, 1], plan.block, plan.shared, args).map(drop)
     }
 }
 
 /// How a launch of `matmul_rows` is cut.
 struct Plan {
     most: usize,
-    grid: usize,
     block: usize,
     shared: usize,
     chunk: usize,
+    tiles: usize,
 }
 
-fn plan(
-    widths: &[usize],
-    k: usize,
-    rows: usize,
-    dtype: DType,
-    act: Option<Activation>,
-    (multiprocessors, max_shared): (usize, usize),
-) -> Option<Plan> {
+/// Shared memory that a block may use, beside what the kernel itself declares.
+fn shared_limit(caps: Caps) -> usize {
+    (caps.max_shared as usize).saturating_sub(2 << 10)
+}
+
+/// The plan in `kernels/matmul_rows.cu`; `None` where the tensor-core kernels cannot take the rows.
+fn plan(widths: &[usize], k: usize, rows: usize, dtype: DType, act: Option<Activation>, caps: Caps) -> Option<Plan> {
     let most = [2, 4, 8, 16].into_iter().find(|most| *most >= rows)?;
-    let (x_rows, chunk, block) = (if rows == 1 { 1 } else { most }, k.next_multiple_of(128), 256);
     let sums = match dtype {
         DType::F32 | DType::BF16 | DType::F16 | DType::Q8_0 => 0,
         DType::Q6_K => 2,
         _ => 1,
     };
-    let tiles: usize = widths.iter().map(|n| n.div_ceil(if act.is_some() { 8 } else { 16 })).sum();
-    let tiles = if act.is_some() { tiles / 2 } else { tiles };
-    let shared = x_rows * (2 * chunk + 64) + 256 + x_rows * chunk / 32 * sums * 4 + 2 * block / 32 * x_rows * 80;
-    (shared <= max_shared).then_some(Plan { most, grid: tiles.min(2 * multiprocessors), block, shared, chunk })
-}
-
-/// Grid, threads and shared memory of `matmul_rows_any`.
-fn any_launch(args: &RowsArgs) -> (usize, usize, usize) {
-    let rows: usize = args.parts[..args.count as usize].iter().map(|p| p.weight.n as usize).sum();
-    (rows.div_ceil(8), 256, 0)
+    let tiles = match act {
+        Some(_) => widths[0].div_ceil(8),
+        None => widths.iter().map(|n| n.div_ceil(16)).sum(),
+    };
+    let x_rows = if rows == 1 { 1 } else { most };
+    let whole = k.next_multiple_of(128);
+    let block = if k >= 2048 { 512 } else { 256 };
+    let per_block = tiles.div_ceil(caps.multiprocessors as usize);
+    let shared = |c: usize| {
+        let partial = if c < whole { per_block * x_rows * 64 } else { 0 };
+        x_rows * (2 * c + 64) + 256 + x_rows * (c / 32) * sums * 4 + 2 * (block / 32) * x_rows * 80 + partial
+    };
+    let chunk = (1..=whole / 128)
+        .map(|i| whole.div_ceil(i).next_multiple_of(128))
+        .find(|c| shared(*c) <= shared_limit(caps))?;
+    Some(Plan { most, block, shared: shared(chunk), chunk, tiles })
 }

@@ -10,6 +10,10 @@ use crate::program::Op;
 /// Elements of a block of the element-wise kernels (`kernels/elementwise.cuh`).
 const ELEMENTS: usize = 2048;
 
+/// Logits of a block of `kernels/sample.cu`, and the most such blocks of a row.
+const SAMPLE_CHUNK: usize = 4096;
+const MAX_SAMPLE_CHUNKS: usize = 64;
+
 /// The activation's name in kernels' names.
 pub fn activation_suffix(activation: Activation) -> &'static str {
     match activation {
@@ -74,6 +78,21 @@ impl Recorder<'_> {
                 let (r, t) = (self.rows(y), self.activation(&[x, y])?);
                 let args = self.live(Args::new().ptrs(&[self.at(x)?, self.at(y)?]).u32(r.rows).u32(r.cols), r)?;
                 self.elementwise("accumulate", &format!("accumulate_{}", suffix(t)), r, args)?;
+            }
+            Op::Sample { logits, sampling, uniforms, tokens } => {
+                let r = self.rows(logits);
+                if r.cols > SAMPLE_CHUNK * MAX_SAMPLE_CHUNKS {
+                    let most = SAMPLE_CHUNK * MAX_SAMPLE_CHUNKS;
+                    return Err(Error::unsupported(format!("cuda: sampling from {} tokens, at most {most}", r.cols)));
+                }
+                let chunks = r.cols.div_ceil(SAMPLE_CHUNK);
+                let scratch = self.scratch(r.rows * chunks * 16);
+                let args = Args::new().ptrs(&[self.at(logits)?, self.at(sampling)?, scratch]);
+                let args = self.live(args, r)?.u32(r.rows).u32(r.cols);
+                self.launch("sample", "sample_chunks", [chunks, r.rows, 1], 256, 0, args)?;
+                let args = Args::new().ptrs(&[self.at(logits)?, self.at(sampling)?, self.at(uniforms)?, scratch]);
+                let args = self.live(args.ptr(self.at(tokens)?), r)?.u32(r.rows).u32(r.cols);
+                self.launch("sample", "sample", [r.rows, 1, 1], 1024, 65_536, args)?;
             }
             ref other => return Err(Error::internal(format!("cuda: '{}' is no op of rows", other.name()))),
         }

@@ -37,6 +37,32 @@ pub struct Function {
 // SAFETY: a handle of a function that the library keeps loaded.
 unsafe impl Send for Function {}
 
+impl Function {
+    /// Allows blocks to have this much dynamic shared memory. The context is current.
+    pub fn allow_shared(&self, bytes: usize) -> Result<()> {
+        // Up to 48 KiB need no permission.
+        if bytes <= 48 << 10 {
+            return Ok(());
+        }
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function is loaded.
+        unsafe { sys::cuFuncSetAttribute(self.handle, attribute, bytes as i32) }
+            .result()
+            .map_err(|e| device_error(&format!("asking for {bytes} bytes of shared memory"), e))
+    }
+
+    /// Blocks of this size that one multiprocessor holds at a time, at least 1. The context is current.
+    pub fn blocks_at_once(&self, block: usize, shared: usize) -> Result<usize> {
+        self.allow_shared(shared)?;
+        let mut blocks = 0;
+        // SAFETY: the function is loaded; writes one integer.
+        unsafe { sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, self.handle, block as i32, shared) }
+            .result()
+            .map_err(|e| device_error("asking for a kernel's occupancy", e))?;
+        Ok(blocks.max(1) as usize)
+    }
+}
+
 struct Loaded {
     module: sys::CUmodule,
     functions: HashMap<String, Function>,

@@ -150,6 +150,11 @@ impl<'a> Recorder<'a> {
         self.counters
     }
 
+    /// Blocks of a kernel that one multiprocessor holds at a time.
+    pub fn blocks_at_once(&self, file: &str, name: &str, block: usize, shared: usize) -> Result<usize> {
+        self.context.library.function(file, name)?.blocks_at_once(block, shared)
+    }
+
     /// Appends a launch of the kernel `name` of `kernels/FILE.cu`.
     pub fn launch(
         &mut self,
@@ -179,7 +184,7 @@ impl<'a> Recorder<'a> {
             overlaps: false,
             args,
         };
-        launch.prepare()?;
+        function.allow_shared(shared)?;
         self.launches.push(launch);
         let last = self.launches.len() - 1;
         Ok(&mut self.launches[last])

@@ -72,6 +72,21 @@ impl Recorder<'_> {
                     count * k,
                 )
             }
+            Op::Sample { logits, sampling, uniforms, tokens } => {
+                let (rows, vocab) = self.shape(*logits);
+                let chunks = vocab.div_ceil(SAMPLE_CHUNK);
+                let mut params = self.head(*logits, vocab);
+                params.push(chunks as u32);
+                let set = self.reducing(256);
+                let records = (rows * chunks * 16) as u64;
+                let mut bindings = self.binds(&[counts, *logits, *sampling])?;
+                bindings.push(Bind::Scratch(records));
+                let (groups, work) = ((rows * chunks) as u64, (rows * vocab) as u64);
+                self.dispatch("sample_chunks", set.clone(), bindings, &params, groups, work * 4)?;
+                let mut bindings = self.binds(&[counts, *logits, *sampling, *uniforms])?;
+                bindings.extend([Bind::Scratch(records), self.bind(*tokens)?]);
+                self.dispatch("sample", set, bindings, &params, rows as u64, work * 64)
+            }
             Op::Accumulate { x, y } => {
                 let (rows, k) = self.shape(*y);
                 self.elementwise(
@@ -86,6 +101,9 @@ impl Recorder<'_> {
         }
     }
 }
+
+/// Logits that one workgroup of `sample_chunks.wgsl` looks at.
+const SAMPLE_CHUNK: usize = 4096;
 
 fn activation_code(activation: Activation) -> i64 {
     match activation {

@@ -92,6 +92,8 @@ files!(
     "glu_backward.wgsl",
     "gather_rows.wgsl",
     "head_loss.wgsl",
+    "sample.wgsl",
+    "sample_chunks.wgsl",
     "accumulate.wgsl",
     "fill.wgsl",
     "grad_norm.wgsl",

@@ -8,6 +8,9 @@ mod matmul;
 mod norm;
 mod optim;
 mod rope;
+mod sample;
+
+pub use sample::{argmax, sample};
 
 use super::args::Args;
 use super::executable::Step;
@@ -49,6 +52,7 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
         Op::Attention { layout, geometry, lse, .. } => attention::forward(args, layout, geometry, lse.is_some(), step),
         Op::AttentionBackward { geometry, .. } => attention::backward(args, geometry),
         Op::HeadLoss { dx, .. } => loss::head_loss(args, dx.is_some()),
+        Op::Sample { logits, .. } => sample::forward(args, step.cols(*logits)),
         Op::GradNorm { .. } => optim::grad_norm(args),
         Op::AdamW { .. } => optim::adamw(args),
     }
