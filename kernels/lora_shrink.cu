@@ -98,25 +98,22 @@ template <typename T, int WM, int WK, int NT, int KC, bool TRANSPOSED> DEVICE vo
             unit_k[u] = (index / 8 % (KC / 32) * 4 + index % 4) * 8;
         }
         u32 rank = first_rank + unit_rank[u], group = rank / p.rank;
-        source[u] = 0;
-        if (group < p.groups) {
-            const float* a = group == 0 ? p.a[0] : group == 1 ? p.a[1] : p.a[2];
-            source[u] = TRANSPOSED ? a + rank : a + (u64)(rank % p.rank) * p.k;
-        }
+        const float* a = group == 0 ? p.a[0] : group == 1 ? p.a[1] : p.a[2];
+        source[u] = group < p.groups ? a + (u64)(rank % p.rank) * p.k : 0;
     }
     auto load_a = [&](u32 slot, u32 chunk) {
 #pragma unroll
         for (int u = 0; u < UNITS; u++) {
             float4 low = make_float4(0, 0, 0, 0), high = low;
-            u32 k = chunk + unit_k[u];
-            if (source[u] && k < end) {
+            u32 k = chunk + unit_k[u], rank = first_rank + unit_rank[u];
+            if ((TRANSPOSED ? rank < p.rank : source[u] != 0) && k < end) {
                 if (TRANSPOSED) {
-                    const float* a = source[u] + (u64)k * p.rank;
+                    const float* a = p.a[0] + (k * p.rank + rank);
                     const float* b = a + p.rank;
                     if (p.rank % 4 == 0) {
                         low = *(const float4*)a, high = *(const float4*)b;
                     } else {
-                        u32 left = p.rank - first_rank - unit_rank[u];
+                        u32 left = p.rank - rank;
                         low.x = a[0], high.x = b[0];
                         if (left > 1) low.y = a[1], high.y = b[1];
                         if (left > 2) low.z = a[2], high.z = b[2];
@@ -208,7 +205,7 @@ template <typename T, int WM, int WK, int NT, int KC, bool TRANSPOSED> DEVICE vo
         if (warp_k == 0) {
 #pragma unroll
             for (int n = 0; n < NT; n++) sums[n][0] = sums[n][1] = sums[n][2] = sums[n][3] = 0;
-#pragma unroll(NT > 4 ? 2 : 16 / NT)
+#pragma unroll(NT > 4 ? 1 : 16 / NT)
             for (u32 split = 0; split < gridDim.y; split++) {
 #pragma unroll
                 for (int n = 0; n < NT; n++) {
@@ -302,10 +299,10 @@ template <typename T, bool TRANSPOSED> DEVICE void shrink_plain(const Shrink& p)
 #define THREADS(WM, WK, NT, KC) 32 * WM * WK
 #define TILES(T, type)                                                                                                \
     TILE(few, T, type, 1, 4, 2, 128)                                                                                  \
-    TILE(r16, T, type, 8, 1, 2, 256)                                                                                  \
+    TILE(r16, T, type, 8, 1, 2, 128)                                                                                  \
     TILE(r32, T, type, 4, 2, 4, 128)                                                                                  \
     TILE(r48, T, type, 4, 2, 6, 128)                                                                                  \
-    TILE(r64, T, type, 4, 2, 8, 128)
+    TILE(r64, T, type, 4, 2, 8, 64)
 TILES(bf16, bf16)
 TILES(f16, f16)
 

@@ -14,9 +14,9 @@
 //
 // Limits: k % 8 == 0, ldx % 8 == 0, plain stride % 8 == 0 (else _any); at most 16 rows.
 // Launch: see plan() in the launcher: block 128, 256 or 512; grid min(tiles, blocks that fit at once);
-// shared = x_rows * (2 * c + 64) + 256 + x_rows * c / 32 * S * 4 + 2 * warps * x_rows * 80 (+ tiles of a block * x_rows * 64 where
+// shared = x_rows * (2 * c + 64) + 256 + x_rows * c / 32 * S * 4 + B * warps * x_rows * 80 (+ tiles of a block * x_rows * 64 where
 // c < k), with x_rows = rows == 1 ? 1 : R, c = chunk (k rounded up to 128 if all of x fits), S = 2 for q6_k, 0 for plain types,
-// q8_0 and nf4, else 1.
+// q8_0 and nf4, else 1, B = 4 (R <= 4) or 2.
 #include "activation.cuh"
 #include "decode.cuh"
 #include "mma.cuh"
@@ -84,6 +84,13 @@ DEVICE float f16_low(u32 word) {
     return to_float(h);
 }
 
+// (x & MASK) | magic in one instruction: one of the constants must come in a register.
+template <u32 MASK> DEVICE u32 and_or(u32 x, u32 magic) {
+    u32 y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "n"(MASK), "r"(magic));
+    return y;
+}
+
 template <typename A, typename B> struct Same {
     static const bool value = false;
 };
@@ -129,6 +136,7 @@ template <typename W, typename T> struct PlainStage {
         s.quants = (const u8*)w.data + (size_t)row * w.stride * sizeof(W);
         return s;
     }
+    DEVICE static void advance(Source& s, u32 rows, u32 stride) { s.quants += (size_t)rows * stride * sizeof(W); }
     DEVICE void load(const Source (&s)[2], u32 step, u32 t, u32 k) {
 #pragma unroll
         for (u32 h = 0; h < 2; h++) {
@@ -239,6 +247,15 @@ template <typename W, typename T, bool DIAG> struct QuantStage {
         return s;
     }
 
+    DEVICE static void advance(Source& s, u32 rows, u32 stride) {
+        size_t g = (size_t)rows * (stride / 32);
+        s.quants += g * (Q8 ? 32 : 16);
+        if (F::ABOVE) s.above += g * F::ABOVE;
+        s.scale += g * (F::SCALE == PAIR_DM ? 4 : 2);
+        if (F::SCALE == K_SCALES) s.super += g / 8 * 4;
+        if (F::SCALE == Q6_SCALES) s.super += g / 8 * 2;
+    }
+
     DEVICE static u32 load_scale(const u8* p, u32 group) {
         if constexpr (F::SCALE == PAIR_DM) return load4_bytes(p + group * 4);
         else if constexpr (F::SCALE == ABSMAX) return load4_bytes(p + group / 2 * 4);
@@ -324,7 +341,7 @@ template <typename W, typename T, bool DIAG> struct QuantStage {
             u32 w = (i < 2 ? low : high) >> (i % 2 * 8);
             if constexpr (BF16) {
                 // 128 + (q & 127), less 128 or (q < 0) 256.
-                f[i] = subtract2((w & 0x007f007fu) | 0x43004300u, (w & 0x00800080u) | 0x43004300u);
+                f[i] = subtract2(and_or<0x007f007fu>(w, 0x43004300u), and_or<0x00800080u>(w, 0x43004300u));
             } else {
                 f[i] = subtract2((w & 0x00ff00ffu) ^ 0x64806480u, 0x64806480u); // 1152 + q - 1152
             }
@@ -346,9 +363,9 @@ template <typename W, typename T, bool DIAG> struct QuantStage {
         } else {
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
-                f[i] = (word >> (4 * i) & 0x000f000fu) | (BF16 ? 0x43004300u : 0u);
-                if constexpr (F::ABOVE == 4) f[i] |= high0 >> i & 0x00100010u;
-                if constexpr (F::ABOVE == 8) f[i] |= (i < 2 ? high0 : high1) >> (i % 2 * 2) & 0x00300030u;
+                f[i] = BF16 ? and_or<0x000f000fu>(word >> (4 * i), 0x43004300u) : word >> (4 * i) & 0x000f000fu;
+                if constexpr (F::ABOVE == 4) f[i] = and_or<0x00100010u>(high0 >> i, f[i]);
+                if constexpr (F::ABOVE == 8) f[i] = and_or<0x00300030u>((i < 2 ? high0 : high1) >> (i % 2 * 2), f[i]);
             }
         }
     }
@@ -567,37 +584,49 @@ DEVICE void stage_x(const RowsArgs& a, const Layout& l, u8* shared, float (&squa
             scale = 1.0f / sqrtf(sum / (float)k + a.eps);
             sum = 0.0f;
         }
-        // `size` is a multiple of 128: whole quads of lanes have work or none, those past k write zeros.
-        for (u32 i = member * 32 + lane; i < size / 8; i += team * 32) {
-            u32 e = from + i * 8;
-            uint4 v = e < k ? *(const uint4*)(x + e) : make_uint4(0, 0, 0, 0);
-            if (a.norm) {
-                float4 n0 = make_float4(0, 0, 0, 0), n1 = n0;
-                if (e < k) n0 = *(const float4*)(a.norm + e), n1 = *(const float4*)(a.norm + e + 4);
-                if (!ahead) sum += square_sum<T>(v);
-                float2 p0 = unpack2<T>(v.x), p1 = unpack2<T>(v.y), p2 = unpack2<T>(v.z), p3 = unpack2<T>(v.w);
-                v.x = pack2<T>(p0.x * scale * n0.x, p0.y * scale * n0.y);
-                v.y = pack2<T>(p1.x * scale * n0.z, p1.y * scale * n0.w);
-                v.z = pack2<T>(p2.x * scale * n1.x, p2.y * scale * n1.y);
-                v.w = pack2<T>(p3.x * scale * n1.z, p3.y * scale * n1.w);
+        // `size` is a multiple of 128: whole quads of lanes have work or none, those past k write zeros. Four loads at a time.
+        for (u32 i0 = member * 32 + lane; i0 < size / 8; i0 += team * 128) {
+            uint4 loaded[4];
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) {
+                u32 i = i0 + j * team * 32, e = from + i * 8;
+                loaded[j] = i < size / 8 && e < k ? *(const uint4*)(x + e) : make_uint4(0, 0, 0, 0);
             }
-            uint4 ordered = order_octet<S, W>(v);
-            u8* to = shared + row * l.x_stride;
-            if constexpr (!S::DIAGONAL && Same<W, q6_k>::value) {
-                // Both fours to the lanes that hold them; upper halves of groups to the second eight bytes.
-                to += (i >> 2) * 64 + (i & 1) * 32 + (i & 2) * 4;
-                *(uint2*)to = make_uint2(ordered.x, ordered.y);
-                *(uint2*)(to + 16) = make_uint2(ordered.z, ordered.w);
-            } else {
-                *(uint4*)(to + place_octet<S, W>(i) * 16) = ordered;
-            }
-            if constexpr (S::SUMS != 0) {
-                float2 p0 = unpack2<T>(v.x), p1 = unpack2<T>(v.y), p2 = unpack2<T>(v.z), p3 = unpack2<T>(v.w);
-                float all = ((p0.x + p0.y) + (p1.x + p1.y)) + ((p2.x + p2.y) + (p3.x + p3.y));
-                u32 quad = 15u << (lane & 28);
-                all += __shfl_xor_sync(quad, all, 1);
-                if (S::SUMS == 1) all += __shfl_xor_sync(quad, all, 2);
-                if (lane % (4 / S::SUMS) == 0) *(float*)(shared + l.sums + row * l.sums_row + i / (4 / S::SUMS) * l.sums_item) = all;
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) {
+                u32 i = i0 + j * team * 32, e = from + i * 8;
+                if (i >= size / 8) break;
+                uint4 v = loaded[j];
+                if (a.norm) {
+                    float4 n0 = make_float4(0, 0, 0, 0), n1 = n0;
+                    if (e < k) n0 = *(const float4*)(a.norm + e), n1 = *(const float4*)(a.norm + e + 4);
+                    if (!ahead) sum += square_sum<T>(v);
+                    float2 p0 = unpack2<T>(v.x), p1 = unpack2<T>(v.y), p2 = unpack2<T>(v.z), p3 = unpack2<T>(v.w);
+                    v.x = pack2<T>(p0.x * scale * n0.x, p0.y * scale * n0.y);
+                    v.y = pack2<T>(p1.x * scale * n0.z, p1.y * scale * n0.w);
+                    v.z = pack2<T>(p2.x * scale * n1.x, p2.y * scale * n1.y);
+                    v.w = pack2<T>(p3.x * scale * n1.z, p3.y * scale * n1.w);
+                }
+                uint4 ordered = order_octet<S, W>(v);
+                u8* to = shared + row * l.x_stride;
+                if constexpr (!S::DIAGONAL && Same<W, q6_k>::value) {
+                    // Both fours to the lanes that hold them; upper halves of groups to the second eight bytes.
+                    to += (i >> 2) * 64 + (i & 1) * 32 + (i & 2) * 4;
+                    *(uint2*)to = make_uint2(ordered.x, ordered.y);
+                    *(uint2*)(to + 16) = make_uint2(ordered.z, ordered.w);
+                } else {
+                    *(uint4*)(to + place_octet<S, W>(i) * 16) = ordered;
+                }
+                if constexpr (S::SUMS != 0) {
+                    float2 p0 = unpack2<T>(v.x), p1 = unpack2<T>(v.y), p2 = unpack2<T>(v.z), p3 = unpack2<T>(v.w);
+                    float all = ((p0.x + p0.y) + (p1.x + p1.y)) + ((p2.x + p2.y) + (p3.x + p3.y));
+                    u32 quad = 15u << (lane & 28);
+                    all += __shfl_xor_sync(quad, all, 1);
+                    if (S::SUMS == 1) all += __shfl_xor_sync(quad, all, 2);
+                    if (lane % (4 / S::SUMS) == 0) {
+                        *(float*)(shared + l.sums + row * l.sums_row + i / (4 / S::SUMS) * l.sums_item) = all;
+                    }
+                }
             }
         }
         if (!ahead && a.norm) {
@@ -639,22 +668,27 @@ template <typename T> DEVICE void store_out(const RowsArgs& a, const RowsPart& p
     else ((T*)p.out)[at] = from_float<T>(v);
 }
 
-// Adds up what the warps left, for all rows of w and tokens of a tile, and writes the outputs. With more than one chunk of x,
-// `partial` keeps the tile's sums until the last.
+// Adds up what the warps left of a tile and writes the outputs first, first + step, .. of its 16 * live (one a lane). With more
+// than one chunk of x, `partial` keeps the sums until the last.
 template <typename T>
-DEVICE void finish_tile(const RowsArgs& a, u32 tile, const float* red, u32 red_warp, float* partial, bool first, bool last,
-                        u32 live, const float (&squares)[16][16], u32 team) {
+DEVICE void finish_tile(const RowsArgs& a, u32 tile, const float* red, u32 red_warp, float* partial, bool is_first, bool is_last,
+                        u32 live, const float (&squares)[16][16], u32 team, u32 first, u32 step) {
     const u32 warps = blockDim.x / 32;
     Tile at = find_tile(a, tile);
     const RowsPart& p = a.part[at.part];
     // Gate and up of the same row are 8 apart, in one half-warp.
-    for (u32 i = threadIdx.x; i < live * 16; i += blockDim.x) {
+    for (u32 i = first; i < live * 16; i += step) {
         u32 token = i / 16, row = i % 16;
+        const float* from = red + token * RED_ROW + row;
         float v = 0.0f;
-        for (u32 w = 0; w < warps; w++) v += red[w * red_warp + token * RED_ROW + row];
+        for (u32 w = 0; w < warps; w += 4) {
+            float v0 = from[0], v1 = from[red_warp], v2 = from[2 * red_warp], v3 = from[3 * red_warp];
+            v += (v0 + v1) + (v2 + v3);
+            from += 4 * red_warp;
+        }
         if (partial) {
-            if (!first) v += partial[i];
-            if (!last) {
+            if (!is_first) v += partial[i];
+            if (!is_last) {
                 partial[i] = v;
                 continue;
             }
@@ -679,6 +713,26 @@ DEVICE void finish_tile(const RowsArgs& a, u32 tile, const float* red, u32 red_w
     }
 }
 
+// Barriers in shared memory on which arriving and waiting are apart: a phase ends when `arrivals` have come.
+DEVICE void phase_init(u32 barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+DEVICE void phase_arrive(u32 barrier) {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(barrier) : "memory");
+}
+DEVICE void phase_wait(u32 barrier, u32 parity) {
+    u32 done;
+    do {
+#if __CUDA_ARCH__ >= 900
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+#else
+        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+#endif
+    } while (!done);
+}
+
 // Steps that a warp loads ahead: as many as 128 registers hold.
 template <typename W, int R> struct Depth {
 #ifdef DEPTH
@@ -694,6 +748,9 @@ template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs&
     const int TILES = S::DIAGONAL ? R / 2 : (R + 7) / 8; // of eight columns of B
     extern __shared__ uint4 shared_words[];
     __shared__ float squares[16][16];
+    // Tiles' sums go round BUFFERS places, so that warps need not wait for each other at the end of every tile.
+    const u32 BUFFERS = R <= 4 ? 4 : 2;
+    __shared__ u64 phases[2 * BUFFERS];
     u8* shared = (u8*)shared_words;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, g = lane / 4, t = lane % 4;
     const u32 k = a.part[0].w.k;
@@ -715,7 +772,7 @@ template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs&
     l.red = l.sums + x_rows * (chunk / 32) * S::SUMS * 4;
     const u32 red_warp = x_rows * RED_ROW;
     l.red_size = warps * red_warp * 4;
-    l.partial = l.red + 2 * l.red_size;
+    l.partial = l.red + BUFFERS * l.red_size;
 
     // This lane's x: diagonal, lanes off the diagonal read zeros.
     const u32 base = shared_address(shared);
@@ -736,22 +793,25 @@ template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs&
     }
     const u32 sums_step = 4 * S::SUMS * l.sums_item;
 
-    u32 live = 0, parity = 0;
+    const u32 filled = shared_address(phases), emptied = filled + 8 * BUFFERS;
+    u32 live = 0, finishers = 0, count = 0; // count: tiles so far, of all chunks
     for (u32 from = 0; from < k; from += chunk) {
         const u32 size = min(chunk, whole - from);
         const u32 first_step = from / S::STEP, steps = min(all_steps - first_step, size / S::STEP);
         const u32 turns = (steps + warps - 1) >> log_warps; // steps of a warp for a tile
 
         // The next step to load.
-        u32 load_tile = blockIdx.x, load_turn = 0;
+        u32 load_tile = blockIdx.x, load_turn = 0, load_row = 0, load_n = 0;
         Source source[2];
-        S ring[AHEAD];
+        const u32 same_stride = a.part[0].w.stride; // of all the launch's weights
+        const u32 tile_rows = a.act ? 8 : 16, row_step = gridDim.x * tile_rows;
         auto place = [&]() {
             Tile at = find_tile(a, min(load_tile, tiles - 1));
             const WeightView& w = a.part[at.part].w;
             const WeightView& second = a.act ? a.part[1].w : w;
             source[0] = S::source(w, min(at.row + g, w.n - 1));
             source[1] = S::source(second, min(at.row + g + (a.act ? 0 : 8), w.n - 1));
+            load_row = at.row, load_n = w.n;
         };
         auto load_next = [&](S& stage) {
             u32 step = load_turn * warps + warp;
@@ -759,7 +819,14 @@ template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs&
             if (++load_turn == turns) {
                 load_turn = 0;
                 load_tile += gridDim.x;
-                place();
+                load_row += row_step;
+                // A whole tile of the same weight is a fixed way further.
+                if (load_row + tile_rows <= load_n) {
+                    S::advance(source[0], row_step, same_stride);
+                    S::advance(source[1], row_step, same_stride);
+                } else {
+                    place();
+                }
             }
         };
         place();
@@ -770,12 +837,33 @@ template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs&
             let_next_start();
             wait_for_previous();
             live = min(live_rows(a.counts, a.which, a.rows), (u32)R);
-            if (live == 0) return;
         } else {
             __syncthreads(); // the previous chunk is no longer read
         }
-        stage_x<S, W, T>(a, l, shared, squares, log_team, live, from, size);
+        // With few rows none waits to hear how many are live.
+        stage_x<S, W, T>(a, l, shared, squares, log_team, R == 2 ? min(a.rows, 2u) : live, from, size);
+        if (from == 0) {
+            if (live == 0) return;
+            finishers = min(warps, (live + 1) / 2); // 32 outputs each
+            if (threadIdx.x < BUFFERS) {
+                phase_init(filled + 8 * threadIdx.x, warps);
+                phase_init(emptied + 8 * threadIdx.x, finishers);
+            }
+        }
         __syncthreads();
+
+        // Other warps finish other tiles.
+        auto finish = [&](u32 which, u32 tile, u32 slot) {
+            u32 finisher = (warp - which) & (warps - 1), buffer = which % BUFFERS;
+            if (finisher >= finishers) return;
+            phase_wait(filled + 8 * buffer, which / BUFFERS & 1);
+            const float* red = (const float*)(shared + l.red + buffer * l.red_size);
+            float* partial = chunk < whole ? (float*)(shared + l.partial) + slot * x_rows * 16 : nullptr;
+            finish_tile<T>(a, tile, red, red_warp, partial, from == 0, from + size >= whole, live, squares, 1u << log_team,
+                           finisher * 32 + lane, finishers * 32);
+            __syncwarp();
+            if (lane == 0) phase_arrive(emptied + 8 * buffer);
+        };
 
         float acc[TILES][S::DIAGONAL ? 2 : 4] = {};
         u32 tile = blockIdx.x, turn = 0, slot = 0;
@@ -790,7 +878,9 @@ template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs&
                 }
                 load_next(ring[i]);
                 if (++turn == turns) {
-                    float* red = (float*)(shared + l.red + parity * l.red_size);
+                    u32 buffer = count % BUFFERS;
+                    if (count >= BUFFERS) phase_wait(emptied + 8 * buffer, (count / BUFFERS - 1) & 1);
+                    float* red = (float*)(shared + l.red + buffer * l.red_size);
                     float* own = red + warp * red_warp;
 #pragma unroll
                     for (int n = 0; n < TILES; n++) {
@@ -809,16 +899,16 @@ template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs&
                             }
                         }
                     }
-                    // One barrier a tile: the other half of `red` is in use until then.
-                    __syncthreads();
-                    float* partial = chunk < whole ? (float*)(shared + l.partial) + slot * x_rows * 16 : nullptr;
-                    finish_tile<T>(a, tile, red, red_warp, partial, from == 0, from + size >= whole, live, squares,
-                                   1u << log_team);
-                    parity ^= 1;
+                    __syncwarp();
+                    if (lane == 0) phase_arrive(filled + 8 * buffer);
+                    // The tile before: by now the other warps are likely to have left their sums of it.
+                    if (slot > 0) finish(count - 1, tile - gridDim.x, slot - 1);
+                    count++;
                     turn = 0, slot++, tile += gridDim.x;
                 }
             }
         }
+        finish(count - 1, tile - gridDim.x, slot - 1);
     }
 }
 

@@ -1,6 +1,7 @@
-// Hopper's own instructions (sm_90a) as inline PTX: mbarrier, TMA tensor copies, wgmma, setmaxnreg, clusters, proxy fences.
-// Tiles in shared memory are what a TMA copy with CU_TENSOR_MAP_SWIZZLE_128B leaves: rows of 128 bytes (64 elements of 16
-// bits) whose eight 16-byte chunks are permuted by xor with (row % 8); each tile starts at a multiple of 1,024 bytes.
+// Hopper's own instructions (sm_90a) as inline PTX: mbarrier, TMA tensor copies, wgmma, setmaxnreg, clusters, proxy
+// fences. Tiles in shared memory are what a TMA copy with CU_TENSOR_MAP_SWIZZLE_128B leaves: rows of 128 bytes (64
+// elements of 16 bits) whose eight 16-byte chunks are permuted by xor with (row % 8); each tile starts at a multiple of
+// 1,024 bytes.
 #pragma once
 #include "mma.cuh"
 
@@ -22,8 +23,8 @@ DEVICE void barrier_arrive(u32 barrier) {
 DEVICE void barrier_arrive_expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// Arrives at the barrier with the same offset in the shared memory of block `rank` of the cluster. It orders nothing beyond this
-// block (.release.cluster costs a fence of the whole GPU): enough to say that wgmma has read a stage.
+// Arrives at the barrier with the same offset in the shared memory of block `rank` of the cluster. It orders nothing
+// beyond this block (.release.cluster costs a fence of the whole GPU): enough to say that wgmma has read a stage.
 DEVICE void barrier_arrive_cluster(u32 barrier, u32 rank) {
     asm volatile("{ .reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1;\n"
                  "mbarrier.arrive.shared::cluster.b64 _, [remote]; }" ::"r"(barrier), "r"(rank)
@@ -45,14 +46,16 @@ DEVICE void tma_prefetch_map(const CUtensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 DEVICE void tma_load(u32 to, const CUtensorMap* map, u32 barrier, int column, int row) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
-                 ::"r"(to), "l"(map), "r"(barrier), "r"(column), "r"(row)
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%3, %4}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(column), "r"(row)
                  : "memory");
 }
-// The same box to the same offset in every block of the cluster named in `blocks` (one bit a block), each one's barrier told.
+// The same box to the same offset in every block of the cluster named in `blocks` (one bit a block), each one's barrier
+// told.
 DEVICE void tma_load_multicast(u32 to, const CUtensorMap* map, u32 barrier, int column, int row, u16 blocks) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-                 " [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to), "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(blocks)
+                 " [%0], [%1, {%3, %4}], [%2], %5;"
+                 ::"r"(to), "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(blocks)
                  : "memory");
 }
 
@@ -94,8 +97,12 @@ DEVICE float4 cluster_load(u32 address, u32 rank) {
 
 // ---- registers: a warpgroup gives some back, another takes them (multiples of 8) ----
 
-template <int COUNT> DEVICE void registers_decrease() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
-template <int COUNT> DEVICE void registers_increase() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+template <int COUNT> DEVICE void registers_decrease() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT> DEVICE void registers_increase() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
 
 // ---- wgmma ----
 
@@ -104,9 +111,9 @@ DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" :::
 // Waits until at most N of the warpgroup's newest groups are still running.
 template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
 
-// The descriptor of an operand tile. K-major (rows of 64 k): the next 8 rows lie 1,024 bytes on; k advances by 32 bytes for
-// 16 elements. MN-major (rows are k, 64 m or n wide): 8 rows of k take 1,024 bytes, so k advances by 2,048 bytes for 16; the
-// next 64 columns lie `column_step` bytes on (K-major ignores it).
+// The descriptor of an operand tile. K-major (rows of 64 k): the next 8 rows lie 1,024 bytes on; k advances by 32 bytes
+// for 16 elements. MN-major (rows are k, 64 m or n wide): 8 rows of k take 1,024 bytes, so k advances by 2,048 bytes
+// for 16; the next 64 columns lie `column_step` bytes on (K-major ignores it).
 DEVICE u64 wgmma_descriptor(u32 address, u32 column_step) {
     const u64 swizzle_128 = 1ull << 62;
     return swizzle_128 | (u64)(1024 >> 4) << 32 | (u64)(column_step >> 4) << 16 | (u64)((address & 0x3ffff) >> 4);
@@ -161,9 +168,9 @@ template <typename T> struct Wgmma16;
 template <> struct Wgmma16<bf16> { static constexpr bool is_bf16 = true; };
 template <> struct Wgmma16<f16> { static constexpr bool is_bf16 = false; };
 
-// d = (keep ? d : 0) + a · b over 16 of k: a 64×16 K-major, b 16×N (N in 16, 32, 64, 128, 192, 256) K-major or, with TRANSPOSE_B,
-// MN-major. Asynchronous: d may be touched only after wgmma_wait. Of d, lane 4g + t of warp w of the group holds at 4j + 2h + i
-// the element of row 16w + g + 8h and column 8j + 2t + i.
+// d = (keep ? d : 0) + a · b over 16 of k: a 64×16 K-major, b 16×N (N in 16, 32, 64, 128, 192, 256) K-major or, with
+// TRANSPOSE_B, MN-major. Asynchronous: d may be touched only after wgmma_wait. Of d, lane 4g + t of warp w of the group
+// holds at 4j + 2h + i the element of row 16w + g + 8h and column 8j + 2t + i.
 template <typename T, int N, int TRANSPOSE_B> DEVICE void wgmma(float (&d)[N / 2], u64 a, u64 b, u32 keep) {
     static_assert(N == 16 || N == 32 || N == 64 || N == 128 || N == 192 || N == 256, "no such shape here");
     if constexpr (Wgmma16<T>::is_bf16) {

@@ -2,14 +2,26 @@
 //
 //     out_o[M, N_o] = scale_o · Σ_p A_op[M, K_op] · B_op + bias_o[N_o] + residual_o[M, N_o]
 //
-// with B_op = [N_o, K_op] (K-major: nn.Linear's weight) or [K_op, N_o] (MN-major: the same weight in the backward pass).
-// A low-rank term is one more product p: all products of an output accumulate in the same f32 registers. A, B, residual and
-// out are T (bf16 or f16), out may be f32; every sum is f32, rounded once.
+// with B_op = [N_o, K_op] (K-major: nn.Linear's weight) or [K_op, N_o] (MN-major: the same weight in the backward
+// pass). A low-rank term is one more product p: all products of an output accumulate in the same f32 registers. A, B,
+// residual and out are T (bf16 or f16), out may be f32; every sum is f32, rounded once.
 //
 // A block makes tiles of 128 × BN: one warpgroup copies (one thread, TMA), two multiply (64 rows each, wgmma 64×BN×16).
 // Blocks are persistent, tiles are walked so that the 16 m-tiles of one n-tile run together: W comes from memory once.
-// What limits a block alone is the way from L2 to the SM (about 65 GB/s each). So a cluster makes CM × CN neighbouring tiles:
-// the blocks of one n-tile share its B by multicast, those of one m-tile their A. Rank = CM · (n-tile) + (m-tile).
+// What limits a block alone is the way from L2 to the SM (about 65 GB/s each: 128 × 128 tiles reach 560 TFLOP/s alone,
+// 690 in pairs). So a cluster of two makes two neighbouring m-tiles and shares B by multicast. (Clusters of 2 × 2 were
+// slower: they do not fill 132 SMs.)
+//
+// Tensor maps, all by one rule: a row-major 16-bit matrix [rows, cols] is encoded by cuTensorMapEncodeTiled with rank
+// 2, dims {cols, rows}, strides {row bytes}, box {64, 64}, element strides {1, 1}, no interleave, swizzle 128B, L2
+// promotion 128B, fill with zeros. Base and row bytes are multiples of 16: every N and K is a multiple of 8. A map: x,
+// dy, u or du with the bucket's rows; b map: W [N, K] (the same map forward and backward), B [N, r], A [r, K]. Ragged
+// edges are zeros on the way in and guarded on the way out; tiles that start at or past the live rows are skipped.
+//
+// Launch: block 384; cluster (CLUSTER, 1, 1), compiled in; with tiles = ceil(rows / (128 · CLUSTER)) · Σ_o ceil(N_o /
+// BN) the grid is CLUSTER · min(tiles, SMs / CLUSTER); dynamic shared memory 1,024 + stages · (128 + BN) · 128 + 16 ·
+// stages bytes, stages = 4, 5, 6 for BN = 256, 192, 128. The variant of least ceil(tiles / (SMs / CLUSTER)) · w is the
+// fastest: w = 0.70 (n256c2), 0.55 (n192c2), 0.40 (n128c2), 0.49 (n128c1), the microseconds of one K block of a tile.
 #pragma once
 #include "sm90.cuh"
 
@@ -17,7 +29,7 @@
 template <int P> struct alignas(64) MatmulOutput {
     CUtensorMap a[P];
     CUtensorMap b[P];
-    void* out;            // [rows, n] T, or f32 with OUT_F32
+    void* out;            // [rows, n] T, or f32 with out_f32
     const float* scale;   // one f32, or null for 1
     const float* bias;    // f32 [n], or null
     const void* residual; // [rows, n] T, or null; may be `out` itself
@@ -62,7 +74,8 @@ DEVICE MatmulTile matmul_tile(const MatmulArgs<O, P>& args, u32 index, u32 m_til
     return tile;
 }
 
-// Lane t of each four holds in r[j] its word of block j (8 elements, 4 words); after, word i of block t in r[i]. Its own inverse.
+// Lane t of each four holds in r[j] its word of block j (8 elements, 4 words); after, word i of block t in r[i]. Its
+// own inverse.
 DEVICE void quad_transpose(u32 (&r)[4]) {
     bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
 #pragma unroll
@@ -79,8 +92,8 @@ DEVICE void quad_transpose(u32 (&r)[4]) {
     }
 }
 
-// The 64 × BN accumulators of a warpgroup to global memory, 16 bytes a lane, so that each four lanes fill two sectors. `row` is this
-// lane's first (the other is 8 on). Straight-line code where nothing is added: this time is not hidden.
+// The 64 × BN accumulators of a warpgroup to global memory, 16 bytes a lane, so that each four lanes fill two sectors.
+// `row` is this lane's first (the other is 8 on). Straight-line code where nothing is added: this time is not hidden.
 template <typename T, int BN, int P>
 DEVICE void matmul_store(float (&d)[BN / 2], const MatmulOutput<P>& o, bool out_f32, u32 row, u32 column, u32 live) {
     u32 t = threadIdx.x % 4, n = o.n;
@@ -98,7 +111,7 @@ DEVICE void matmul_store(float (&d)[BN / 2], const MatmulOutput<P>& o, bool out_
             }
             quad_transpose(words);
             if (row + 8 * (i % 2) < live && column + 32 * (i / 2) + 8 * t < n)
-                *(uint4*)(to + (u64)(8 * (i % 2)) * n + 32 * (i / 2)) = make_uint4(words[0], words[1], words[2], words[3]);
+                *(uint4*)(to + 8 * (i % 2) * n + 32 * (i / 2)) = make_uint4(words[0], words[1], words[2], words[3]);
         }
         return;
     }
@@ -149,29 +162,29 @@ template <int BN> struct MatmulRing {
     static constexpr int stages = BN == 256 ? 4 : BN == 192 ? 5 : 6;
 };
 
-template <typename T, int BN, int CM, int CN, int TRANSPOSE_B, int O, int P>
+template <typename T, int BN, int CLUSTER, int TRANSPOSE_B, int O, int P>
 DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
     constexpr int STAGES = MatmulRing<BN>::stages, STAGE_BYTES = MatmulRing<BN>::stage_bytes;
-    constexpr int A_BYTES = TILE_M * TILE_K * 2, CLUSTER = CM * CN, SHARERS = CM + CN - 1;
+    constexpr int A_BYTES = TILE_M * TILE_K * 2;
     extern __shared__ u8 shared[];
     u32 ring = (shared_address(shared) + 1023) & ~1023u;
     u32 full = ring + STAGES * STAGE_BYTES, empty = full + 8 * STAGES;
     // One value a warp, known to the compiler: descriptors stay in uniform registers.
     u32 group = __shfl_sync(FULL_WARP, threadIdx.x / 128, 0);
-    u32 rank = CLUSTER > 1 ? cluster_rank() : 0, rank_m = rank % CM, rank_n = rank / CM;
+    u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
 
     u32 live = live_rows(args.counts, args.which, args.rows);
-    u32 m_tiles = (live + TILE_M * CM - 1) / (TILE_M * CM), n_tiles = 0;
+    u32 m_tiles = (live + TILE_M * CLUSTER - 1) / (TILE_M * CLUSTER), n_tiles = 0;
 #pragma unroll
     for (int o = 0; o < O; o++)
-        if (o < args.count) n_tiles += (args.outputs[o].n + BN * CN - 1) / (BN * CN);
+        if (o < args.count) n_tiles += (args.outputs[o].n + BN - 1) / BN;
     u32 tiles = m_tiles * n_tiles, first = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER;
     if (first >= tiles) return; // the same in all blocks of a cluster
 
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
             barrier_init(full + 8 * s, 1);
-            barrier_init(empty + 8 * s, 2 * SHARERS);
+            barrier_init(empty + 8 * s, 2 * CLUSTER);
         }
         barrier_init_fence();
     }
@@ -182,30 +195,25 @@ DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
         registers_decrease<40>();
         if (threadIdx.x == 0) {
             u32 stage = 0, phase = 0;
-            u32 same_m = CN == 2 ? 1 << rank_m | 1 << (rank_m + CM) : 0, same_n = CM == 2 ? 3 << (rank_n * CM) : 0;
             for (u32 index = first; index < tiles; index += step) {
-                MatmulTile tile = matmul_tile<TILE_M * CM, BN * CN>(args, index, m_tiles, n_tiles);
+                MatmulTile tile = matmul_tile<TILE_M * CLUSTER, BN>(args, index, m_tiles, n_tiles);
                 const MatmulOutput<P>& o = args.outputs[tile.output];
-                u32 row = tile.row + rank_m * TILE_M, column = tile.column + rank_n * BN;
+                u32 row = tile.row + rank * TILE_M;
                 for (u32 p = 0; p < o.products; p++) {
                     for (u32 k = 0; k < o.k[p]; k += TILE_K) {
                         barrier_wait(empty + 8 * stage, phase ^ 1);
                         u32 bar = full + 8 * stage, a = ring + stage * STAGE_BYTES, b = a + A_BYTES;
                         barrier_arrive_expect(bar, STAGE_BYTES);
-#pragma unroll
-                        for (u32 i = 0; i < 2; i++) {
-                            if (CN == 1) tma_load(a + i * BOX_BYTES, &o.a[p], bar, k, row + 64 * i);
-                            else if (i == rank_n)
-                                tma_load_multicast(a + i * BOX_BYTES, &o.a[p], bar, k, row + 64 * i, same_m);
-                        }
+                        tma_load(a, &o.a[p], bar, k, row);
+                        tma_load(a + BOX_BYTES, &o.a[p], bar, k, row + 64);
 #pragma unroll
                         for (u32 i = 0; i < BN / 64; i++) {
-                            u32 n = column + 64 * i, to = b + i * BOX_BYTES;
+                            u32 n = tile.column + 64 * i, to = b + i * BOX_BYTES;
                             u32 x = TRANSPOSE_B ? n : k, y = TRANSPOSE_B ? k : n;
-                            if (CM == 1) tma_load(to, &o.b[p], bar, x, y);
+                            if (CLUSTER == 1) tma_load(to, &o.b[p], bar, x, y);
                             // With an odd number of boxes the odd one alternates.
-                            else if ((i + k / TILE_K * (BN / 64)) % 2 == rank_m)
-                                tma_load_multicast(to, &o.b[p], bar, x, y, same_n);
+                            else if ((i + k / TILE_K * (BN / 64)) % 2 == rank)
+                                tma_load_multicast(to, &o.b[p], bar, x, y, 3);
                         }
                         if (++stage == STAGES) stage = 0, phase ^= 1;
                     }
@@ -217,13 +225,12 @@ DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
     } else {
         registers_increase<232>();
         u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-        // Threads 0.. of a group each tell one block that copies to this one that a stage is free: first those of the same
-        // n-tile (itself among them), then the other one of the same m-tile.
-        bool tells = threadIdx.x % 128 < SHARERS;
-        u32 told = threadIdx.x % 128 < CM ? rank_n * CM + threadIdx.x % 128 : (1 - rank_n) * CM + rank_m;
+        // The first threads of a group tell both blocks, which copy to this one, that a stage is free.
+        u32 told = threadIdx.x % 128;
+        bool tells = told < CLUSTER;
         u32 stage = 0, phase = 0;
         for (u32 index = first; index < tiles; index += step) {
-            MatmulTile tile = matmul_tile<TILE_M * CM, BN * CN>(args, index, m_tiles, n_tiles);
+            MatmulTile tile = matmul_tile<TILE_M * CLUSTER, BN>(args, index, m_tiles, n_tiles);
             const MatmulOutput<P>& o = args.outputs[tile.output];
             u32 blocks = 0;
             for (u32 p = 0; p < o.products; p++) blocks += (o.k[p] + TILE_K - 1) / TILE_K;
@@ -252,10 +259,10 @@ DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
                 if (CLUSTER > 1) barrier_arrive_cluster(empty + 8 * previous, told);
                 else barrier_arrive(empty + 8 * previous);
             }
-            u32 row = tile.row + rank_m * TILE_M + (group - 1) * 64 + warp * 16 + lane / 4;
-            matmul_store<T, BN>(d, o, args.out_f32, row, tile.column + rank_n * BN, live);
+            u32 row = tile.row + rank * TILE_M + (group - 1) * 64 + warp * 16 + lane / 4;
+            matmul_store<T, BN>(d, o, args.out_f32, row, tile.column, live);
         }
     }
-    // A block must outlive its partners' copies and arrivals.
+    // A block must outlive its partner's copies and arrivals.
     if (CLUSTER > 1) cluster_sync();
 }

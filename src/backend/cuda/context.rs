@@ -100,12 +100,6 @@ impl Context {
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| device_error("waiting for the device", e))
     }
 
-    /// Free and total bytes of device memory.
-    pub fn memory(&self) -> Result<(usize, usize)> {
-        self.bind()?;
-        result::mem_get_info().map_err(|e| device_error("asking for free memory", e))
-    }
-
     /// Plain device memory, not cleared.
     pub fn allocate(self: &Arc<Self>, what: &str, bytes: usize) -> Result<Memory> {
         self.bind()?;

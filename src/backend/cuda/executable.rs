@@ -3,7 +3,7 @@
 use super::context::{Context, device_error};
 use super::memory::{Memory, Pinned};
 use super::places::Places;
-use super::record::Recorder;
+use super::record::{Extra, Recorder};
 use crate::backend::{Bindings, Executable};
 use crate::error::{Error, Result};
 use crate::program::{Place, Program, TensorId};
@@ -30,9 +30,9 @@ pub struct CudaExecutable {
     copied: sys::CUevent,
     /// Changed byte ranges of the inputs, in order.
     dirty: Vec<(usize, usize)>,
-    scratch: Memory,
-    counters: Memory,
-    scratch_bytes: usize,
+    /// Used by the graph's kernels, by address.
+    _extra: Extra<Memory>,
+    extra_bytes: usize,
     context: Arc<Context>,
 }
 
@@ -44,12 +44,24 @@ impl CudaExecutable {
     /// Places the program, records its launches and captures them.
     pub fn new(context: Arc<Context>, program: Arc<Program>, bindings: &Bindings) -> Result<Self> {
         context.bind()?;
-        let places = Places::new(&context, &program, bindings)?;
-        let sizes = Recorder::record(&context, &program, &places, 0, 0)?;
-        let (scratch_bytes, counter_bytes) = (sizes.scratch_bytes, sizes.counter_bytes);
-        let scratch = context.allocate(&format!("the scratch of '{}'", program.name), scratch_bytes)?;
-        let counters = context.allocate_zeroed("counters", counter_bytes)?;
-        let launches = Recorder::record(&context, &program, &places, scratch.address, counters.address)?.launches;
+        let mut places = Places::new(&context, &program, bindings)?;
+        let Recorder { needed, groups, .. } = Recorder::record(&context, &program, &places, Extra::default())?;
+        places.settle(&context, &program, &groups)?;
+        let extra = Extra {
+            scratch: context.allocate(&format!("the scratch of '{}'", program.name), needed.scratch)?,
+            counters: context.allocate_zeroed("counters", needed.counters)?,
+            shadows: context.allocate(&format!("the adapters' copies of '{}'", program.name), needed.shadows)?,
+            segments: context.allocate("the list of the adapters' copies", needed.segments)?,
+        };
+        let addresses = Extra {
+            scratch: extra.scratch.address,
+            counters: extra.counters.address,
+            shadows: extra.shadows.address,
+            segments: extra.segments.address,
+        };
+        let recorder = Recorder::record(&context, &program, &places, addresses)?;
+        context.write(addresses.segments, bytemuck::cast_slice(&recorder.segments()?))?;
+        let launches = recorder.launches;
         let inputs = Pinned::new(places.input_bytes)?;
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
         let copied = result::event::create(flags).map_err(|e| device_error("making an event", e))?;
@@ -60,9 +72,8 @@ impl CudaExecutable {
             inputs,
             copied,
             dirty: Vec::new(),
-            scratch,
-            counters,
-            scratch_bytes,
+            _extra: extra,
+            extra_bytes: needed.scratch + needed.shadows,
             context,
         };
         me.graph = Some(me.capture(|context| launches.iter().try_for_each(|launch| launch.submit(context)))?);
@@ -140,7 +151,7 @@ impl Executable for CudaExecutable {
     }
 
     fn arena_bytes(&self) -> usize {
-        self.places.plan.bytes() + self.scratch_bytes
+        self.places.plan.bytes() + self.extra_bytes
     }
 
     fn write(&mut self, id: TensorId, data: &[u8]) -> Result<()> {

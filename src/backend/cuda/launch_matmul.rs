@@ -194,8 +194,7 @@ impl Recorder<'_> {
     pub fn sm90_matmul(&mut self, products: &[Product], t: DType) -> Result<()> {
         let first = &products[0];
         let (rows, k) = (first.rows, first.weight.k as usize);
-        let tokens = [16, 32, 64, 128].into_iter().find(|tokens| *tokens >= rows);
-        let x = TensorMap::new(t, first.x, rows, k, tokens.map_or(64, |tokens: usize| tokens.min(64)))?;
+        let x = TensorMap::new(t, first.x, rows, k, self.a_box(rows))?;
         let mut outputs = [MatmulOutput::<2>::EMPTY; 3];
         for (output, p) in outputs.iter_mut().zip(products) {
             output.push(x, TensorMap::new(t, p.weight.data, p.weight.n as usize, k, 64)?, k);
@@ -204,6 +203,11 @@ impl Recorder<'_> {
         }
         let r = Rows { rows, cols: k, which: first.which };
         self.sm90_outputs(outputs, products.len(), r, first.out_f32, t)
+    }
+
+    /// Rows of the boxes in which x is read.
+    pub fn a_box(&self, rows: usize) -> usize {
+        rows.next_power_of_two().clamp(16, 64)
     }
 
     /// Launches a Hopper product whose outputs are complete.

@@ -5,7 +5,7 @@ use super::memory::Memory;
 use super::storage::Storage;
 use crate::backend::{Bindings, Buffer};
 use crate::error::{Error, Result};
-use crate::program::{MemoryPlan, Place, Program, TensorDecl, TensorId, plan};
+use crate::program::{MemoryPlan, Place, Program, TensorDecl, TensorId, plan, plan_groups};
 use crate::tensor::DType;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,7 +32,8 @@ pub struct WeightView {
 /// All storage of one executable.
 pub struct Places {
     pub plan: MemoryPlan,
-    arena: Memory,
+    /// Absent until [`Places::settle`]: addresses of intermediates are not real before.
+    arena: Option<Memory>,
     pub inputs: Memory,
     pub outputs: Memory,
     pub input_bytes: usize,
@@ -42,10 +43,9 @@ pub struct Places {
 }
 
 impl Places {
-    /// Allocates arena, inputs and outputs; finds weights and State buffers in `bindings`.
+    /// Allocates inputs and outputs; finds weights and State buffers in `bindings`.
     pub fn new(context: &Arc<Context>, program: &Program, bindings: &Bindings) -> Result<Self> {
         let plan = plan(program, ALIGN, usize::MAX)?;
-        let arena = context.allocate(&format!("the intermediates of '{}'", program.name), plan.bytes())?;
         let mut offsets = HashMap::new();
         let mut sizes = [0usize; 2];
         let mut bound = HashMap::new();
@@ -70,7 +70,15 @@ impl Places {
         }
         let inputs = context.allocate_zeroed(&format!("the inputs of '{}'", program.name), sizes[0])?;
         let outputs = context.allocate_zeroed(&format!("the outputs of '{}'", program.name), sizes[1])?;
-        Ok(Self { plan, arena, inputs, outputs, input_bytes: sizes[0], offsets, bound })
+        Ok(Self { plan, arena: None, inputs, outputs, input_bytes: sizes[0], offsets, bound })
+    }
+
+    /// Places and allocates the intermediates, for ops that run in these groups.
+    pub fn settle(&mut self, context: &Arc<Context>, program: &Program, groups: &[usize]) -> Result<()> {
+        self.plan = plan_groups(program, groups, ALIGN, usize::MAX)?;
+        let what = format!("the intermediates of '{}'", program.name);
+        self.arena = Some(context.allocate(&what, self.plan.bytes())?);
+        Ok(())
     }
 
     /// Device address of a tensor with plain elements.
@@ -79,7 +87,10 @@ impl Places {
         let lost = || Error::internal(format!("'{}' has no storage", decl.name));
         let own = || self.offsets.get(&id).map(|offset| *offset as u64).ok_or_else(lost);
         match &decl.place {
-            Place::Temp => Ok(self.arena.address + self.plan.slot(id).ok_or_else(lost)?.offset as u64),
+            Place::Temp => {
+                let start = self.arena.as_ref().map_or(ALIGN as u64, |arena| arena.address);
+                Ok(start + self.plan.slot(id).ok_or_else(lost)?.offset as u64)
+            }
             Place::Input => Ok(self.inputs.address + own()?),
             Place::Output => Ok(self.outputs.address + own()?),
             Place::State { buffer, offset } => {

@@ -1,11 +1,11 @@
-//! From ops to kernel launches. A recorder is used once for each pass over a program: the first pass finds out how much
-//! scratch the launches share, the second records them with its address.
+//! From ops to kernel launches. A program is walked twice: the first time finds out how much memory the launches need
+//! beside the program's own tensors, the second records them with its addresses.
 
 use super::context::{Caps, Context};
 use super::launch::{Args, Launch};
-use super::places::{Places, WeightView};
+use super::places::{Places, WeightView, suffix};
 use crate::error::{Error, Result};
-use crate::program::{Live, Node, Op, Program, TensorDecl, TensorId};
+use crate::program::{Access, Live, Op, Program, TensorDecl, TensorId};
 use crate::tensor::DType;
 use std::sync::Arc;
 
@@ -16,14 +16,37 @@ pub struct Recorder<'a> {
     pub program: &'a Program,
     pub places: &'a Places,
     pub launches: Vec<Launch>,
-    /// Address of the scratch; 0 in the first pass.
-    pub scratch: u64,
-    /// Bytes of scratch that the launches need so far.
-    pub scratch_bytes: usize,
+    /// The group of each op: ops that one launch or a few do together share a number.
+    pub groups: Vec<usize>,
+    /// How often each tensor is read.
+    reads: Vec<usize>,
+    /// Addresses of the memory that the launches share; zeros the first time.
+    extra: Extra<u64>,
+    /// Bytes of it that they need.
+    pub needed: Extra<usize>,
+    /// The adapters' matrices that are kept in the activations' type during a step.
+    shadows: Vec<Shadow>,
+}
+
+/// Memory of an executable beside the program's tensors.
+#[derive(Clone, Copy, Default)]
+pub struct Extra<T> {
+    /// Scratch of one op after another.
+    pub scratch: T,
     /// Zeros that kernels which count arrivals leave as zeros.
-    pub counters: u64,
-    /// Bytes of counters needed.
-    pub counter_bytes: usize,
+    pub counters: T,
+    /// Copies of the adapters in the activations' type.
+    pub shadows: T,
+    /// The list of these copies, as `kernels/lora_expand_cast.cu` reads it.
+    pub segments: T,
+}
+
+/// One copy: which tensor, in which type, times which factor, where.
+struct Shadow {
+    of: TensorId,
+    dtype: DType,
+    scale: Option<TensorId>,
+    offset: usize,
 }
 
 /// What a kernel needs to know about the rows of a tensor.
@@ -43,33 +66,42 @@ impl<'a> Recorder<'a> {
         context: &'a Arc<Context>,
         program: &'a Program,
         places: &'a Places,
-        scratch: u64,
-        counters: u64,
+        extra: Extra<u64>,
     ) -> Result<Self> {
+        let mut reads = vec![0; program.tensors.len()];
+        for node in &program.nodes {
+            for (id, access) in node.op.operands() {
+                reads[id.index()] += usize::from(access != Access::Write);
+            }
+        }
         let mut recorder = Self {
             context,
             caps: context.caps,
             program,
             places,
             launches: Vec::new(),
-            scratch,
-            scratch_bytes: 0,
-            counters,
-            counter_bytes: 0,
+            groups: Vec::with_capacity(program.nodes.len()),
+            reads,
+            extra,
+            needed: Extra::default(),
+            shadows: Vec::new(),
         };
-        let mut at = 0;
+        let (mut at, mut group) = (0, 0);
         while at < program.nodes.len() {
-            at += recorder.nodes(&program.nodes[at..])?;
+            at += recorder.nodes(at)?;
+            recorder.groups.resize(at, group);
+            group += 1;
         }
+        recorder.cast_shadows()?;
         Ok(recorder)
     }
 
-    /// Records the first of `nodes`, with those that follow where one kernel does several; returns how many.
-    fn nodes(&mut self, nodes: &[Node]) -> Result<usize> {
-        if let Some(count) = self.fused(nodes)? {
+    /// Records the op at `at`, with those that follow where one kernel does several; returns how many.
+    fn nodes(&mut self, at: usize) -> Result<usize> {
+        if let Some(count) = self.fused(at)? {
             return Ok(count);
         }
-        let op = &nodes[0].op;
+        let op = &self.program.nodes[at].op;
         match op {
             Op::MatMul { .. }
             | Op::MatMulDx { .. }
@@ -138,16 +170,56 @@ impl<'a> Recorder<'a> {
         }
     }
 
+    /// How many ops read a tensor.
+    pub fn read_by(&self, id: TensorId) -> usize {
+        self.reads[id.index()]
+    }
+
     /// Reserves scratch of one launch (or of consecutive ones of one op): its address.
     pub fn scratch(&mut self, bytes: usize) -> u64 {
-        self.scratch_bytes = self.scratch_bytes.max(bytes);
-        self.scratch
+        self.needed.scratch = self.needed.scratch.max(bytes);
+        self.extra.scratch
     }
 
     /// Reserves counters that are zero before and after every launch.
     pub fn counters(&mut self, count: usize) -> u64 {
-        self.counter_bytes = self.counter_bytes.max(4 * count);
-        self.counters
+        self.needed.counters = self.needed.counters.max(4 * count);
+        self.extra.counters
+    }
+
+    /// Address of a copy of the f32 matrix `of` in the type `dtype`, times the number that `scale` holds; made at the start
+    /// of every step.
+    pub fn shadow(&mut self, of: TensorId, dtype: DType, scale: Option<TensorId>) -> Result<u64> {
+        let known = self.shadows.iter().find(|s| (s.of, s.dtype, s.scale) == (of, dtype, scale));
+        if let Some(known) = known {
+            return Ok(self.extra.shadows + known.offset as u64);
+        }
+        let offset = self.needed.shadows;
+        self.needed.shadows += (self.decl(of).len() * dtype.block_bytes()).next_multiple_of(256);
+        self.shadows.push(Shadow { of, dtype, scale, offset });
+        self.needed.segments = self.shadows.len() * size_of::<[u64; 4]>();
+        Ok(self.extra.shadows + offset as u64)
+    }
+
+    /// What the list of copies holds.
+    pub fn segments(&self) -> Result<Vec<[u64; 4]>> {
+        let segment = |s: &Shadow| {
+            let to = self.extra.shadows + s.offset as u64;
+            Ok([self.at(s.of)?, to, self.maybe(s.scale)?, self.decl(s.of).len() as u64])
+        };
+        self.shadows.iter().map(segment).collect()
+    }
+
+    /// Puts the launch that makes all copies in front.
+    fn cast_shadows(&mut self) -> Result<()> {
+        let Some(first) = self.shadows.first() else { return Ok(()) };
+        let name = format!("lora_expand_cast_{}", suffix(first.dtype));
+        let longest = self.shadows.iter().map(|s| self.decl(s.of).len()).max().unwrap_or(0);
+        let grid = [longest.div_ceil(4 * 2048), self.shadows.len(), 1];
+        let args = Args::new().ptr(self.extra.segments);
+        self.launch("lora_expand_cast", &name, grid, 256, 0, args)?;
+        self.launches.rotate_right(1);
+        Ok(())
     }
 
     /// Blocks of a kernel that one multiprocessor holds at a time.
