@@ -40,3 +40,22 @@ DEVICE void copy16_async(u32 shared, const void* global, bool valid) {
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `N` of this thread's newest groups are still on their way.
 template <int N> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// A float4 that another block of this launch has written: L1 is passed by.
+DEVICE float4 load_fresh(const float4* p) {
+    float4 v;
+    asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+    return v;
+}
+
+// Whether this is the last of `blocks` blocks to call it with `counter`; it then sees all that the others wrote before. The
+// counter is 0 before the launch and again after it. Who is last depends on chance, what it then adds up does not.
+DEVICE bool last_block(u32* counter, u32 blocks) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicInc(counter, blocks - 1) == blocks - 1;
+    __syncthreads();
+    __threadfence();
+    return last;
+}

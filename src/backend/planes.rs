@@ -56,6 +56,11 @@ impl Planes {
         each.map(|(halves, per)| halves * groups.div_ceil(per))
     }
 
+    /// Words of each plane of `rows` rows, without the padding between planes; exact where a plane is whole words.
+    pub fn plane_words(&self, rows: usize) -> [usize; 4] {
+        self.halves(rows * self.groups).map(|halves| halves.div_ceil(2))
+    }
+
     /// Where each plane starts, in 32-bit words from the start of a part of `rows` rows, and the words of the part.
     pub fn offsets(&self, rows: usize) -> ([usize; 4], usize) {
         let mut at = 0;

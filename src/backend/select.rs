@@ -51,9 +51,9 @@ pub fn devices() -> Vec<DeviceInfo> {
 pub fn open(choice: BackendChoice, index: usize, compute: ComputeType) -> Result<Arc<dyn Device>> {
     match choice {
         BackendChoice::Cpu => cpu::open(compute),
-        BackendChoice::Cuda => open_cuda(index),
+        BackendChoice::Cuda => open_cuda(index, compute),
         BackendChoice::Wgpu => open_wgpu(index, compute, true),
-        BackendChoice::Auto => open_wgpu(index, compute, false).or_else(|_| cpu::open(compute)),
+        BackendChoice::Auto => open_auto(index, compute),
     }
 }
 
@@ -67,6 +67,23 @@ fn open_wgpu(_: usize, _: ComputeType, _: bool) -> Result<Arc<dyn Device>> {
     Err(Error::unsupported("this build has no wgpu backend: build with --features wgpu"))
 }
 
-fn open_cuda(_index: usize) -> Result<Arc<dyn Device>> {
-    Err(Error::unsupported("the CUDA backend has no kernels yet: use --backend wgpu (Vulkan) or cpu"))
+#[cfg(feature = "cuda")]
+fn open_cuda(index: usize, compute: ComputeType) -> Result<Arc<dyn Device>> {
+    super::cuda::open(index, compute)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: usize, _: ComputeType) -> Result<Arc<dyn Device>> {
+    Err(Error::unsupported("this build has no CUDA backend: build with --features cuda"))
+}
+
+/// The first that opens. A GPU that is there and out of memory is an error, not a reason to be slow.
+fn open_auto(index: usize, compute: ComputeType) -> Result<Arc<dyn Device>> {
+    open_cuda(index, compute)
+        .or_else(
+            |error| {
+                if matches!(error, Error::OutOfMemory { .. }) { Err(error) } else { open_wgpu(index, compute, false) }
+            },
+        )
+        .or_else(|error| if matches!(error, Error::OutOfMemory { .. }) { Err(error) } else { cpu::open(compute) })
 }

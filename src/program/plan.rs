@@ -52,7 +52,17 @@ struct Lifetime {
 /// # Errors
 /// [`Error::OutOfMemory`] where one tensor alone is larger than an arena may be.
 pub fn plan(program: &Program, align: usize, max_arena: usize) -> Result<MemoryPlan> {
-    let mut lifetimes = lifetimes(program);
+    let one_by_one: Vec<usize> = (0..program.nodes.len()).collect();
+    plan_groups(program, &one_by_one, align, max_arena)
+}
+
+/// [`plan`] for a device that runs some ops together: `groups[i]` is the group of op i, counted from 0 in order. What a group
+/// touches lives through all of it, so its ops may run in any order.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_groups(program: &Program, groups: &[usize], align: usize, max_arena: usize) -> Result<MemoryPlan> {
+    let mut lifetimes = lifetimes(program, groups);
     let live_peak = live_peak(&lifetimes, program.nodes.len());
     lifetimes.sort_by_key(|l| (std::cmp::Reverse(l.bytes), l.first, l.id));
     let mut slots: Vec<Option<Slot>> = vec![None; program.tensors.len()];
@@ -101,13 +111,13 @@ pub fn plan(program: &Program, align: usize, max_arena: usize) -> Result<MemoryP
     Ok(MemoryPlan { slots, arenas, live_peak })
 }
 
-/// First and last op that touches each intermediate.
-fn lifetimes(program: &Program) -> Vec<Lifetime> {
+/// First and last group that touches each intermediate.
+fn lifetimes(program: &Program, groups: &[usize]) -> Vec<Lifetime> {
     let mut span: Vec<Option<(usize, usize)>> = vec![None; program.tensors.len()];
     for (i, node) in program.nodes.iter().enumerate() {
         for (id, _) in node.op.operands() {
-            let s = span[id.index()].get_or_insert((i, i));
-            s.1 = i;
+            let s = span[id.index()].get_or_insert((groups[i], groups[i]));
+            s.1 = groups[i];
         }
     }
     let temps = program.ids().filter(|id| program.decl(*id).place == Place::Temp);

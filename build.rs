@@ -1,0 +1,128 @@
+//! Gathers the CUDA kernels, and compiles them ahead of time where NVRTC is found: PTX for compute capability 8.0 and
+//! newer, machine code for 9.0a. Without NVRTC the program compiles what it needs when it runs.
+
+#[cfg(feature = "cuda")]
+#[path = "src/backend/cuda/nvrtc.rs"]
+mod nvrtc;
+#[cfg(feature = "cuda")]
+#[path = "src/backend/cuda/variants.rs"]
+mod variants;
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    #[cfg(feature = "cuda")]
+    cuda::kernels();
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::nvrtc::Nvrtc;
+    use super::variants::parts;
+    use std::fmt::Write as _;
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    use std::io::Write as _;
+    use std::path::{Path, PathBuf};
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{env, fs, thread};
+
+    /// Writes `kernels.rs` with the sources and the compressed images.
+    pub fn kernels() {
+        println!("cargo:rerun-if-changed=kernels");
+        println!("cargo:rerun-if-changed=src/backend/cuda/nvrtc.rs");
+        println!("cargo:rerun-if-changed=src/backend/cuda/variants.rs");
+        println!("cargo:rerun-if-env-changed=RUNTIME_NVRTC");
+        let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+        let folder = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("kernels");
+        let mut files: Vec<PathBuf> = fs::read_dir(&folder).expect("kernels/").flatten().map(|e| e.path()).collect();
+        files.sort();
+        let of = |extension: &str| -> Vec<PathBuf> {
+            files.iter().filter(|p| p.extension().is_some_and(|e| e == extension)).cloned().collect()
+        };
+        let (headers, sources) = (of("cuh"), of("cu"));
+        let nvrtc =
+            Nvrtc::find().map_err(|why| println!("cargo:warning=CUDA kernels are not compiled ahead: {why}")).ok();
+        let mut text = String::from("/// What `#include` finds.\npub const HEADERS: &[(&str, &str)] = &[\n");
+        for path in &headers {
+            writeln!(text, "    (\"{}\", include_str!({:?})),", file_name(path), path).expect("a string grows");
+        }
+        text += "];\n/// Every kernel file.\npub const KERNELS: &[Kernel] = &[\n";
+        let texts: Vec<(String, String)> = headers.iter().map(|h| (file_name(h), read(h))).collect();
+        let headers: Vec<(&str, &str)> = texts.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
+        let mut jobs = Vec::new();
+        for path in &sources {
+            let file = path.file_stem().expect("a name").to_string_lossy();
+            jobs.extend(parts(&file).into_iter().map(|(part, option)| (path, part, option)));
+        }
+        // The compiler works on one thread; files are independent.
+        let next = AtomicUsize::new(0);
+        let images = Mutex::new(vec![[None, None]; jobs.len()]);
+        thread::scope(|scope| {
+            let Some(nvrtc) = &nvrtc else { return };
+            for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+                scope.spawn(|| {
+                    while let Some((path, part, option)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let made = compile(nvrtc, path, part, option.as_deref(), &headers, &out);
+                        let at = jobs.iter().position(|job| job.1 == *part).expect("a job");
+                        images.lock().expect("no panic")[at] = made;
+                    }
+                });
+            }
+        });
+        for ((path, part, option), [cubin, ptx]) in jobs.iter().zip(images.into_inner().expect("no panic")) {
+            let image = |p: Option<PathBuf>| p.map_or("None".into(), |p| format!("Some(include_bytes!({p:?}))"));
+            let (cubin, ptx) = (image(cubin), image(ptx));
+            writeln!(
+                text,
+                "    Kernel {{ name: {part:?}, source: include_str!({path:?}), option: {option:?}, cubin: {cubin}, ptx: {ptx} }},"
+            )
+            .expect("a string grows");
+        }
+        text += "];\n";
+        fs::write(out.join("kernels.rs"), text).expect("OUT_DIR can be written");
+    }
+
+    /// The images of one part: machine code for Hopper, and PTX unless only Hopper runs it.
+    fn compile(
+        nvrtc: &Nvrtc,
+        path: &Path,
+        part: &str,
+        option: Option<&str>,
+        headers: &[(&str, &str)],
+        out: &Path,
+    ) -> [Option<PathBuf>; 2] {
+        let source = read(path);
+        let options: Vec<&str> = option.into_iter().collect();
+        ["sm_90a", "compute_80"].map(|arch| {
+            if part.starts_with("sm90_") && arch != "sm_90a" {
+                return None;
+            }
+            // Named by what it is made of, so that a build compiles again only what has changed.
+            let mut hash = DefaultHasher::new();
+            (&source, headers, option, nvrtc.version).hash(&mut hash);
+            let target = out.join(format!("{}.{arch}.{:016x}.z", part.replace('/', "-"), hash.finish()));
+            if target.exists() {
+                return Some(target);
+            }
+            let compiled = nvrtc
+                .compile(&file_name(path), &source, headers, arch, &options)
+                .unwrap_or_else(|log| panic!("kernels/{part} for {arch}: {log}"));
+            let target = out.join(format!("{}.{arch}.z", part.replace('/', "-")));
+            let file = fs::File::create(&target).expect("OUT_DIR can be written");
+            let mut encoder = flate2::write::ZlibEncoder::new(file, flate2::Compression::best());
+            encoder
+                .write_all(&compiled.image)
+                .and_then(|()| encoder.finish().map(drop))
+                .expect("OUT_DIR can be written");
+            Some(target)
+        })
+    }
+
+    fn read(path: &Path) -> String {
+        fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+
+    fn file_name(path: &Path) -> String {
+        path.file_name().expect("a name").to_string_lossy().into_owned()
+    }
+}

@@ -1,0 +1,55 @@
+// Cross-entropy of a chunk of rows and its gradient with respect to the logits:
+// loss[row0 + i] = log Σ exp(l) − l[label], gradient[i][c] = scale · (softmax(l)[c] − [c = label]); both 0 where the label is
+// no token (u32::MAX). logits f32 [chunk, vocab], labels u32 and loss f32 over all rows; gradient T [chunk, vocab], or null
+// where it is not wanted; for T = float it may be the logits themselves. One block of 1,024 threads a row, grid = rows of
+// the chunk. The products before and after it are matmul and matmul_dx. Launched by launch_matmul.rs.
+#include "common.cuh"
+
+template <typename T>
+DEVICE void head_loss(const float* logits, const u32* labels, const float* scale, float* loss, T* gradient, u32 chunk,
+                      u32 vocab, u32 row0, u32 rows, const u32* counts, u32 which) {
+    u32 i = blockIdx.x;
+    if (i >= chunk || row0 + i >= live_rows(counts, which, rows)) return;
+    const float* row = logits + (u64)i * vocab;
+    T* d = gradient ? gradient + (u64)i * vocab : nullptr;
+    u32 label = labels[row0 + i];
+    if (label >= vocab) {
+        if (threadIdx.x == 0) loss[row0 + i] = 0.0f;
+        if (d) {
+            for (u32 c = threadIdx.x; c < vocab; c += blockDim.x) d[c] = from_float<T>(0.0f);
+        }
+        return;
+    }
+    // One pass for maximum and sum: a thread's sum is kept relative to its own maximum.
+    float top = NEG_INF, sum = 0.0f;
+    for (u32 c = threadIdx.x; c < vocab; c += blockDim.x) {
+        float l = row[c];
+        if (l > top) {
+            sum *= expf(top - l);
+            top = l;
+        }
+        sum += expf(l - top);
+    }
+    float all = block_max(top);
+    sum = block_sum(top == NEG_INF ? 0.0f : sum * expf(top - all));
+    // Every thread reads the label's logit before anyone may overwrite it (the barrier inside block_sum comes earlier).
+    float wanted = row[label];
+    __syncthreads();
+    if (threadIdx.x == 0) loss[row0 + i] = logf(sum) - (wanted - all);
+    if (d) {
+        float factor = scale[0], inverse = factor / sum;
+        for (u32 c = threadIdx.x; c < vocab; c += blockDim.x) {
+            float g = expf(row[c] - all) * inverse;
+            if (c == label) g -= factor;
+            d[c] = from_float<T>(g);
+        }
+    }
+}
+
+#define KERNEL(name, T)                                                                                               \
+    extern "C" __global__ void __launch_bounds__(1024)                                                                \
+        name(const float* logits, const u32* labels, const float* scale, float* loss, T* gradient, u32 chunk,         \
+             u32 vocab, u32 row0, u32 rows, const u32* counts, u32 which) {                                           \
+        head_loss<T>(logits, labels, scale, loss, gradient, chunk, vocab, row0, rows, counts, which);                 \
+    }
+INSTANTIATE(KERNEL, head_loss)

@@ -1,0 +1,315 @@
+// Products with a narrow result, for LoRA: the wide operand is read once, the adapter's f32 parameters are rounded to T on
+// their way to the tensor cores.
+//
+//   lora_shrink   out_i[t, :] = x[t, :] · A_i[slot(t)]ᵀ     x T [rows, k], A_i f32 [slots · rank, k], out_i T [rows, rank]
+//   lora_du       out[t, :]   = scale · x[t, :] · B         x T [rows, k] (the op's dy, k = its N), B f32 [k, rank]
+//
+// lora_shrink takes up to three A that share x (q, k, v; gate, up): all have the same rank; unused pointers are null. `slots`
+// may be null (slot 0 for each row); slot 0xffffffff makes the row 0. lora_du's `scale` may be null (1).
+//
+// Tensor-core kernels (bf16, f16), k a multiple of 8, pointers 16-byte aligned, `rank` any of 1..256:
+//   lora_shrink_TILE_TYPE, lora_du_TILE_TYPE with TILE = few, r16, r32, r48, r64
+//   few: 16 rows × 16 ranks of a block of 128 threads: for up to 256 rows. rN: 128 rows × N ranks of 256 threads.
+//   grid = (ceil(rows / tile rows), splits, ceil(groups · rank / N)), no dynamic shared memory.
+//   splits: blocks that share the sum over k, 1 .. ceil(k / 128); a good number fills the GPU twice (2 · SMs / (grid.x · grid.z)).
+//   partials: f32 [grid.x · grid.z · splits · tile rows · N], counters: u32 [grid.x · grid.z], zero before the first launch,
+//   left zero; both may be null where splits = 1. The sum over the splits has a fixed order.
+// A warp's fragments come straight from global memory: the order of k within a product is free, so lane (g, t) takes eight
+// neighbours of k at a time as its part of two m16n8k16 products.
+//
+// Plain kernels (f32, bf16, f16; any k): lora_shrink_plain_TYPE, lora_du_plain_TYPE: grid = (rows, groups), 256 threads.
+#include "mma.cuh"
+
+#define NO_SLOT 0xffffffffu
+
+// The smallest slot of `rows` rows from `from` on, NO_SLOT if there is none. The same in every warp.
+DEVICE u32 next_slot(const u32* slots, u32 rows, u32 from) {
+    if (!slots) return from == 0 ? 0 : NO_SLOT;
+    u32 slot = NO_SLOT;
+    for (u32 i = threadIdx.x % 32; i < rows; i += 32) {
+        u32 other = slots[i];
+        if (other >= from) slot = min(slot, other);
+    }
+    return __reduce_min_sync(FULL_WARP, slot);
+}
+
+struct Shrink {
+    const void* x;
+    const float* a[3];
+    void* out[3];
+    const u32* slots;
+    const float* scale;
+    float* partials;
+    u32* counters;
+    u32 live, k, rank, groups;
+};
+
+// WM × WK warps: WM of 16 rows each, WK that share the inputs of a chunk. NT tiles of eight ranks. TRANSPOSED: the adapter is
+// [k, rank]. A chunk is KC inputs, staged in shared memory in the order in which lanes take it; two chunks are there at a time,
+// the rows of the next one and its part of the adapter are on their way to registers.
+template <typename T, int WM, int WK, int NT, int KC, bool TRANSPOSED> DEVICE void shrink(const Shrink& p) {
+    constexpr int THREADS = 32 * WM * WK, ROWS = 16 * WM, RANKS = 8 * NT;
+    constexpr int STEPS = KC / 32 / WK; // of 32 inputs, for a warp in a chunk
+    constexpr int UNITS = KC * RANKS / 8 / THREADS;
+    static_assert(UNITS * 8 * THREADS == KC * RANKS && STEPS * 32 * WK == KC, "whole units and steps");
+    __shared__ uint4 staged[2][KC / 32 * NT * 32];
+
+    int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+    int warp_row = warp % WM, warp_k = warp / WM;
+    u32 first_row = blockIdx.x * ROWS, first_rank = blockIdx.z * RANKS;
+    if (first_row >= p.live) return;
+
+    u32 chunks = (p.k + KC - 1) / KC;
+    u32 begin = chunks * blockIdx.y / gridDim.y * KC, end = min(p.k, chunks * (blockIdx.y + 1) / gridDim.y * KC);
+
+    const u32* slots = p.slots ? p.slots + first_row : 0;
+    u32 slot_rows = min((u32)ROWS, p.live - first_row);
+    u32 slot_of[2];
+    const T* rows[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        u32 row = warp_row * 16 + g + 8 * h;
+        slot_of[h] = row >= slot_rows ? NO_SLOT : slots ? slots[row] : 0;
+        rows[h] = (const T*)p.x + (u64)(first_row + row) * p.k;
+    }
+    // Rows of other slots are zeros: each row's sum gets its own slot's product alone.
+    uint4 x[STEPS][2];
+    auto load_x = [&](u32 slot, u32 chunk, int step) {
+        u32 k = chunk + (step * WK + warp_k) * 32 + t * 8;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            x[step][h] = slot_of[h] == slot && k < end ? *(const uint4*)(rows[h] + k) : make_uint4(0, 0, 0, 0);
+        }
+    };
+
+    // A unit is eight values: of one rank and eight inputs, or (TRANSPOSED) of four ranks and two inputs. Which unit a thread
+    // has keeps the stores to shared memory free of bank conflicts and reads whole sectors.
+    int unit_k[UNITS], unit_rank[UNITS];
+    const float* source[UNITS];
+    float unit[UNITS][8];
+#pragma unroll
+    for (int u = 0; u < UNITS; u++) {
+        int index = u * THREADS + thread;
+        if (TRANSPOSED) {
+            unit_rank[u] = (index / 32 % (RANKS / 8) * 2 + index / 16 % 2) * 4;
+            unit_k[u] = (index / 32 / (RANKS / 8) * 16 + index % 16) * 2;
+        } else {
+            unit_rank[u] = index / 8 / (KC / 32) * 2 + index / 4 % 2;
+            unit_k[u] = (index / 8 % (KC / 32) * 4 + index % 4) * 8;
+        }
+        u32 rank = first_rank + unit_rank[u], group = rank / p.rank;
+        const float* a = group == 0 ? p.a[0] : group == 1 ? p.a[1] : p.a[2];
+        source[u] = group < p.groups ? a + (u64)(rank % p.rank) * p.k : 0;
+    }
+    auto load_a = [&](u32 slot, u32 chunk) {
+#pragma unroll
+        for (int u = 0; u < UNITS; u++) {
+            float4 low = make_float4(0, 0, 0, 0), high = low;
+            u32 k = chunk + unit_k[u], rank = first_rank + unit_rank[u];
+            if ((TRANSPOSED ? rank < p.rank : source[u] != 0) && k < end) {
+                if (TRANSPOSED) {
+                    const float* a = p.a[0] + (k * p.rank + rank);
+                    const float* b = a + p.rank;
+                    if (p.rank % 4 == 0) {
+                        low = *(const float4*)a, high = *(const float4*)b;
+                    } else {
+                        u32 left = p.rank - rank;
+                        low.x = a[0], high.x = b[0];
+                        if (left > 1) low.y = a[1], high.y = b[1];
+                        if (left > 2) low.z = a[2], high.z = b[2];
+                        if (left > 3) low.w = a[3], high.w = b[3];
+                    }
+                } else {
+                    const float* a = source[u] + (u64)slot * p.rank * p.k + k;
+                    low = *(const float4*)a, high = *(const float4*)(a + 4);
+                }
+            }
+            unit[u][0] = low.x, unit[u][1] = low.y, unit[u][2] = low.z, unit[u][3] = low.w;
+            unit[u][4] = high.x, unit[u][5] = high.y, unit[u][6] = high.z, unit[u][7] = high.w;
+        }
+    };
+    auto store_a = [&](int buffer) {
+#pragma unroll
+        for (int u = 0; u < UNITS; u++) {
+            int k = unit_k[u], rank = unit_rank[u];
+            const float(&v)[8] = unit[u];
+            uint4* place = &staged[buffer][(k / 32 * NT + rank / 8) * 32 + rank % 8 * 4 + k % 32 / 8];
+            if (TRANSPOSED) {
+                u32 words[4] = {pack2<T>(v[0], v[4]), pack2<T>(v[1], v[5]), pack2<T>(v[2], v[6]), pack2<T>(v[3], v[7])};
+                bool odd = thread / 16 % 2; // half of the lanes starts with the odd ranks: these are 16 banks away
+#pragma unroll
+                for (int i = 0; i < 4; i++) ((u32*)(place + 4 * (i ^ odd)))[k % 8 / 2] = odd ? words[i ^ 1] : words[i];
+            } else {
+                *place = make_uint4(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]), pack2<T>(v[4], v[5]), pack2<T>(v[6], v[7]));
+            }
+        }
+    };
+
+    float sums[NT][4] = {};
+    u32 slot = next_slot(slots, slot_rows, 0), chunk = begin;
+    load_a(slot == NO_SLOT ? 0 : slot, chunk);
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) load_x(slot, chunk, step);
+    for (int buffer = 0; slot != NO_SLOT; buffer ^= 1) {
+        store_a(buffer);
+        __syncthreads();
+        chunk += KC;
+        if (chunk >= end) chunk = begin, slot = next_slot(slots, slot_rows, slot + 1);
+        if (slot != NO_SLOT) load_a(slot, chunk);
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            uint4 top = x[step][0], bottom = x[step][1];
+            u32 first[4] = {top.x, bottom.x, top.y, bottom.y}, second[4] = {top.z, bottom.z, top.w, bottom.w};
+            if (slot != NO_SLOT) load_x(slot, chunk, step);
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                uint4 b = staged[buffer][((step * WK + warp_k) * NT + n) * 32 + lane];
+                mma16816<T>(sums[n], first, b.x, b.y);
+                mma16816<T>(sums[n], second, b.z, b.w);
+            }
+        }
+    }
+
+    // Warps that share rows: the upper half hands its sums to the lower, until one is left.
+    float4* shared = (float4*)staged;
+    if (WK > 1) __syncthreads();
+    static_assert(WK == 1 || WK / 2 * WM * NT * 32 * 16 <= (int)sizeof(staged), "sums fit");
+#pragma unroll
+    for (int half = WK / 2; half > 0; half /= 2) {
+        int place = ((warp_k % half) * WM + warp_row) * NT * 32 + lane;
+        if (warp_k >= half && warp_k < 2 * half) {
+#pragma unroll
+            for (int n = 0; n < NT; n++) shared[place + n * 32] = make_float4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
+        }
+        __syncthreads();
+        if (warp_k < half) {
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                float4 v = shared[place + n * 32];
+                sums[n][0] += v.x, sums[n][1] += v.y, sums[n][2] += v.z, sums[n][3] += v.w;
+            }
+        }
+        __syncthreads();
+    }
+
+    if (gridDim.y > 1) {
+        u32 tile = blockIdx.z * gridDim.x + blockIdx.x;
+        float4* mine = (float4*)p.partials + (u64)tile * gridDim.y * WM * NT * 32 + warp_row * NT * 32 + lane;
+        if (warp_k == 0) {
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                mine[(u64)blockIdx.y * WM * NT * 32 + n * 32] = make_float4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
+            }
+        }
+        if (!last_block(p.counters + tile, gridDim.y)) return;
+        if (warp_k == 0) {
+#pragma unroll
+            for (int n = 0; n < NT; n++) sums[n][0] = sums[n][1] = sums[n][2] = sums[n][3] = 0;
+#pragma unroll(NT > 4 ? 1 : 16 / NT)
+            for (u32 split = 0; split < gridDim.y; split++) {
+#pragma unroll
+                for (int n = 0; n < NT; n++) {
+                    float4 v = load_fresh(mine + (u64)split * WM * NT * 32 + n * 32);
+                    sums[n][0] += v.x, sums[n][1] += v.y, sums[n][2] += v.z, sums[n][3] += v.w;
+                }
+            }
+        }
+    }
+    if (warp_k > 0) return;
+    float scale = p.scale ? *p.scale : 1;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            u32 row = first_row + warp_row * 16 + g + i / 2 * 8, rank = first_rank + n * 8 + 2 * t + i % 2;
+            u32 group = rank / p.rank;
+            if (row < p.live && group < p.groups) {
+                T* out = (T*)(group == 0 ? p.out[0] : group == 1 ? p.out[1] : p.out[2]);
+                out[(u64)row * p.rank + rank % p.rank] = from_float<T>(scale * sums[n][i]);
+            }
+        }
+    }
+}
+
+// A block computes one element, with the adapter as it lies.
+template <typename T> DEVICE void shrink_one(const Shrink& p) {
+    u32 rank = blockIdx.x, row = blockIdx.y, group = blockIdx.z;
+    u32 slot = p.slots ? p.slots[row] : 0; // before live rows are known: the buffer has the bucket's rows
+    if (row >= p.live) return;
+    const float* a = group == 0 ? p.a[0] : group == 1 ? p.a[1] : p.a[2];
+    float sum = 0;
+    if (slot != NO_SLOT) {
+        const T* x = (const T*)p.x + (u64)row * p.k;
+        a += ((u64)slot * p.rank + rank) * p.k;
+#pragma unroll 4
+        for (u32 k = threadIdx.x * 8; k < p.k; k += 256 * 8) {
+            float v[8], w[8];
+            load8(x + k, v);
+            load8(a + k, w);
+#pragma unroll
+            for (int i = 0; i < 8; i++) sum += v[i] * w[i];
+        }
+    }
+    sum = block_sum(sum);
+    T* out = (T*)(group == 0 ? p.out[0] : group == 1 ? p.out[1] : p.out[2]);
+    if (threadIdx.x == 0) out[(u64)row * p.rank + rank] = from_float<T>(sum);
+}
+
+// A block computes a row: each warp one rank after the other.
+template <typename T, bool TRANSPOSED> DEVICE void shrink_plain(const Shrink& p) {
+    u32 row = blockIdx.x, group = blockIdx.y;
+    if (row >= p.live) return;
+    u32 slot = p.slots ? p.slots[row] : 0;
+    const T* x = (const T*)p.x + (u64)row * p.k;
+    const float* a = group == 0 ? p.a[0] : group == 1 ? p.a[1] : p.a[2];
+    T* out = (T*)(group == 0 ? p.out[0] : group == 1 ? p.out[1] : p.out[2]) + (u64)row * p.rank;
+    float scale = p.scale ? *p.scale : 1;
+    for (u32 rank = threadIdx.x / 32; rank < p.rank; rank += blockDim.x / 32) {
+        float sum = 0;
+        if (slot != NO_SLOT) {
+            const float* from = TRANSPOSED ? a + rank : a + ((u64)slot * p.rank + rank) * p.k;
+            u64 stride = TRANSPOSED ? p.rank : 1;
+            for (u32 k = threadIdx.x % 32; k < p.k; k += 32) sum += to_float(x[k]) * from[k * stride];
+        }
+        sum = warp_sum(sum);
+        if (threadIdx.x % 32 == 0) out[rank] = from_float<T>(scale * sum);
+    }
+}
+
+// Two blocks of 256 threads, or as many of 128 as have that many threads, share a multiprocessor.
+#define SHRINK(name, T, threads, body)                                                                                \
+    extern "C" __global__ void __launch_bounds__(threads, 512 / (threads)) lora_shrink_##name(                        \
+        const T* x, const float* a0, const float* a1, const float* a2, T* out0, T* out1, T* out2, const u32* slots,   \
+        float* partials, u32* counters, const u32* counts, u32 which, u32 rows, u32 k, u32 rank, u32 groups) {        \
+        u32 live = live_rows(counts, which, rows);                                                                    \
+        Shrink p = {x, {a0, a1, a2}, {out0, out1, out2}, slots, 0, partials, counters, live, k, rank, groups};        \
+        body(p);                                                                                                      \
+    }
+#define DU(name, T, threads, body)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(threads, 512 / (threads)) lora_du_##name(                            \
+        const T* dy, const float* b, const float* scale, T* du, float* partials, u32* counters, const u32* counts,    \
+        u32 which, u32 rows, u32 n, u32 rank) {                                                                       \
+        u32 live = live_rows(counts, which, rows);                                                                    \
+        Shrink p = {dy, {b, 0, 0}, {du, 0, 0}, 0, scale, partials, counters, live, n, rank, 1};                       \
+        body(p);                                                                                                      \
+    }
+#define TILE(name, T, type, ...)                                                                                      \
+    SHRINK(name##_##type, T, THREADS(__VA_ARGS__), (shrink<T, __VA_ARGS__, false>))                                   \
+    DU(name##_##type, T, THREADS(__VA_ARGS__), (shrink<T, __VA_ARGS__, true>))
+#define THREADS(WM, WK, NT, KC) 32 * WM * WK
+#define TILES(T, type)                                                                                                \
+    TILE(few, T, type, 1, 4, 2, 128)                                                                                  \
+    TILE(r16, T, type, 8, 1, 2, 128)                                                                                  \
+    TILE(r32, T, type, 4, 2, 4, 128)                                                                                  \
+    TILE(r48, T, type, 4, 2, 6, 128)                                                                                  \
+    TILE(r64, T, type, 4, 2, 8, 64)
+TILES(bf16, bf16)
+TILES(f16, f16)
+
+#define PLAIN(T, type)                                                                                                \
+    SHRINK(plain_##type, T, 256, (shrink_plain<T, false>))                                                            \
+    DU(plain_##type, T, 256, (shrink_plain<T, true>))                                                                 \
+    SHRINK(one_##type, T, 256, (shrink_one<T>))
+PLAIN(float, f32)
+PLAIN(bf16, bf16)
+PLAIN(f16, f16)

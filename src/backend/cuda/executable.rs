@@ -1,0 +1,201 @@
+//! A program bound to a CUDA device: launches captured into a graph once, replayed every step.
+
+use super::context::{Context, device_error};
+use super::memory::{Memory, Pinned};
+use super::places::Places;
+use super::record::{Extra, Recorder};
+use crate::backend::{Bindings, Executable};
+use crate::error::{Error, Result};
+use crate::program::{Place, Program, TensorId};
+use cudarc::driver::{result, sys};
+use std::sync::Arc;
+
+/// Changed ranges of the inputs that lie closer than this travel in one copy: a copy of its own costs about 2 µs.
+const GAP: usize = 4096;
+
+/// An instantiated graph.
+struct Graph {
+    exec: sys::CUgraphExec,
+    graph: sys::CUgraph,
+}
+
+pub struct CudaExecutable {
+    // Drops before what it uses.
+    graph: Option<Graph>,
+    program: Arc<Program>,
+    places: Places,
+    /// The host's copy of the inputs, from which the device copies.
+    inputs: Pinned,
+    /// After the last copy from `inputs`.
+    copied: sys::CUevent,
+    /// Changed byte ranges of the inputs, in order.
+    dirty: Vec<(usize, usize)>,
+    /// Used by the graph's kernels, by address.
+    _extra: Extra<Memory>,
+    extra_bytes: usize,
+    context: Arc<Context>,
+}
+
+// SAFETY: driver handles may be used from any thread that has made the context current; one thread at a time owns the
+// executable.
+unsafe impl Send for CudaExecutable {}
+
+impl CudaExecutable {
+    /// Places the program, records its launches and captures them.
+    pub fn new(context: Arc<Context>, program: Arc<Program>, bindings: &Bindings) -> Result<Self> {
+        context.bind()?;
+        let mut places = Places::new(&context, &program, bindings)?;
+        let Recorder { needed, groups, .. } = Recorder::record(&context, &program, &places, Extra::default())?;
+        places.settle(&context, &program, &groups)?;
+        let extra = Extra {
+            scratch: context.allocate(&format!("the scratch of '{}'", program.name), needed.scratch)?,
+            counters: context.allocate_zeroed("counters", needed.counters)?,
+            shadows: context.allocate(&format!("the adapters' copies of '{}'", program.name), needed.shadows)?,
+            segments: context.allocate("the list of the adapters' copies", needed.segments)?,
+        };
+        let addresses = Extra {
+            scratch: extra.scratch.address,
+            counters: extra.counters.address,
+            shadows: extra.shadows.address,
+            segments: extra.segments.address,
+        };
+        let recorder = Recorder::record(&context, &program, &places, addresses)?;
+        context.write(addresses.segments, bytemuck::cast_slice(&recorder.segments()?))?;
+        let launches = recorder.launches;
+        let inputs = Pinned::new(places.input_bytes)?;
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let copied = result::event::create(flags).map_err(|e| device_error("making an event", e))?;
+        let mut me = Self {
+            graph: None,
+            program,
+            places,
+            inputs,
+            copied,
+            dirty: Vec::new(),
+            _extra: extra,
+            extra_bytes: needed.scratch + needed.shadows,
+            context,
+        };
+        me.graph = Some(me.capture(|context| launches.iter().try_for_each(|launch| launch.submit(context)))?);
+        Ok(me)
+    }
+
+    fn capture(&self, submit: impl FnOnce(&Context) -> Result<()>) -> Result<Graph> {
+        let fail = |e| device_error(&format!("capturing '{}'", self.program.name), e);
+        let stream = self.context.stream;
+        // Relaxed: other threads may go on allocating while this one captures.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the stream belongs to the bound context; capture ends in every case, and the handles are destroyed in
+        // `drop`.
+        unsafe {
+            sys::cuStreamBeginCapture_v2(stream, mode).result().map_err(fail)?;
+            let submitted = submit(&self.context);
+            let ended = sys::cuStreamEndCapture(stream, &mut graph).result();
+            submitted?;
+            ended.map_err(fail)?;
+            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0).result();
+            if let Err(error) = made {
+                let _ = sys::cuGraphDestroy(graph);
+                return Err(fail(error));
+            }
+            // The first replay would upload the graph otherwise.
+            sys::cuGraphUpload(exec, stream).result().map_err(fail)?;
+        }
+        Ok(Graph { exec, graph })
+    }
+
+    /// Offset of an input or output, after checking that it is one and holds `len` bytes.
+    fn locate(&self, id: TensorId, place: &Place, len: usize) -> Result<usize> {
+        let decl = self.program.tensors.get(id.index()).ok_or_else(|| Error::internal("no such tensor"))?;
+        match self.places.offsets.get(&id) {
+            Some(offset) if decl.place == *place && len <= decl.bytes() => Ok(*offset),
+            _ => Err(Error::internal(format!(
+                "'{}' ({:?}, {} bytes) accessed as {place:?} with {len} bytes",
+                decl.name,
+                decl.place,
+                decl.bytes()
+            ))),
+        }
+    }
+
+    fn copy_inputs(&mut self) -> Result<()> {
+        if self.dirty.is_empty() {
+            return Ok(());
+        }
+        let fail = |e| device_error("copying inputs", e);
+        self.dirty.sort_unstable();
+        let mut ranges: Vec<(usize, usize)> = Vec::with_capacity(self.dirty.len());
+        for (start, end) in self.dirty.drain(..) {
+            match ranges.last_mut() {
+                Some(last) if start <= last.1 + GAP => last.1 = last.1.max(end),
+                _ => ranges.push((start, end)),
+            }
+        }
+        for (start, end) in ranges {
+            // SAFETY: the range lies in both memories, and the pinned one stays as it is until `copied` has come.
+            unsafe {
+                let from = self.inputs.pointer().cast::<u8>().add(start).cast();
+                let to = self.places.inputs.address + start as u64;
+                sys::cuMemcpyHtoDAsync_v2(to, from, end - start, self.context.stream).result().map_err(fail)?;
+            }
+        }
+        // SAFETY: event and stream belong to the bound context.
+        unsafe { result::event::record(self.copied, self.context.stream) }.map_err(fail)
+    }
+}
+
+impl Executable for CudaExecutable {
+    fn program(&self) -> &Program {
+        &self.program
+    }
+
+    fn arena_bytes(&self) -> usize {
+        self.places.plan.bytes() + self.extra_bytes
+    }
+
+    fn write(&mut self, id: TensorId, data: &[u8]) -> Result<()> {
+        let start = self.locate(id, &Place::Input, data.len())?;
+        if self.dirty.is_empty() {
+            self.context.bind()?;
+            // The last step's inputs may still be on their way.
+            // SAFETY: the event lives as long as `self`; before its first record it counts as complete.
+            unsafe { result::event::synchronize(self.copied) }.map_err(|e| device_error("waiting for a copy", e))?;
+        }
+        self.inputs.bytes()[start..start + data.len()].copy_from_slice(data);
+        self.dirty.push((start, start + data.len()));
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<()> {
+        self.context.bind()?;
+        self.copy_inputs()?;
+        let Some(graph) = &self.graph else { return Err(Error::internal("no graph")) };
+        // SAFETY: the graph's kernels use memory that `self` and the bindings in `places` keep alive.
+        unsafe { sys::cuGraphLaunch(graph.exec, self.context.stream) }
+            .result()
+            .map_err(|e| device_error(&format!("running '{}'", self.program.name), e))
+    }
+
+    fn read(&mut self, id: TensorId, out: &mut [u8]) -> Result<()> {
+        let offset = self.locate(id, &Place::Output, out.len())?;
+        self.context.read(self.places.outputs.address + offset as u64, out)
+    }
+}
+
+impl Drop for CudaExecutable {
+    fn drop(&mut self) {
+        if self.context.bind().is_err() {
+            return;
+        }
+        let _ = self.context.wait();
+        // SAFETY: nothing runs any more, and nobody else has these handles.
+        unsafe {
+            if let Some(graph) = self.graph.take() {
+                let _ = sys::cuGraphExecDestroy(graph.exec);
+                let _ = sys::cuGraphDestroy(graph.graph);
+            }
+            let _ = result::event::destroy(self.copied);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Runs of ops that one kernel does together.
+//!
+//! - Few rows: an RMS norm and the products that alone read it (q, k, v; gate, up), and the gated activation after those.
+//! - Many rows, on Hopper: products that share x, each with its adapter's low-rank term accumulated in the same registers.
+//! - Gradients, on Hopper: every term of one dx (the weights' and the adapters') in one product.
+//!
+//! The memory plan keeps everything that a group of fused ops touches alive through the group. What is fused reads and writes the same tensors as the ops one by one; intermediates that nobody else reads are not
+//! written.
+
+use super::launch_lora::{MAX_RANK, Shrink};
+use super::launch_matmul::{FEW_ROWS, Product};
+use super::record::{Recorder, Rows};
+use super::tensor_map::{MatmulOutput, TensorMap};
+use crate::error::Result;
+use crate::program::{Op, Place, TensorId};
+use crate::tensor::DType;
+
+/// Weights that one launch takes.
+const MOST: usize = 3;
+
+/// Terms of one dx.
+const MOST_TERMS: usize = 6;
+
+/// A product with the adapter that is added to it.
+struct Adapted {
+    product: Product,
+    /// u, A, B, scales.
+    adapter: Option<[TensorId; 4]>,
+    rank: usize,
+    nodes: usize,
+}
+
+impl Recorder<'_> {
+    /// Records the ops from `at` on as one where a kernel does them together; returns how many.
+    pub fn fused(&mut self, at: usize) -> Result<Option<usize>> {
+        match self.program.nodes[at].op {
+            Op::RmsNorm { .. } => self.norm_and_products(at),
+            Op::MatMul { .. } => self.products_of_one_input(at),
+            Op::MatMulDw { .. } | Op::MatMulDx { .. } => self.terms_of_one_gradient(at),
+            _ => Ok(None),
+        }
+    }
+
+    fn norm_and_products(&mut self, at: usize) -> Result<Option<usize>> {
+        let nodes = &self.program.nodes[at..];
+        let Op::RmsNorm { x, weight: norm, eps, out } = nodes[0].op else { return Ok(None) };
+        let (r, t) = (self.rows(x), self.decl(x).dtype);
+        if r.rows > FEW_ROWS || t == DType::F32 || !r.cols.is_multiple_of(8) {
+            return Ok(None);
+        }
+        let mut products = Vec::new();
+        for node in &nodes[1..] {
+            match node.op {
+                Op::MatMul { x, weight, bias, residual, out: to } if x == out => {
+                    products.push((self.product(x, weight, bias, residual, to)?, to, bias.or(residual).is_none()));
+                }
+                _ => break,
+            }
+        }
+        if products.is_empty() || self.read_by(out) != products.len() || self.decl(out).place != Place::Temp {
+            return Ok(None);
+        }
+        let (x, norm) = (self.at(x)?, Some((self.at(norm)?, eps)));
+        for p in &mut products {
+            p.0.x = x;
+        }
+        let same = products.iter().all(|p| p.0.dtype == products[0].0.dtype);
+        if let ([(first, gate, true), (second, up, true)], true) = (&products[..], same)
+            && let Some(Op::Glu { gate: g, up: u, activation, out }) = nodes.get(3).map(|node| &node.op)
+            && (g, u) == (gate, up)
+            && [*gate, *up].iter().all(|id| self.read_by(*id) == 1 && self.decl(*id).place == Place::Temp)
+        {
+            let first = Product { out: self.at(*out)?, ..*first };
+            self.matmul_rows(&[first, *second], t, norm, Some(*activation))?;
+            return Ok(Some(4));
+        }
+        let count = products.len();
+        let mut rest = &products[..];
+        while let Some((first, ..)) = rest.first() {
+            let run = rest.iter().take(MOST).take_while(|p| p.0.dtype == first.dtype).count();
+            let together: Vec<Product> = rest[..run].iter().map(|p| p.0).collect();
+            self.matmul_rows(&together, t, norm, None)?;
+            rest = &rest[run..];
+        }
+        Ok(Some(1 + count))
+    }
+
+    fn products_of_one_input(&mut self, at: usize) -> Result<Option<usize>> {
+        let Op::MatMul { x, out, .. } = self.program.nodes[at].op else { return Ok(None) };
+        let (r, t) = (self.rows(x), self.decl(x).dtype);
+        let out_f32 = self.decl(out).dtype == DType::F32;
+        if t == DType::F32 || out_f32 {
+            return Ok(None);
+        }
+        let mut list: Vec<Adapted> = Vec::new();
+        let mut nodes = 0;
+        while list.len() < MOST {
+            match self.adapted(at + nodes, x, t)? {
+                Some(next) => {
+                    nodes += next.nodes;
+                    list.push(next);
+                }
+                None => break,
+            }
+        }
+        let adapted = list.iter().any(|p| p.adapter.is_some());
+        if r.rows <= FEW_ROWS {
+            // Without a norm in front: products that share x still save launches.
+            if list.len() < 2 || adapted || !r.cols.is_multiple_of(8) {
+                return Ok(None);
+            }
+            let products: Vec<Product> = list.iter().map(|p| p.product).collect();
+            if products.iter().any(|p| p.dtype != products[0].dtype) {
+                return Ok(None);
+            }
+            self.matmul_rows(&products, t, None, None)?;
+            return Ok(Some(nodes));
+        }
+        let fits = |p: &Adapted| {
+            let w = &p.product.weight;
+            p.product.dtype == t && w.k.is_multiple_of(8) && w.n.is_multiple_of(8)
+        };
+        if !self.caps.hopper() || list.is_empty() || !list.iter().all(fits) || (list.len() == 1 && !adapted) {
+            return Ok(None);
+        }
+        self.shrink_all(x, &list)?;
+        let a_box = self.a_box(r.rows);
+        let x_map = TensorMap::new(t, self.at(x)?, r.rows, r.cols, a_box)?;
+        let mut outputs = [MatmulOutput::<2>::EMPTY; MOST];
+        for (output, p) in outputs.iter_mut().zip(&list) {
+            let (w, n) = (&p.product.weight, p.product.weight.n as usize);
+            output.push(x_map, TensorMap::new(t, w.data, n, r.cols, 64)?, r.cols);
+            output.n = w.n;
+            (output.out, output.bias, output.residual) = (p.product.out, p.product.bias, p.product.residual);
+            if let Some([u, _, b, scales]) = p.adapter {
+                let shadow = self.shadow(b, t, Some(scales))?;
+                let u = TensorMap::new(t, self.at(u)?, r.rows, p.rank, a_box)?;
+                output.push(u, TensorMap::new(t, shadow, n, p.rank, 64)?, p.rank);
+            }
+        }
+        self.sm90_outputs(outputs, list.len(), r, false, t)?;
+        Ok(Some(nodes))
+    }
+
+    /// The product at `at` with the adapter after it, where it reads `x`.
+    fn adapted(&self, at: usize, x: TensorId, t: DType) -> Result<Option<Adapted>> {
+        let Some(Op::MatMul { x: from, weight, bias, residual, out }) = self.op(at) else { return Ok(None) };
+        if *from != x || self.decl(*out).dtype != t {
+            return Ok(None);
+        }
+        let product = self.product(x, *weight, *bias, *residual, *out)?;
+        if let (
+            Some(Op::LoraShrink { x: seen, a, slots: None, rank, out: u }),
+            Some(Op::LoraExpand { u: read, b, slots: None, scales, y, .. }),
+        ) = (self.op(at + 1), self.op(at + 2))
+            && (*seen, *read, *y) == (x, *u, *out)
+            && rank.is_multiple_of(8)
+        {
+            return Ok(Some(Adapted { product, adapter: Some([*u, *a, *b, *scales]), rank: *rank, nodes: 3 }));
+        }
+        // An adapter that cannot be fused would add to a result that is not there yet if others came between.
+        if matches!(self.op(at + 1), Some(Op::LoraShrink { .. } | Op::Dropout { .. })) {
+            return Ok(None);
+        }
+        Ok(Some(Adapted { product, adapter: None, rank: 0, nodes: 1 }))
+    }
+
+    /// `u = x · Aᵀ` of all adapters in `list`.
+    fn shrink_all(&mut self, x: TensorId, list: &[Adapted]) -> Result<()> {
+        let mut rest: Vec<(TensorId, TensorId, usize)> =
+            list.iter().filter_map(|p| p.adapter.map(|[u, a, ..]| (a, u, p.rank))).collect();
+        while let Some((_, _, rank)) = rest.first().copied() {
+            let run = rest.iter().take_while(|p| p.2 == rank).count();
+            let parts: Vec<(TensorId, TensorId)> = rest.drain(..run).map(|(a, u, _)| (a, u)).collect();
+            self.lora_shrink(&Shrink { x, parts: &parts, slots: None, rank })?;
+        }
+        Ok(())
+    }
+
+    /// Gradients of weights first, in order, then all terms of one dx together.
+    fn terms_of_one_gradient(&mut self, at: usize) -> Result<Option<usize>> {
+        if !self.caps.hopper() {
+            return Ok(None);
+        }
+        let run: Vec<usize> = (at..self.program.nodes.len())
+            .take_while(|i| matches!(self.op(*i), Some(Op::MatMulDw { .. } | Op::MatMulDx { .. })))
+            .collect();
+        // The first dense term decides whose gradient this is; the run ends with that gradient's last term.
+        let target = run.iter().find_map(|i| match self.op(*i) {
+            Some(Op::MatMulDx { weight, dx, .. }) if self.decl(*weight).place == Place::Weight => Some(*dx),
+            _ => None,
+        });
+        let Some(target) = target else { return Ok(None) };
+        let (r, t) = (self.rows(target), self.decl(target).dtype);
+        let is_term = |i: &usize| matches!(self.op(*i), Some(Op::MatMulDx { dx, .. }) if *dx == target);
+        let terms: Vec<usize> = run.iter().copied().filter(is_term).collect();
+        let Some(last) = terms.last().copied() else { return Ok(None) };
+        let others: Vec<usize> = (at..last).filter(|i| !is_term(i)).collect();
+        let reads_target = |i: &usize| match self.op(*i) {
+            Some(Op::MatMulDw { dy, x, .. }) => [dy, x].contains(&&target),
+            Some(Op::MatMulDx { dy, .. }) => *dy == target,
+            _ => true,
+        };
+        if t == DType::F32 || !r.cols.is_multiple_of(8) || terms.len() > MOST_TERMS || others.iter().any(reads_target) {
+            return Ok(None);
+        }
+        if !terms.iter().all(|i| self.is_fusible_term(*i, t)) {
+            return Ok(None);
+        }
+        for i in others {
+            let op = self.program.nodes[i].op.clone();
+            self.products(&op)?;
+        }
+        let mut output = MatmulOutput::<MOST_TERMS>::EMPTY;
+        (output.out, output.n) = (self.at(target)?, r.cols as u32);
+        if let Some(Op::MatMulDx { accumulate: true, .. }) = self.op(terms[0]) {
+            output.residual = output.out;
+        }
+        for i in terms {
+            let Some(Op::MatMulDx { dy, weight, .. }) = self.op(i).cloned() else { continue };
+            let Rows { rows, cols: n, .. } = self.rows(dy);
+            let data = match self.decl(weight).place {
+                Place::Weight => self.at(weight)?,
+                _ => self.shadow(weight, t, None)?,
+            };
+            let dy = TensorMap::new(t, self.at(dy)?, rows, n, 64)?;
+            output.push(dy, TensorMap::new(t, data, n, r.cols, 64)?, n);
+        }
+        self.sm90_matmul_dx(output, r, t)?;
+        Ok(Some(last + 1 - at))
+    }
+
+    fn is_fusible_term(&self, at: usize, t: DType) -> bool {
+        let Some(Op::MatMulDx { dy, weight, scale: None, .. }) = self.op(at) else { return false };
+        let (decl, dy) = (self.decl(*weight), self.decl(*dy));
+        let adapter = matches!(decl.place, Place::State { .. }) && decl.dtype == DType::F32 && decl.rows <= MAX_RANK;
+        dy.dtype == t && decl.rows.is_multiple_of(8) && (decl.dtype == t || adapter)
+    }
+
+    fn op(&self, at: usize) -> Option<&Op> {
+        self.program.nodes.get(at).map(|node| &node.op)
+    }
+}

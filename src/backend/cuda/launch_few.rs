@@ -1,0 +1,135 @@
+//! Products of up to 16 rows, at the speed of memory (`kernels/matmul_rows.cu`).
+
+use super::context::Caps;
+use super::launch::Args;
+use super::launch_matmul::Product;
+use super::places::{WeightView, suffix};
+use super::record::Recorder;
+use crate::error::Result;
+use crate::model::config::Activation;
+use crate::tensor::DType;
+
+/// One weight of a launch (`RowsPart`).
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Part {
+    weight: WeightView,
+    bias: u64,
+    residual: u64,
+    out: u64,
+    ldo: u32,
+    pad: u32,
+}
+
+/// The kernel's one argument (`RowsArgs`).
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct RowsArgs {
+    parts: [Part; 3],
+    x: u64,
+    norm: u64,
+    counts: u64,
+    which: u32,
+    rows: u32,
+    ldx: u32,
+    count: u32,
+    eps: f32,
+    act: u32,
+    out_f32: u32,
+    chunk: u32,
+}
+
+impl Recorder<'_> {
+    /// Up to three products that share x. With `norm` (address of the weight, eps) x is normalised first; with `act` the
+    /// two products are gate and up, and `act(gate) · up` goes to the first one's `out`.
+    pub fn matmul_rows(
+        &mut self,
+        products: &[Product],
+        t: DType,
+        norm: Option<(u64, f32)>,
+        act: Option<Activation>,
+    ) -> Result<()> {
+        let first = &products[0];
+        let k = first.weight.k as usize;
+        let mut args = RowsArgs {
+            parts: bytemuck::Zeroable::zeroed(),
+            x: first.x,
+            norm: norm.map_or(0, |n| n.0),
+            counts: self.counts()?,
+            which: first.which as u32,
+            rows: first.rows as u32,
+            ldx: first.weight.k,
+            count: products.len() as u32,
+            eps: norm.map_or(0.0, |n| n.1),
+            act: match act {
+                None => 0,
+                Some(Activation::Silu) => 1,
+                Some(Activation::GeluTanh) => 2,
+            },
+            out_f32: u32::from(first.out_f32),
+            chunk: k.next_multiple_of(128) as u32,
+        };
+        for (part, p) in args.parts.iter_mut().zip(products) {
+            *part = Part { weight: p.weight, bias: p.bias, residual: p.residual, out: p.out, ldo: p.weight.n, pad: 0 };
+        }
+        let multiprocessors = self.caps.multiprocessors as usize;
+        let widths: Vec<usize> = products.iter().map(|p| p.weight.n as usize).collect();
+        let plan = plan(&widths, k, first.rows, first.dtype, act, self.caps)
+            .filter(|_| t != DType::F32 && k.is_multiple_of(8));
+        let of_weight = suffix(first.dtype);
+        let Some(plan) = plan else {
+            let rows: usize = widths[..if act.is_some() { 1 } else { widths.len() }].iter().sum();
+            let name = format!("matmul_rows_any_{of_weight}_{}", suffix(t));
+            let grid = rows.div_ceil(8).min(8 * multiprocessors);
+            let args = Args::new().bytes(bytemuck::bytes_of(&args));
+            return self.launch(&format!("matmul_rows_any/{of_weight}"), &name, [grid, 1, 1], 256, 0, args).map(drop);
+        };
+        args.chunk = plan.chunk as u32;
+        let name = format!("matmul_rows{}_{of_weight}_{}", plan.most, suffix(t));
+        let file = format!("matmul_rows/{of_weight}");
+        let blocks = self.blocks_at_once(&file, &name, plan.block, plan.shared)?;
+        let grid = plan.tiles.min(blocks * multiprocessors);
+        let args = Args::new().bytes(bytemuck::bytes_of(&args));
+        self.launch(&file, &name, [grid, 1, 1], plan.block, plan.shared, args).map(drop)
+    }
+}
+
+/// How a launch of `matmul_rows` is cut.
+struct Plan {
+    most: usize,
+    block: usize,
+    shared: usize,
+    chunk: usize,
+    tiles: usize,
+}
+
+/// Shared memory that a block may use, beside what the kernel itself declares.
+fn shared_limit(caps: Caps) -> usize {
+    (caps.max_shared as usize).saturating_sub(2 << 10)
+}
+
+/// The plan in `kernels/matmul_rows.cu`; `None` where the tensor-core kernels cannot take the rows.
+fn plan(widths: &[usize], k: usize, rows: usize, dtype: DType, act: Option<Activation>, caps: Caps) -> Option<Plan> {
+    let most = [2, 4, 8, 16].into_iter().find(|most| *most >= rows)?;
+    let sums = match dtype {
+        DType::F32 | DType::BF16 | DType::F16 | DType::Q8_0 => 0,
+        DType::Q6_K => 2,
+        _ => 1,
+    };
+    let tiles = match act {
+        Some(_) => widths[0].div_ceil(8),
+        None => widths.iter().map(|n| n.div_ceil(16)).sum(),
+    };
+    let x_rows = if rows == 1 { 1 } else { most };
+    let whole = k.next_multiple_of(128);
+    let block = if k >= 2048 { 512 } else { 256 };
+    let per_block = tiles.div_ceil(caps.multiprocessors as usize);
+    let shared = |c: usize| {
+        let partial = if c < whole { per_block * x_rows * 64 } else { 0 };
+        x_rows * (2 * c + 64) + 256 + x_rows * (c / 32) * sums * 4 + 2 * (block / 32) * x_rows * 80 + partial
+    };
+    let chunk = (1..=whole / 128)
+        .map(|i| whole.div_ceil(i).next_multiple_of(128))
+        .find(|c| shared(*c) <= shared_limit(caps))?;
+    Some(Plan { most, block, shared: shared(chunk), chunk, tiles })
+}

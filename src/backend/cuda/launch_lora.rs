@@ -1,0 +1,184 @@
+//! Products with the adapters' matrices: f32, and narrow (the rank) on one side.
+
+use super::launch::Args;
+use super::places::suffix;
+use super::record::{Recorder, Rows};
+use crate::error::Result;
+use crate::program::TensorId;
+use crate::tensor::DType;
+
+/// Widest rank that the narrow kernels take.
+pub const MAX_RANK: usize = 256;
+
+/// Tiles of the narrow kernels by the columns that they hold.
+const RANK_TILES: [usize; 4] = [16, 32, 48, 64];
+
+/// The narrow product's tile for `columns` columns in all.
+fn rank_tile(columns: usize) -> usize {
+    RANK_TILES.into_iter().find(|tile| *tile >= columns).unwrap_or(64)
+}
+
+/// `out = x · Aᵀ` for up to three `A` that share x.
+pub struct Shrink<'a> {
+    pub x: TensorId,
+    /// (A, out).
+    pub parts: &'a [(TensorId, TensorId)],
+    pub slots: Option<TensorId>,
+    pub rank: usize,
+}
+
+/// `y += scale · u · Bᵀ` for up to three (u, B, scales, y).
+pub struct Expand<'a> {
+    pub parts: &'a [[TensorId; 4]],
+    pub slots: Option<TensorId>,
+    pub rank: usize,
+}
+
+impl Recorder<'_> {
+    /// Whether the tensor-core kernels take activations of this type and width.
+    fn narrow_fast(&self, dtype: DType, width: usize) -> bool {
+        dtype != DType::F32 && width.is_multiple_of(8)
+    }
+
+    /// Grid, tile name, threads and the splits' scratch of a product with a narrow result.
+    fn narrow_grid(&mut self, r: Rows, inner: usize, columns: usize) -> ([usize; 3], String, usize, [u64; 2]) {
+        let (name, rows, tile, threads) = match r.rows {
+            0..=256 => ("few".to_owned(), 16, 16, 128),
+            _ => (format!("r{}", rank_tile(columns)), 128, rank_tile(columns), 256),
+        };
+        let (across, deep) = (r.rows.div_ceil(rows), columns.div_ceil(tile));
+        let splits = self.splits(across * deep, inner);
+        let partials = self.scratch(if splits > 1 { across * deep * splits * rows * tile * 4 } else { 0 });
+        let counters = self.counters(across * deep);
+        ([across, splits, deep], name, threads, [partials, counters])
+    }
+
+    /// Parts into which the inner dimension is cut so that two blocks run on each multiprocessor.
+    fn splits(&self, blocks: usize, inner: usize) -> usize {
+        let wanted = 2 * self.caps.multiprocessors as usize;
+        wanted.div_ceil(blocks.max(1)).clamp(1, inner.div_ceil(128).max(1))
+    }
+
+    pub fn lora_shrink(&mut self, s: &Shrink) -> Result<()> {
+        let (r, t) = (self.rows(s.x), self.activation(&[s.x, s.parts[0].1])?);
+        let three = |me: &Self, f: &dyn Fn(&(TensorId, TensorId)) -> TensorId| -> Result<[u64; 3]> {
+            let mut list = [0; 3];
+            for (to, part) in list.iter_mut().zip(s.parts) {
+                *to = me.at(f(part))?;
+            }
+            Ok(list)
+        };
+        let (a, out) = (three(self, &|p| p.0)?, three(self, &|p| p.1)?);
+        let groups = s.parts.len();
+        let fast = self.narrow_fast(t, r.cols);
+        let (grid, tile, threads, [partials, counters]) = match fast {
+            true => self.narrow_grid(r, r.cols, groups * s.rank),
+            false => ([r.rows, groups, 1], "plain".into(), 256, [0, 0]),
+        };
+        let args = Args::new().ptr(self.at(s.x)?).ptrs(&a).ptrs(&out).ptr(self.maybe(s.slots)?);
+        let args = args.ptrs(&[partials, counters]).ptr(self.counts()?).u32(r.which);
+        let args = args.u32(r.rows).u32(r.cols).u32(s.rank).u32(groups);
+        self.launch("lora_shrink", &format!("lora_shrink_{tile}_{}", suffix(t)), grid, threads, 0, args)?;
+        Ok(())
+    }
+
+    pub fn lora_expand(&mut self, e: &Expand) -> Result<()> {
+        let y = e.parts[0][3];
+        let (r, t) = (self.rows(y), self.activation(&[y, e.parts[0][0]])?);
+        let mut columns = [[0u64; 3]; 4];
+        let mut widths = [0; 3];
+        for (i, part) in e.parts.iter().enumerate() {
+            for (column, id) in columns.iter_mut().zip(part) {
+                column[i] = self.at(*id)?;
+            }
+            widths[i] = self.decl(part[3]).cols;
+        }
+        let widest = widths.iter().copied().max().unwrap_or(0);
+        let fast = widths.iter().all(|w| self.narrow_fast(t, *w)) && self.narrow_fast(t, 8);
+        let (name, grid, threads) = wide_grid(fast, r.rows, widest);
+        let grid = [grid[0], grid[1], e.parts.len()];
+        let args = columns.iter().fold(Args::new(), |args, column| args.ptrs(column));
+        let args = args.ptr(self.maybe(e.slots)?).ptr(self.counts()?).u32(r.which).u32(r.rows);
+        let args = widths.iter().fold(args, |args, w| args.u32(*w)).u32(e.rank);
+        self.launch("lora_expand", &format!("lora_expand{name}_{}", suffix(t)), grid, threads, 0, args)?;
+        Ok(())
+    }
+
+    /// `du = scale · dy · B`, B f32 `[n, rank]`.
+    pub fn lora_du(&mut self, dy: TensorId, b: TensorId, scale: Option<TensorId>, du: TensorId) -> Result<()> {
+        let (r, t, rank) = (self.rows(dy), self.activation(&[dy, du])?, self.decl(b).cols);
+        let (grid, tile, threads, [partials, counters]) = match self.narrow_fast(t, r.cols) {
+            true => self.narrow_grid(r, r.cols, rank),
+            false => ([r.rows, 1, 1], "plain".into(), 256, [0, 0]),
+        };
+        let args = Args::new().ptrs(&[self.at(dy)?, self.at(b)?, self.maybe(scale)?, self.at(du)?, partials, counters]);
+        let args = args.ptr(self.counts()?).u32(r.which).u32(r.rows).u32(r.cols).u32(rank);
+        self.launch("lora_shrink", &format!("lora_du_{tile}_{}", suffix(t)), grid, threads, 0, args)?;
+        Ok(())
+    }
+
+    /// `dx (+)= scale · du · A`, A f32 `[rank, k]`.
+    pub fn lora_dx(
+        &mut self,
+        du: TensorId,
+        a: TensorId,
+        scale: Option<TensorId>,
+        dx: TensorId,
+        accumulate: bool,
+    ) -> Result<()> {
+        let (r, t, rank) = (self.rows(dx), self.activation(&[du, dx])?, self.decl(a).rows);
+        let (name, grid, threads) = wide_grid(self.narrow_fast(t, r.cols), r.rows, r.cols);
+        let args = Args::new().ptrs(&[self.at(du)?, 0, 0, self.at(a)?, 0, 0, self.maybe(scale)?, 0, 0, self.at(dx)?]);
+        let args = args.ptr(self.counts()?).u32(r.which).u32(r.rows).u32(r.cols).u32(rank).u32(1);
+        let args = args.u32(usize::from(accumulate));
+        self.launch("lora_expand", &format!("lora_dx{name}_{}", suffix(t)), grid, threads, 0, args)?;
+        Ok(())
+    }
+
+    /// `dw += scale · dyᵀ · x`.
+    pub fn matmul_dw(&mut self, dy: TensorId, x: TensorId, scale: Option<TensorId>, dw: TensorId) -> Result<()> {
+        let (r, t) = (self.rows(dy), self.activation(&[dy, x])?);
+        let (n, k) = (self.decl(dw).rows, self.decl(dw).cols);
+        let scale = self.maybe(scale)?;
+        let fits = |rank: usize, width: usize| {
+            t != DType::F32 && rank <= MAX_RANK && rank.is_multiple_of(2) && width.is_multiple_of(8)
+        };
+        let (file, counts) = ("matmul_dw", self.counts()?);
+        if fits(n, k) || fits(k, n) {
+            // The narrow side is the rank: dA where it is dy, dB where it is x.
+            let narrow_is_dy = fits(n, k);
+            let (rank, width) = if narrow_is_dy { (n, k) } else { (k, n) };
+            let tile = rank_tile(rank);
+            let (across, deep) = (width.div_ceil(64), rank.div_ceil(tile));
+            let splits = self.splits(across * deep, r.rows);
+            let partials = self.scratch(if splits > 1 { across * deep * splits * 64 * tile * 4 } else { 0 });
+            let counters = self.counters(across * deep);
+            let (side, args) = match narrow_is_dy {
+                true => {
+                    let list = [self.at(dy)?, 0, 0, self.at(x)?, scale, 0, 0, self.at(dw)?, 0, 0, partials, counters];
+                    ("a", Args::new().ptrs(&list))
+                }
+                false => ("b", Args::new().ptrs(&[self.at(x)?, self.at(dy)?, scale, self.at(dw)?, partials, counters])),
+            };
+            let args = args.ptr(counts).u32(r.which).u32(r.rows).u32(width).u32(rank);
+            let args = if narrow_is_dy { args.u32(1) } else { args };
+            let name = format!("matmul_dw_{side}_r{tile}_{}", suffix(t));
+            self.launch(file, &name, [across, splits, deep], 256, 0, args)?;
+            return Ok(());
+        }
+        let args = Args::new().ptrs(&[self.at(dy)?, self.at(x)?, scale, self.at(dw)?, counts]);
+        let args = args.u32(r.which).u32(r.rows).u32(n).u32(k);
+        let name = format!("matmul_dw_plain_{}", suffix(t));
+        self.launch(file, &name, [k.div_ceil(64), n.div_ceil(64), 1], 256, 0, args)?;
+        Ok(())
+    }
+}
+
+/// Infix of the name, grid and threads of a product with a narrow inner dimension.
+fn wide_grid(fast: bool, rows: usize, width: usize) -> (&'static str, [usize; 3], usize) {
+    match (fast, rows) {
+        (false, _) => ("_plain", [width.div_ceil(256), rows, 1], 256),
+        (true, 0..=64) => ("_few", [width.div_ceil(128), rows.div_ceil(16), 1], 128),
+        (true, _) => ("", [width.div_ceil(64), rows.div_ceil(128), 1], 256),
+    }
+}

@@ -1,0 +1,116 @@
+//! Ops that work row by row or element by element.
+
+use super::launch::Args;
+use super::places::suffix;
+use super::record::{Recorder, Rows};
+use crate::error::{Error, Result};
+use crate::model::config::Activation;
+use crate::program::Op;
+
+/// Elements of a block of the element-wise kernels (`kernels/elementwise.cuh`).
+const ELEMENTS: usize = 2048;
+
+/// Logits of a block of `kernels/sample.cu`, and the most such blocks of a row.
+const SAMPLE_CHUNK: usize = 4096;
+const MAX_SAMPLE_CHUNKS: usize = 64;
+
+/// The activation's name in kernels' names.
+pub fn activation_suffix(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Silu => "silu",
+        Activation::GeluTanh => "gelu",
+    }
+}
+
+impl Recorder<'_> {
+    /// Appends the launches of one op.
+    pub fn row_ops(&mut self, op: &Op) -> Result<()> {
+        match *op {
+            Op::Embed { table, ids, out } => {
+                let (r, t) = (self.rows(out), self.activation(&[out])?);
+                let name = format!("embed_{}_{}", suffix(self.decl(table).dtype), suffix(t));
+                let view = self.weight(table)?;
+                let args = Args::new().bytes(bytemuck::bytes_of(&view)).ptr(self.at(ids)?).ptr(self.counts()?);
+                let args = args.u32(r.which).u32(r.rows).ptr(self.at(out)?);
+                let across = r.cols.div_ceil(8).div_ceil(128);
+                self.launch("embed", &name, [across, r.rows, 1], 128, 0, args)?;
+            }
+            Op::RmsNorm { x, weight, eps, out } => {
+                let (r, t) = (self.rows(x), self.activation(&[x, out])?);
+                let args = Args::new().ptrs(&[self.at(x)?, self.at(weight)?, self.at(out)?]);
+                let args = self.live(args.u32(r.rows).u32(r.cols).f32(eps), r)?;
+                self.launch("rms_norm", &format!("rms_norm_{}", suffix(t)), [r.rows, 1, 1], block_of(r), 0, args)?;
+            }
+            Op::RmsNormBackward { x, weight, eps, dy, dx, accumulate } => {
+                let (r, t) = (self.rows(x), self.activation(&[x, dy, dx])?);
+                let args = Args::new().ptrs(&[self.at(x)?, self.at(weight)?, self.at(dy)?, self.at(dx)?]);
+                let args = self.live(args.u32(r.rows).u32(r.cols).f32(eps).u32(usize::from(accumulate)), r)?;
+                let name = format!("rms_norm_backward_{}", suffix(t));
+                self.launch("rms_norm_backward", &name, [r.rows, 1, 1], block_of(r), 0, args)?;
+            }
+            Op::Dropout { x, p, salt, out, accumulate } => {
+                let (r, t) = (self.rows(x), self.activation(&[x, out])?);
+                let args = Args::new().ptrs(&[self.at(x)?, self.at(out)?]).u32(r.rows).u32(r.cols).f32(p);
+                let args = self.live(args.u32(salt as usize).u32(usize::from(accumulate)), r)?;
+                self.elementwise("dropout", &format!("dropout_{}", suffix(t)), r, args)?;
+            }
+            Op::Glu { gate, up, activation, out } => {
+                let (r, t) = (self.rows(out), self.activation(&[gate, up, out])?);
+                let args = Args::new().ptrs(&[self.at(gate)?, self.at(up)?, self.at(out)?]).u32(r.rows).u32(r.cols);
+                let args = self.live(args, r)?;
+                let name = format!("glu_{}_{}", suffix(t), activation_suffix(activation));
+                self.elementwise("glu", &name, r, args)?;
+            }
+            Op::GluBackward { gate, up, activation, dout, dgate, dup } => {
+                let (r, t) = (self.rows(dout), self.activation(&[gate, up, dout, dgate, dup])?);
+                let operands = [self.at(gate)?, self.at(up)?, self.at(dout)?, self.at(dgate)?, self.at(dup)?];
+                let args = self.live(Args::new().ptrs(&operands).u32(r.rows).u32(r.cols), r)?;
+                let name = format!("glu_backward_{}_{}", suffix(t), activation_suffix(activation));
+                self.elementwise("glu_backward", &name, r, args)?;
+            }
+            Op::GatherRows { x, rows, out } => {
+                let (r, t) = (self.rows(out), self.activation(&[x, out])?);
+                let args = Args::new().ptrs(&[self.at(x)?, self.at(rows)?, self.at(out)?]);
+                let args = self.live(args.u32(r.rows).u32(r.cols).u32(self.rows(x).rows), r)?;
+                self.launch("gather_rows", &format!("gather_rows_{}", suffix(t)), [r.rows, 1, 1], 256, 0, args)?;
+            }
+            Op::Accumulate { x, y } => {
+                let (r, t) = (self.rows(y), self.activation(&[x, y])?);
+                let args = self.live(Args::new().ptrs(&[self.at(x)?, self.at(y)?]).u32(r.rows).u32(r.cols), r)?;
+                self.elementwise("accumulate", &format!("accumulate_{}", suffix(t)), r, args)?;
+            }
+            Op::Sample { logits, sampling, uniforms, tokens } => {
+                let r = self.rows(logits);
+                if r.cols > SAMPLE_CHUNK * MAX_SAMPLE_CHUNKS {
+                    let most = SAMPLE_CHUNK * MAX_SAMPLE_CHUNKS;
+                    return Err(Error::unsupported(format!("cuda: sampling from {} tokens, at most {most}", r.cols)));
+                }
+                let chunks = r.cols.div_ceil(SAMPLE_CHUNK);
+                let scratch = self.scratch(r.rows * chunks * 16);
+                let args = Args::new().ptrs(&[self.at(logits)?, self.at(sampling)?, scratch]);
+                let args = self.live(args, r)?.u32(r.rows).u32(r.cols);
+                self.launch("sample", "sample_chunks", [chunks, r.rows, 1], 256, 0, args)?;
+                let args = Args::new().ptrs(&[self.at(logits)?, self.at(sampling)?, self.at(uniforms)?, scratch]);
+                let args = self.live(args.ptr(self.at(tokens)?), r)?.u32(r.rows).u32(r.cols);
+                self.launch("sample", "sample", [r.rows, 1, 1], 1024, 65_536, args)?;
+            }
+            ref other => return Err(Error::internal(format!("cuda: '{}' is no op of rows", other.name()))),
+        }
+        Ok(())
+    }
+
+    /// The last two arguments of most kernels.
+    pub fn live(&self, args: Args, rows: Rows) -> Result<Args> {
+        Ok(args.ptr(self.counts()?).u32(rows.which))
+    }
+
+    fn elementwise(&mut self, file: &str, name: &str, r: Rows, args: Args) -> Result<()> {
+        self.launch(file, name, [(r.rows * r.cols).div_ceil(ELEMENTS), 1, 1], 256, 0, args)?;
+        Ok(())
+    }
+}
+
+/// Threads that read a row in as few rounds as there are.
+fn block_of(r: Rows) -> usize {
+    r.cols.div_ceil(8).next_multiple_of(32).clamp(32, 1024)
+}
