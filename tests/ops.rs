@@ -18,7 +18,7 @@
 use runtime::backend::wgpu::Variants;
 use runtime::backend::{BackendChoice, Bindings, BufferDesc, ComputeType, Device, cpu, wgpu};
 use runtime::model::config::Activation;
-use runtime::program::{Builder, Geometry, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId};
+use runtime::program::{Builder, Geometry, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId, dynamic_map};
 use runtime::tensor::{DType, HostBytes, HostTensor};
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -179,7 +179,6 @@ fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f32> {
     match dtype {
         DType::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         DType::BF16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        DType::U32 => bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect(),
         _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
     }
 }
@@ -256,6 +255,10 @@ fn adapters() -> &'static [(Variants, Arc<dyn Device>)] {
 
 fn same(label: &str, want: &[(String, DType, Vec<u8>)], got: &[(String, DType, Vec<u8>)], tolerance: f32) {
     for ((name, want_type, want), (_, got_type, got)) in want.iter().zip(got) {
+        if *want_type == DType::U32 {
+            same_codes(&format!("{label}: {name}"), want, got);
+            continue;
+        }
         let (want, got) = (numbers(*want_type, want), numbers(*got_type, got));
         assert_eq!(want.len(), got.len(), "{label}: {name}");
         let top = want.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
@@ -263,6 +266,20 @@ fn same(label: &str, want: &[(String, DType, Vec<u8>)], got: &[(String, DType, V
         for (i, (w, g)) in want.iter().zip(&got).enumerate() {
             assert!((w - g).abs() <= allowed * top, "{label}: {name}[{i}]: cpu {w}, gpu {g}, largest {top}");
         }
+    }
+}
+
+/// Tokens are equal. So are 8-bit codes, but for one in a thousand that lies on the edge between two and falls to the
+/// other by rounding.
+fn same_codes(label: &str, want: &[u8], got: &[u8]) {
+    let different: Vec<usize> = (0..want.len()).filter(|i| want[*i] != got[*i]).collect();
+    let allowed = if label.contains("8bit") { want.len() / 1000 } else { 0 };
+    for i in &different {
+        assert!(
+            want[*i].abs_diff(got[*i]) == 1 && different.len() <= allowed,
+            "{label}: {different:?} of {}",
+            want.len()
+        );
     }
 }
 
@@ -638,6 +655,37 @@ fn optimizer() {
     let hyper = [1e-2f32, 0.9, 0.999, 1e-8, 0.1, 0.1, 0.001, 1.0];
     given.insert("hyper", hyper.iter().map(|h| h.to_bits()).collect());
     check("adamw", b.finish(), &given, 2e-6);
+}
+
+#[test]
+fn optimizer_in_8_bits() {
+    // Whole blocks of 256; one that is cut; a part of one.
+    for n in [2048, 2052, 64] {
+        let mut b = Builder::new("adamw_8bit");
+        let params = b.state("params", "params", 0, DType::F32, 1, n);
+        let grads = b.state("grads", "grads", 0, DType::F32, 1, n);
+        let m = b.state("m", "m", 0, DType::U32, 1, n / 4);
+        let v = b.state("v", "v", 64, DType::U32, 1, n / 4);
+        let m_max = b.state("m_max", "m_max", 0, DType::F32, 1, n.div_ceil(256));
+        let v_max = b.state("v_max", "v_max", 64, DType::F32, 1, n.div_ceil(256));
+        let hyper = b.input("hyper", DType::F32, 1, 520);
+        let norm = b.output("norm", 1, 1, Live::All);
+        b.push(Op::GradNorm { x: grads, out: norm }).unwrap();
+        b.push(Op::AdamW8bit { params, grads, m, v, m_max, v_max, norm, hyper }).unwrap();
+        let mut given = counts(0, 0, 0);
+        let mut r = Random(9);
+        let mut words = |len: usize| (0..len).map(|_| r.bits() as u32).collect::<Vec<u32>>();
+        given.insert("m", words(n / 4));
+        given.insert("v", words(n / 4));
+        // The first block is new: all zeros.
+        let maxima = |top: f32| (0..n.div_ceil(256)).map(|i| (top * i as f32).to_bits()).collect::<Vec<u32>>();
+        given.insert("m_max", maxima(0.5));
+        given.insert("v_max", maxima(0.1));
+        let hyper = [1e-2f32, 0.9, 0.999, 1e-8, 0.1, 0.1, 0.001, 1.0];
+        let maps = [dynamic_map(true), dynamic_map(false)].concat();
+        given.insert("hyper", hyper.iter().chain(&maps).map(|h| h.to_bits()).collect());
+        check(&format!("adamw_8bit {n}"), b.finish(), &given, 2e-6);
+    }
 }
 
 /// Large forward products with f16 tiles, where the adapter has f16: within f16's rounding of the operands.

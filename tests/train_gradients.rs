@@ -16,6 +16,7 @@ use runtime::model::config::{Activation, Family, ModelConfig, RopeScaling};
 use runtime::model::lora::{LoraLayout, Projection};
 use runtime::model::weights::expected_tensors;
 use runtime::tensor::HostTensor;
+use runtime::train::Optim;
 use runtime::train::batch::MicroBatch;
 use runtime::train::data::Row;
 use runtime::train::trainer::{Trainer, TrainerOptions};
@@ -90,7 +91,8 @@ fn check(name: &str, config: ModelConfig, targets: &[Projection], dropout: f32, 
     let weights = weights(&*device, &config);
     let layout = LoraLayout::new(&config, RANK, 1, targets);
     let batch = batch(&config);
-    let options = TrainerOptions { tokens: batch.ids.len(), seqs: 3, max_len: 80, dropout, recompute, scale: 0.7 };
+    let (tokens, optim) = (batch.ids.len(), Optim::AdamW);
+    let options = TrainerOptions { tokens, seqs: 3, max_len: 80, dropout, recompute, scale: 0.7, optim };
     let mut trainer = Trainer::new(device, &config, &weights, layout.clone(), &options).unwrap();
     let mut params = vec![0.0; layout.len];
     let mut matrices = Vec::new();

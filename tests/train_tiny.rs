@@ -15,7 +15,7 @@ use runtime::backend::{BackendChoice, ComputeType};
 use runtime::format::peft::Adapter;
 use runtime::format::{Source, safetensors};
 use runtime::model::{LoadOptions, LoadedModel};
-use runtime::train::{self, Job, LossOn, Observer, Recipe, Schedule, StepReport};
+use runtime::train::{self, Job, LossOn, Observer, Optim, Recipe, Schedule, StepReport};
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
@@ -206,8 +206,10 @@ fn bytes(folder: &Path) -> Vec<u8> {
 fn a_resumed_run_equals_an_unbroken_one() {
     let model = tiny();
     let folder = tempfile::tempdir().unwrap();
-    for (name, packing) in [("plain", false), ("packed", true)] {
-        let base = Recipe { dropout: 0.1, shuffle: true, packing, init_adapter: None, rank: Some(4), ..short() };
+    for (name, packing, optim) in
+        [("plain", false, Optim::AdamW), ("packed", true, Optim::AdamW), ("8 bits", false, Optim::AdamW8bit)]
+    {
+        let base = Recipe { dropout: 0.1, shuffle: true, packing, optim, init_adapter: None, rank: Some(4), ..short() };
         let base = Recipe { batch_size: if packing { 1 } else { 5 }, ..base };
         let at = |part: &str| folder.path().join(name).join(part);
         let whole = Recipe { output: at("whole"), log: Some(at("log")), ..base.clone() };
@@ -234,6 +236,31 @@ fn a_resumed_run_equals_an_unbroken_one() {
 }
 
 #[test]
+fn moments_in_8_bits_train_as_well_in_a_quarter_of_the_memory() {
+    let model = tiny();
+    let run = |optim: Optim| {
+        let recipe = Recipe { optim, init_adapter: None, rank: Some(4), ..short() };
+        let mut job = Job::new(&model, &recipe).unwrap();
+        let memory = *job.memory();
+        let mut losses = Vec::new();
+        while !job.is_done() {
+            losses.push(job.step().unwrap().loss);
+        }
+        (losses, memory)
+    };
+    let ((exact, full), (rounded, small)) = (run(Optim::AdamW), run(Optim::AdamW8bit));
+    assert_eq!(full.moments, 2 * full.adapters);
+    // A byte an element and 4 a block of 256, twice.
+    let numbers = full.adapters / 4;
+    assert_eq!(small.moments, 2 * (numbers + 4 * numbers.div_ceil(256)));
+    let gained = exact[0] - exact[exact.len() - 1];
+    assert!(gained > 0.05 && exact != rounded, "{exact:?}");
+    for (a, b) in exact.iter().zip(&rounded) {
+        assert!((a - b).abs() < 0.1 * gained, "{exact:?}\n{rounded:?}");
+    }
+}
+
+#[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let model = tiny();
     let folder = tempfile::tempdir().unwrap();
@@ -245,6 +272,7 @@ fn a_checkpoint_of_another_run_is_refused() {
     };
     let resumed = Recipe { resume: Some(folder.path().into()), max_steps: Some(4), ..base };
     refused(Recipe { lr: 1e-4, ..resumed.clone() }, "lr is 0.0001, the checkpoint was made with 0.005");
+    refused(Recipe { optim: Optim::AdamW8bit, ..resumed.clone() }, "optim is \"adamw_8bit\"");
     refused(Recipe { rank: Some(8), ..resumed.clone() }, "rank is 8, but the adapter");
     refused(Recipe { max_length: 500, ..resumed.clone() }, "max_length is 500");
     let few = folder.path().join("few.jsonl");

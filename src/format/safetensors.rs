@@ -26,6 +26,18 @@ pub type Tensors = BTreeMap<String, HostTensor>;
 /// [`Error::Format`] where the header is corrupt or the file truncated, [`Error::Unsupported`] naming a
 /// tensor whose type is not f32, f16 or bf16.
 pub fn read(source: &Source, skip: &dyn Fn(&str) -> bool) -> Result<Tensors> {
+    read_types(source, skip, false)
+}
+
+/// Reads a file of this program's own state, which may hold u32, too.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_state(source: &Source) -> Result<Tensors> {
+    read_types(source, &|_| false, true)
+}
+
+fn read_types(source: &Source, skip: &dyn Fn(&str) -> bool, integers: bool) -> Result<Tensors> {
     let file = source.name();
     let (header, metadata) = read_header(source)?;
     let data = 8 + header;
@@ -39,6 +51,7 @@ pub fn read(source: &Source, skip: &dyn Fn(&str) -> bool) -> Result<Tensors> {
             FileType::F32 => DType::F32,
             FileType::F16 => DType::F16,
             FileType::BF16 => DType::BF16,
+            FileType::U32 if integers => DType::U32,
             other => {
                 let at = data + start;
                 return Err(Error::unsupported(format!(

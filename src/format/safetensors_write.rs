@@ -34,7 +34,7 @@ impl View for Entry<'_> {
 /// Writes one file, first under a temporary name: `path` holds either the old content or all of the new.
 ///
 /// # Errors
-/// [`Error::Invalid`] for a tensor that is not f32, f16 or bf16; [`Error::Io`].
+/// [`Error::Invalid`] for a tensor of a quantised type; [`Error::Io`].
 pub fn write_file<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a HostTensor)>) -> Result<()> {
     let mut entries = Vec::new();
     for (name, tensor) in tensors {
@@ -42,8 +42,9 @@ pub fn write_file<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &
             DType::F32 => FileType::F32,
             DType::F16 => FileType::F16,
             DType::BF16 => FileType::BF16,
+            DType::U32 => FileType::U32,
             other => {
-                return Err(Error::invalid(format!("tensor '{name}' is {other}; safetensors hold f32, f16 and bf16")));
+                return Err(Error::invalid(format!("tensor '{name}' is {other}; safetensors hold plain types")));
             }
         };
         entries.push((name, Entry { dtype, tensor }));

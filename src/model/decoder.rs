@@ -9,7 +9,8 @@ use super::lora::{LoraLayout, Projection};
 use crate::backend::Limits;
 use crate::error::Result;
 use crate::program::{
-    Builder, Geometry, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId, Trainable, differentiate, recompute,
+    Builder, Geometry, KvLayout, Live, MOMENT_BLOCK, Op, Place, Program, TensorDecl, TensorId, Trainable,
+    differentiate, recompute,
 };
 use crate::tensor::DType;
 
@@ -25,6 +26,10 @@ pub mod buffers {
     pub const LORA_M: &str = "lora.m";
     /// Adam's second moments.
     pub const LORA_V: &str = "lora.v";
+    /// Of 8-bit moments: the largest first moment of each block.
+    pub const LORA_M_MAX: &str = "lora.m_max";
+    /// The largest second moment of each block.
+    pub const LORA_V_MAX: &str = "lora.v_max";
     /// alpha / rank of each adapter slot, f32 `[1, slots]`.
     pub const LORA_SCALES: &str = "lora.scales";
 
@@ -225,29 +230,46 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
 pub struct OptimizerProgram {
     /// The ops.
     pub program: Program,
-    /// f32 `[1, 8]`, see [`Op::AdamW`].
+    /// f32 `[1, 8]`, see [`Op::AdamW`]; `[1, 520]` with 8-bit moments, see [`Op::AdamW8bit`].
     pub hyper: TensorId,
     /// f32 `[1, 1]`: norm of the gradient before clipping.
     pub norm: TensorId,
 }
 
-/// AdamW over `len` f32 parameters in [`buffers::LORA`].
+/// AdamW over `len` f32 parameters in [`buffers::LORA`], with moments in f32 or in 8 bits.
 ///
 /// # Errors
 /// As [`serve_program`].
-pub fn adamw_program(len: usize) -> Result<OptimizerProgram> {
+pub fn adamw_program(len: usize, eight_bit: bool) -> Result<OptimizerProgram> {
     let mut b = Builder::new("adamw");
-    let hyper = b.input("hyper", DType::F32, 1, 8);
+    let hyper = b.input("hyper", DType::F32, 1, if eight_bit { 520 } else { 8 });
     let norm = b.output("grad_norm", 1, 1, Live::All);
     let flat = |b: &mut Builder, buffer: &str| b.state(buffer, buffer, 0, DType::F32, 1, len);
     let params = flat(&mut b, buffers::LORA);
     let grads = flat(&mut b, buffers::LORA_GRADS);
-    let m = flat(&mut b, buffers::LORA_M);
-    let v = flat(&mut b, buffers::LORA_V);
+    let mut state = |buffer: &str| {
+        moment_buffers(len, eight_bit)
+            .find(|(name, ..)| *name == buffer)
+            .map_or(params, |(name, dtype, cols)| b.state(name, name, 0, dtype, 1, cols))
+    };
+    let [m, v] = [buffers::LORA_M, buffers::LORA_V].map(&mut state);
+    let [m_max, v_max] = [buffers::LORA_M_MAX, buffers::LORA_V_MAX].map(&mut state);
     b.push(Op::GradNorm { x: grads, out: norm })?;
-    b.push(Op::AdamW { params, grads, m, v, norm, hyper })?;
+    b.push(match eight_bit {
+        true => Op::AdamW8bit { params, grads, m, v, m_max, v_max, norm, hyper },
+        false => Op::AdamW { params, grads, m, v, norm, hyper },
+    })?;
     b.push(Op::Fill { x: grads, value: 0.0 })?;
     Ok(OptimizerProgram { program: b.finish(), hyper, norm })
+}
+
+/// Name, type and length of AdamW's State buffers for `len` parameters.
+pub fn moment_buffers(len: usize, eight_bit: bool) -> impl Iterator<Item = (&'static str, DType, usize)> {
+    use buffers::{LORA_M, LORA_M_MAX, LORA_V, LORA_V_MAX};
+    let (dtype, words) = if eight_bit { (DType::U32, len / 4) } else { (DType::F32, len) };
+    let maxima = [LORA_M_MAX, LORA_V_MAX].map(|name| (name, DType::F32, len.div_ceil(MOMENT_BLOCK)));
+    let moments = [LORA_M, LORA_V].map(|name| (name, dtype, words));
+    moments.into_iter().chain(maxima.into_iter().filter(move |_| eight_bit))
 }
 
 /// Where attention finds keys and values.

@@ -1,6 +1,6 @@
 //! Builds a [`Program`] op by op, checking shapes as it goes.
 
-use super::{Live, Node, Op, Place, Program, STATE_ALIGN, TensorDecl, TensorId};
+use super::{Live, MOMENT_BLOCK, Node, Op, Place, Program, STATE_ALIGN, TensorDecl, TensorId};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
@@ -257,6 +257,19 @@ impl Builder {
             Op::Accumulate { x, y } => same(*x, *y),
             Op::Fill { .. } => Ok(()),
             Op::GradNorm { out, .. } => shape(*out, 1, 1),
+            Op::AdamW8bit { params, grads, m, v, m_max, v_max, norm, hyper } => {
+                let n = d(*params).len();
+                same(*grads, *params)?;
+                shape(*params, 1, n / 4 * 4)?;
+                for id in [m, v] {
+                    shape(*id, 1, n / 4)?;
+                }
+                for id in [m_max, v_max] {
+                    shape(*id, 1, n.div_ceil(MOMENT_BLOCK))?;
+                }
+                shape(*norm, 1, 1)?;
+                shape(*hyper, 1, 520)
+            }
             Op::AdamW { params, grads, m, v, norm, hyper } => {
                 for id in [grads, m, v] {
                     same(*id, *params)?;

@@ -12,7 +12,7 @@ mod recompute;
 
 pub use builder::Builder;
 pub use differentiate::{Trainable, differentiate};
-pub use op::{Access, Geometry, KvLayout, Op, dropout_keeps};
+pub use op::{Access, Geometry, KvLayout, MOMENT_BLOCK, Op, dropout_keeps, dynamic_map};
 pub use plan::{MemoryPlan, Slot, plan, plan_groups};
 pub use recompute::recompute;
 

@@ -180,6 +180,22 @@ pub enum Op {
     /// `[1, 8]`: lr, beta1, beta2, eps, weight decay, 1 − beta1ᵗ, 1 − beta2ᵗ, clip norm (0: no clipping).
     /// The gradient is first multiplied by `min(1, clip / (norm + 1e-6))`, as `clip_grad_norm_` does.
     AdamW { params: TensorId, grads: TensorId, m: TensorId, v: TensorId, norm: TensorId, hyper: TensorId },
+    /// [`Op::AdamW`] with moments of 8 bits (<https://arxiv.org/abs/2110.02861>): a moment is `map[code] · max` of its block of
+    /// 256 elements. params, grads f32 `[1, n]`, n a multiple of 4; m, v u32 `[1, n / 4]`, four codes a word, the first
+    /// lowest; m_max, v_max f32 `[1, ⌈n / 256⌉]`; hyper f32 `[1, 520]`: AdamW's eight numbers, the map of m and the map of v
+    /// (256 ascending numbers each, see `dynamic_map`). The step uses the moments before they are rounded to the nearest
+    /// code of `moment / max` (between two: the number of means of neighbours below it); a negative m that would round to 0
+    /// takes the code before 0's.
+    AdamW8bit {
+        params: TensorId,
+        grads: TensorId,
+        m: TensorId,
+        v: TensorId,
+        m_max: TensorId,
+        v_max: TensorId,
+        norm: TensorId,
+        hyper: TensorId,
+    },
 }
 
 impl Op {
@@ -208,6 +224,7 @@ impl Op {
             Op::Fill { .. } => "fill",
             Op::GradNorm { .. } => "grad_norm",
             Op::AdamW { .. } => "adamw",
+            Op::AdamW8bit { .. } => "adamw_8bit",
         }
     }
 
@@ -368,6 +385,15 @@ impl Op {
                 f(norm, Read);
                 f(hyper, Read);
             }
+            Op::AdamW8bit { params, grads, m, v, m_max, v_max, norm, hyper } => {
+                f(params, ReadWrite);
+                f(grads, Read);
+                for id in [m, v, m_max, v_max] {
+                    f(id, ReadWrite);
+                }
+                f(norm, Read);
+                f(hyper, Read);
+            }
         }
     }
 
@@ -394,4 +420,35 @@ pub fn dropout_keeps(seed: u32, salt: u32, index: u32, p: f32) -> bool {
     h = (h ^ (h >> 13)).wrapping_mul(0xC2B2_AE35);
     h ^= h >> 16;
     (h >> 8) as f32 * (1.0 / 16_777_216.0) >= p
+}
+
+/// Elements of a block of [`Op::AdamW8bit`].
+pub const MOMENT_BLOCK: usize = 256;
+
+/// The numbers that 8-bit codes stand for: bitsandbytes' dynamic map, ascending. For each power of ten from 10⁻⁶ to 1, twice
+/// as many numbers as for the one before lie evenly between a tenth of it and itself; besides, 0 and 1. `signed`: of
+/// both signs, half as many.
+pub fn dynamic_map(signed: bool) -> [f32; 256] {
+    let mut map = [0.0; 256];
+    map[255] = 1.0;
+    let mut at = 1; // 0 has its place
+    for (i, power) in [1e-6f32, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0].into_iter().enumerate() {
+        let items = if signed { 1 << i } else { 2 << i };
+        // As torch.linspace does it: from both ends.
+        let step = (1.0f32 - 0.1) / items as f32;
+        let boundary = |j: usize| {
+            if j <= items / 2 { step.mul_add(j as f32, 0.1) } else { (-step).mul_add((items - j) as f32, 1.0) }
+        };
+        for j in 0..items {
+            let value = power * ((boundary(j) + boundary(j + 1)) / 2.0);
+            map[at] = value;
+            at += 1;
+            if signed {
+                map[at] = -value;
+                at += 1;
+            }
+        }
+    }
+    map.sort_by(f32::total_cmp);
+    map
 }

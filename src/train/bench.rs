@@ -73,7 +73,8 @@ pub fn run(model: &Arc<LoadedModel>, options: &TrainBenchOptions) -> Result<Trai
     recipe.validate()?;
     let began = Instant::now();
     let Start { layout, scale, params, .. } = fresh(&recipe, config)?;
-    let sizes = TrainerOptions { tokens: batch * length, seqs: batch, max_len: length, dropout: 0.0, recompute, scale };
+    let sizes =
+        TrainerOptions { tokens: batch * length, seqs: batch, max_len: length, dropout: 0.0, recompute, scale, optim };
     let mut trainer = Trainer::new(model.device.clone(), config, &model.weights, layout, &sizes)?;
     trainer.set_params(&params)?;
     let compile_s = began.elapsed().as_secs_f64();

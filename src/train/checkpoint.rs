@@ -1,18 +1,17 @@
 //! Checkpoints: the adapter, AdamW's moments and the place in the data.
 //!
-//! `checkpoint-N/` holds PEFT's two files (so it loads like any adapter), `optimizer.safetensors` (the moments as
-//! `m` and `v`, laid out as the device's flat buffer) and `trainer_state.json`. Order of rows and dropout masks
+//! `checkpoint-N/` holds PEFT's two files (so it loads like any adapter), `optimizer.safetensors` (the moments `m` and
+//! `v` as the device's buffers hold them; those of 8 bits as u32 words of four codes, with `m_max` and `v_max`) and `trainer_state.json`. Order of rows and dropout masks
 //! follow from the seed and the step, so there is no generator state to keep.
 
 use super::data::Row;
 use super::recipe::Recipe;
 use crate::error::{Error, Result};
 use crate::format::peft::Adapter;
-use crate::format::safetensors;
+use crate::format::safetensors::{self, Tensors};
 use crate::format::safetensors_write::{write_file, write_json};
 use crate::format::source::Source;
 use crate::model::ModelConfig;
-use crate::tensor::{DType, HostTensor};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -39,10 +38,8 @@ pub struct Saved {
     pub folder: PathBuf,
     /// Parameters.
     pub adapter: Adapter,
-    /// First moments, flat.
-    pub m: Vec<f32>,
-    /// Second moments, flat.
-    pub v: Vec<f32>,
+    /// What `Trainer::moments` gave.
+    pub moments: Tensors,
     /// Steps done.
     pub step: usize,
 }
@@ -76,14 +73,7 @@ impl Saved {
         }
         let adapter = Adapter::read(&folder, model)?;
         let source = Source::open(&folder.join(OPTIMIZER))?;
-        let tensors = safetensors::read(&source, &|_| false)?;
-        let moment = |name: &str| -> Result<Vec<f32>> {
-            let tensor = tensors.get(name).filter(|t| t.dtype == DType::F32);
-            let tensor =
-                tensor.ok_or_else(|| Error::format(source.name(), format!("tensor '{name}'"), "expected f32"))?;
-            Ok(bytemuck::pod_collect_to_vec(&tensor.data))
-        };
-        Ok(Self { m: moment("m")?, v: moment("v")?, folder, adapter, step: state.step })
+        Ok(Self { moments: safetensors::read_state(&source)?, folder, adapter, step: state.step })
     }
 }
 
@@ -114,9 +104,7 @@ pub fn write(saved: &Saved, recipe: &Recipe, rows: &[Row], position: usize) -> R
     let (done, partial) = (saved.folder.join(&name), saved.folder.join(format!("{name}.partial")));
     remove(&partial)?;
     saved.adapter.write(&partial)?;
-    let m = HostTensor::from_f32(vec![saved.m.len()], &saved.m)?;
-    let v = HostTensor::from_f32(vec![saved.v.len()], &saved.v)?;
-    write_file(&partial.join(OPTIMIZER), [("m", &m), ("v", &v)])?;
+    write_file(&partial.join(OPTIMIZER), saved.moments.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
     let state = State {
         format: FORMAT,
         step: saved.step,

@@ -93,6 +93,7 @@ impl Job {
             dropout: recipe.dropout,
             recompute: recipe.recompute,
             scale,
+            optim: recipe.optim,
         };
         let merged = step_tokens.min(MERGED_TOKENS).min(model.device.limits().max_step_rows);
         if merged > options.tokens {
@@ -109,7 +110,7 @@ impl Job {
         };
         let mut done = 0;
         if let Some(saved) = saved {
-            trainer.set_moments(&saved.m, &saved.v)?;
+            trainer.set_moments(&saved.moments)?;
             done = saved.step;
         }
         Ok(Self {
@@ -248,8 +249,8 @@ impl Job {
     /// # Errors
     /// [`Error::Io`], [`Error::Device`].
     pub fn save(&self, folder: &Path) -> Result<PathBuf> {
-        let (m, v) = self.trainer.moments()?;
-        let saved = Saved { folder: folder.to_owned(), adapter: self.adapter()?, m, v, step: self.done };
+        let moments = self.trainer.moments()?;
+        let saved = Saved { folder: folder.to_owned(), adapter: self.adapter()?, moments, step: self.done };
         let position = self.position(self.done);
         checkpoint::write(&saved, &self.recipe, &self.rows, position)
     }

@@ -37,6 +37,9 @@ pub enum Optim {
     /// AdamW with f32 state; betas 0.9 and 0.999, ε 1e-8.
     #[default]
     AdamW,
+    /// AdamW with the moments in 8 bits, in bitsandbytes' dynamic type by blocks of 256; the rest as [`Optim::AdamW`].
+    #[serde(rename = "adamw_8bit")]
+    AdamW8bit,
 }
 
 impl FromStr for Optim {
@@ -45,7 +48,8 @@ impl FromStr for Optim {
     fn from_str(text: &str) -> Result<Self> {
         match text {
             "adamw" | "adamw_torch" => Ok(Self::AdamW),
-            other => Err(Error::unsupported(format!("optim '{other}'; there is adamw (f32 state)"))),
+            "adamw_8bit" | "adamw_bnb_8bit" => Ok(Self::AdamW8bit),
+            other => Err(Error::unsupported(format!("optim '{other}'; there are adamw (f32 state) and adamw_8bit"))),
         }
     }
 }
@@ -253,8 +257,9 @@ mod tests {
 
     #[test]
     fn unknown_optimizers_say_which_exist() {
-        let error = "adamw_8bit".parse::<Optim>().map_err(|e| e.to_string());
-        assert_eq!(error, Err("unsupported: optim 'adamw_8bit'; there is adamw (f32 state)".into()));
+        let error = "lion".parse::<Optim>().map_err(|e| e.to_string());
+        assert_eq!(error, Err("unsupported: optim 'lion'; there are adamw (f32 state) and adamw_8bit".into()));
+        assert_eq!("adamw_bnb_8bit".parse::<Optim>().ok(), Some(Optim::AdamW8bit));
     }
 
     #[test]

@@ -3,17 +3,19 @@
 //! Knows nothing of text, files or epochs: takes micro-batches, gives losses.
 
 use super::batch::MicroBatch;
+use super::recipe::Optim;
 use super::report::MemoryReport;
 use crate::backend::{Bindings, Buffer, BufferDesc, Device, Executable};
 use crate::error::{Error, Result};
+use crate::format::safetensors::Tensors;
 use crate::model::ModelConfig;
 use crate::model::decoder::{
-    ModelShape, OptimizerProgram, TrainProgram, TrainShape, adamw_program, buffers, train_program,
+    ModelShape, OptimizerProgram, TrainProgram, TrainShape, adamw_program, buffers, moment_buffers, train_program,
 };
 use crate::model::lora::LoraLayout;
 use crate::model::rope::rope_table;
-use crate::program::plan;
-use crate::tensor::DType;
+use crate::program::{dynamic_map, plan};
+use crate::tensor::{DType, HostBytes, HostTensor};
 use std::sync::Arc;
 
 /// AdamW's decay rates of the two moments, and ε: the defaults of `torch.optim.AdamW`.
@@ -38,6 +40,8 @@ pub struct TrainerOptions {
     pub recompute: bool,
     /// What the low-rank product is multiplied by: alpha / rank.
     pub scale: f32,
+    /// How AdamW keeps its moments.
+    pub optim: Optim,
 }
 
 /// One AdamW step's numbers.
@@ -96,8 +100,8 @@ pub struct Trainer {
     layout: LoraLayout,
     params: Buffer,
     grads: Buffer,
-    m: Buffer,
-    v: Buffer,
+    /// AdamW's State buffers.
+    moments: Vec<Buffer>,
     train: Box<dyn Executable>,
     inputs: TrainProgram,
     optimizer: Box<dyn Executable>,
@@ -118,7 +122,8 @@ impl Trainer {
         options: &TrainerOptions,
     ) -> Result<Self> {
         let inputs = program(&*device, config, weights, &layout, options)?;
-        let update = adamw_program(layout.len)?;
+        let eight_bit = options.optim == Optim::AdamW8bit;
+        let update = adamw_program(layout.len, eight_bit)?;
         let allocate = |name: &str, rows: usize, cols: usize| {
             device.allocate(BufferDesc { name: name.into(), dtype: DType::F32, rows, cols })
         };
@@ -128,32 +133,38 @@ impl Trainer {
         device.write(&scales, 0, bytemuck::bytes_of(&options.scale))?;
         let flat = |name: &str| allocate(name, 1, layout.len);
         let (params, grads) = (flat(buffers::LORA)?, flat(buffers::LORA_GRADS)?);
-        let (m, v) = (flat(buffers::LORA_M)?, flat(buffers::LORA_V)?);
+        let moments = moment_buffers(layout.len, eight_bit)
+            .map(|(name, dtype, cols)| device.allocate(BufferDesc { name: name.into(), dtype, rows: 1, cols }))
+            .collect::<Result<Vec<Buffer>>>()?;
         let mut bindings = weights.clone();
         let states = [
             (buffers::ROPE, &rope),
             (buffers::LORA_SCALES, &scales),
             (buffers::LORA, &params),
             (buffers::LORA_GRADS, &grads),
-            (buffers::LORA_M, &m),
-            (buffers::LORA_V, &v),
         ];
         bindings.extend(states.map(|(name, buffer)| (name.to_owned(), buffer.clone())));
+        bindings.extend(moments.iter().map(|buffer| (buffer.desc().name.clone(), buffer.clone())));
         let train = device.compile(Arc::new(inputs.program.clone()), &bindings)?;
-        let optimizer = device.compile(Arc::new(update.program.clone()), &bindings)?;
+        let mut optimizer = device.compile(Arc::new(update.program.clone()), &bindings)?;
+        if eight_bit {
+            let numbers: Vec<f32> =
+                [[0.0; 8].to_vec(), dynamic_map(true).to_vec(), dynamic_map(false).to_vec()].concat();
+            optimizer.write(update.hyper, bytemuck::cast_slice(&numbers))?;
+        }
         let flat_bytes = params.desc().bytes() as u64;
         let memory = MemoryReport {
             weights: weights.values().map(|b| b.desc().bytes() as u64).sum(),
             adapters: flat_bytes,
             gradients: flat_bytes,
-            moments: 2 * flat_bytes,
+            moments: moments.iter().map(|b| b.desc().bytes() as u64).sum(),
             tables: rope.desc().bytes() as u64,
             arena: (train.arena_bytes() + optimizer.arena_bytes()) as u64,
             live_peak: peak(&inputs)? as u64,
             parameters: layout.parameters() as u64,
             step_tokens: inputs.program.decl(inputs.ids).cols,
         };
-        Ok(Self { device, layout, params, grads, m, v, train, inputs, optimizer, update, memory })
+        Ok(Self { device, layout, params, grads, moments, train, inputs, optimizer, update, memory })
     }
 
     /// What the buffers take.
@@ -249,21 +260,39 @@ impl Trainer {
         self.read(&self.grads)
     }
 
-    /// AdamW's first and second moments.
+    /// AdamW's moments as the device keeps them: `m` and `v`; with 8-bit moments four codes a word, and `m_max` and
+    /// `v_max`.
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub fn moments(&self) -> Result<(Vec<f32>, Vec<f32>)> {
-        Ok((self.read(&self.m)?, self.read(&self.v)?))
+    pub fn moments(&self) -> Result<Tensors> {
+        let read = |buffer: &Buffer| -> Result<(String, HostTensor)> {
+            let desc = buffer.desc();
+            let mut bytes = vec![0; desc.bytes()];
+            self.device.read(buffer, 0, &mut bytes)?;
+            let tensor = HostTensor::new(desc.dtype, vec![desc.cols], HostBytes::from_vec(bytes))?;
+            Ok((short_name(buffer).to_owned(), tensor))
+        };
+        self.moments.iter().map(read).collect()
     }
 
     /// Replaces the moments.
     ///
     /// # Errors
-    /// [`Error::Internal`] for another length than the layout's.
-    pub fn set_moments(&mut self, m: &[f32], v: &[f32]) -> Result<()> {
-        self.write(&self.m, m)?;
-        self.write(&self.v, v)
+    /// [`Error::Invalid`] where one is missing, or has another type or length than this trainer's.
+    pub fn set_moments(&mut self, moments: &Tensors) -> Result<()> {
+        for buffer in &self.moments {
+            let (name, desc) = (short_name(buffer), buffer.desc());
+            let found = moments.get(name).filter(|t| t.dtype == desc.dtype && t.len() == desc.cols);
+            let Some(tensor) = found else {
+                let (cols, dtype) = (desc.cols, desc.dtype);
+                return Err(Error::invalid(format!(
+                    "the optimizer's '{name}': expected {cols} numbers of type {dtype}"
+                )));
+            };
+            self.device.write(buffer, 0, &tensor.data)?;
+        }
+        Ok(())
     }
 
     fn read(&self, buffer: &Buffer) -> Result<Vec<f32>> {
@@ -279,4 +308,10 @@ impl Trainer {
         }
         self.device.write(buffer, 0, bytemuck::cast_slice(data))
     }
+}
+
+/// The buffer's name in checkpoints: `m` for `lora.m`.
+fn short_name(buffer: &Buffer) -> &str {
+    let name = &buffer.desc().name;
+    name.strip_prefix("lora.").unwrap_or(name)
 }

@@ -1,10 +1,10 @@
-//! Launches the ops over whole flat buffers (millions of elements): fill, grad_norm, adamw. Buffers larger than
+//! Launches the ops over whole flat buffers (millions of elements): fill, grad_norm, adamw, adamw_8bit. Buffers larger than
 //! a binding take several dispatches.
 
 use super::places::View;
 use super::record::{Bind, Recorder, defines};
 use crate::error::{Error, Result};
-use crate::program::{Op, TensorId};
+use crate::program::{MOMENT_BLOCK, Op, TensorId};
 
 impl Recorder<'_> {
     pub(super) fn flat_ops(&mut self, op: &Op) -> Result<()> {
@@ -46,6 +46,27 @@ impl Recorder<'_> {
                     }
                     bindings.extend(self.binds(&[*norm, *hyper])?);
                     self.elementwise("adamw", defines(&[]), bindings, &[words as u32], words as usize)?;
+                }
+                Ok(())
+            }
+            Op::AdamW8bit { params, grads, m, v, m_max, v_max, norm, hyper } => {
+                let n = self.program.decl(*params).len() as u64;
+                let block = MOMENT_BLOCK as u64;
+                // Pieces start where the maxima of their blocks are aligned, too.
+                let most = (self.caps.max_binding / 4 / (64 * block) * (64 * block)).max(64 * block);
+                let set = self.reducing(64);
+                for start in (0..n).step_by(usize::try_from(most).unwrap_or(usize::MAX)) {
+                    let count = most.min(n - start);
+                    let mut bindings = vec![self.piece(*params, start, count)?, self.piece(*grads, start, count)?];
+                    for id in [m, v] {
+                        bindings.push(self.piece(*id, start / 4, count / 4)?);
+                    }
+                    let blocks = count.div_ceil(block);
+                    for id in [m_max, v_max] {
+                        bindings.push(self.piece(*id, start / block, blocks)?);
+                    }
+                    bindings.extend(self.binds(&[*norm, *hyper])?);
+                    self.dispatch("adamw_8bit", set.clone(), bindings, &[count as u32], blocks, count * 16)?;
                 }
                 Ok(())
             }

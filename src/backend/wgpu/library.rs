@@ -98,4 +98,5 @@ files!(
     "fill.wgsl",
     "grad_norm.wgsl",
     "adamw.wgsl",
+    "adamw_8bit.wgsl",
 );

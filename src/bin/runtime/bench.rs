@@ -57,7 +57,7 @@ pub struct Args {
     #[arg(long)]
     recompute: bool,
     /// Optimizer of the training steps
-    #[arg(long, value_name = "NAME", default_value = "adamw", value_parser = parse_optim)]
+    #[arg(long, value_name = "adamw|adamw_8bit", default_value = "adamw", value_parser = parse_optim)]
     optim: Optim,
     /// Print one JSON object instead of a table
     #[arg(long)]

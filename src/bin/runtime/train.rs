@@ -62,8 +62,8 @@ pub struct Args {
     /// Learning rate after the warm-up
     #[arg(long, value_name = "linear|cosine|constant", default_value = "linear")]
     schedule: Schedule,
-    /// Optimizer
-    #[arg(long, value_name = "adamw", default_value = "adamw")]
+    /// Optimizer; adamw_8bit keeps its moments in 8 bits
+    #[arg(long, value_name = "adamw|adamw_8bit", default_value = "adamw")]
     optim: Optim,
     /// Decides the initial adapter, the order of rows and the dropout
     #[arg(long, value_name = "SEED", default_value_t = 3407)]

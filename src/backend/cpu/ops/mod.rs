@@ -55,5 +55,6 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
         Op::Sample { logits, .. } => sample::forward(args, step.cols(*logits)),
         Op::GradNorm { .. } => optim::grad_norm(args),
         Op::AdamW { .. } => optim::adamw(args),
+        Op::AdamW8bit { .. } => optim::adamw_8bit(args),
     }
 }

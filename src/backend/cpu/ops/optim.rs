@@ -1,7 +1,8 @@
-//! grad_norm, adamw
+//! grad_norm, adamw, adamw_8bit
 
 use crate::backend::cpu::args::Args;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::program::MOMENT_BLOCK;
 use rayon::prelude::*;
 
 /// Elements that one task works on.
@@ -36,4 +37,60 @@ pub fn adamw(mut args: Args) -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// [`adamw`] with moments of 8 bits, block by block.
+pub fn adamw_8bit(mut args: Args) -> Result<()> {
+    let (params, grads, m, v) = (args.write()?, args.read()?, args.write()?, args.write()?);
+    let (m_max, v_max) = (args.write()?, args.write()?);
+    let norm = args.read()?[0];
+    let hyper = args.read()?;
+    let [lr, beta1, beta2, eps, decay, correction1, correction2, max_norm, ref maps @ ..] = *hyper else {
+        return Err(Error::internal("adamw_8bit: hyper is too short"));
+    };
+    let (map_m, map_v) = maps.split_at(256);
+    let clip = if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    let (m, v): (&mut [u32], &mut [u32]) = (bytemuck::cast_slice_mut(m), bytemuck::cast_slice_mut(v));
+    let codes =
+        m.par_chunks_mut(MOMENT_BLOCK / 4).zip(v.par_chunks_mut(MOMENT_BLOCK / 4)).zip(m_max.par_iter_mut().zip(v_max));
+    let blocks = params.par_chunks_mut(MOMENT_BLOCK).zip(grads.par_chunks(MOMENT_BLOCK)).zip(codes);
+    blocks.for_each(|((params, grads), ((m, v), (m_max, v_max)))| {
+        let (mut first, mut second) = ([0f32; MOMENT_BLOCK], [0f32; MOMENT_BLOCK]);
+        for (i, (p, g)) in params.iter_mut().zip(grads).enumerate() {
+            let code = |words: &[u32]| (words[i / 4] >> (8 * (i % 4)) & 255) as usize;
+            let g = g * clip;
+            first[i] = beta1 * (map_m[code(m)] * *m_max) + (1.0 - beta1) * g;
+            second[i] = beta2 * (map_v[code(v)] * *v_max) + (1.0 - beta2) * g * g;
+            *p *= 1.0 - lr * decay;
+            *p -= lr / correction1 * first[i] / (second[i].sqrt() / correction2.sqrt() + eps);
+        }
+        *m_max = first.iter().fold(0.0, |top, x| x.abs().max(top));
+        *v_max = second.iter().fold(0.0, |top, x| x.max(top));
+        for (i, word) in m.iter_mut().enumerate() {
+            *word = (0..4).fold(0, |word, j| word | signed_code(map_m, first[4 * i + j], *m_max) << (8 * j));
+        }
+        for (i, word) in v.iter_mut().enumerate() {
+            *word = (0..4).fold(0, |word, j| word | code(map_v, second[4 * i + j], *v_max) << (8 * j));
+        }
+    });
+    Ok(())
+}
+
+/// The code nearest to `x / max`.
+fn code(map: &[f32], x: f32, max: f32) -> u32 {
+    let x = if max > 0.0 { x / max } else { 0.0 };
+    let below = |i: usize| (map[i] + map[i + 1]) * 0.5 < x;
+    let mut code = 0;
+    for step in [128, 64, 32, 16, 8, 4, 2, 1] {
+        if code + step < 256 && below(code + step - 1) {
+            code += step;
+        }
+    }
+    code as u32
+}
+
+/// As [`code`]; negative numbers stay negative.
+fn signed_code(map: &[f32], x: f32, max: f32) -> u32 {
+    let code = code(map, x, max);
+    code - u32::from(x < 0.0 && map[code as usize] == 0.0)
 }
