@@ -1,24 +1,30 @@
-// attention: causal softmax attention of variable length, plain and with tensor cores (see attention_decode.cu for single rows).
+// attention: causal softmax attention of variable length, plain and with tensor cores (see attention_decode.cu for
+// single rows).
 //
 // Row t of this step stands at position p of sequence seqs[t] and sees keys j with p − window < j ≤ p:
 //     s_j = scale · q·k_j,  with softcap > 0: s_j = softcap · tanh(s_j / softcap)
 //     out = Σ softmax(s)_j v_j,  lse = ln Σ exp(s_j)
 // q, out [rows, H·D]; lse f32 [rows, H] or null; query head h reads group h / (H / G) of k and v, rows of G·D.
-//     paged:  p = positions[t]; key j of sequence s is row map[s·pages + j/page]·page + j%page of the caches; page = 2^n ≥ 8
+//     paged:  p = positions[t]; key j of sequence s is row map[s·pages + j/page]·page + j%page of the caches;
+//             page = 2^n ≥ 8
 //     packed: p = t − map[seqs[t]]; key j of sequence s is row map[s] + j (map holds the bounds; positions is not read)
-// Rows of one sequence are consecutive, their positions too. window: 0xffffffff for none; softcap: 0 for none; scale > 0.
-// skip_single ≠ 0 leaves out rows that are the only ones of their sequence: attention_decode computes them.
+// Rows of one sequence are consecutive, their positions too. window: 0xffffffff for none; softcap: 0 for none;
+// scale > 0. skip_single ≠ 0 leaves out rows that are the only ones of their sequence: attention_decode computes them.
 //
 // attention_{paged,packed}_plain_{f32,bf16,f16}: any D, f32 arithmetic, skip_single not supported.
 //     grid (rows, H), block 128, dynamic shared memory 20·D + 32 bytes.
 // attention_{paged,packed}_d{64,80,96,128,256}_{bf16,f16}: mma.sync with f32 sums; q, k, v, out aligned to 16 bytes.
-//     M = 128 query rows (D = 256: 64), N = 64 keys (D = 256: 32), with -DSMALL_SHARED half as many (for chips that have 100 KiB).
+//     M = 128 query rows (D = 256: 64), N = 64 keys (D = 256: 32), with -DSMALL_SHARED half as many (for chips that
+//     have 100 KiB).
 //     grid (H, ceil(rows / M)), block 128, dynamic shared memory 2·(M + 4·N)·(D + 8) bytes.
 //     -DHEAD_DIM=n compiles the kernels of that width only.
 //
-// How: a block owns M consecutive rows of one head, a warp 32 (16) of them. Rows of several sequences in one tile are served run
-// by run, each against its own keys, the other rows masked. Keys and values come in tiles of N, the next one on its way while this
-// one is used. Tiles with most keys start first.
+// How: a block owns M consecutive rows of one head, a warp 32 (16) of them. Rows of several sequences in one tile are
+// served run by run, each against its own keys, the other rows masked. Keys and values come in tiles of N, the next one
+// on its way while this one is used. Tiles with most keys start first.
+//
+// H100, 2026-11-23, bf16, H/G = 32/8, packed (paged with pages of 16): D = 128: 2 × 1,024 rows 213 (211) TFLOP/s, 2 ×
+// 4,096 rows 319 (314); D = 64: 175 (169), 265 (249). sm90_attention.cu is faster there.
 #include "mma.cuh"
 
 #define LOG2E 1.44269504f
@@ -59,7 +65,8 @@ template <typename T, bool PAGED> DEVICE void attention_plain(const Problem<T>& 
     const int WARPS = 4;
     u32 t = blockIdx.x, head = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32, width = a.head_dim;
     if (t >= live_rows(a.counts, 0, a.rows)) return;
-    float *shared = (float*)shared_memory, *query = shared, *sums = shared + width * (1 + warp), *stats = shared + width * (1 + WARPS);
+    float *shared = (float*)shared_memory, *query = shared, *sums = shared + width * (1 + warp),
+        *stats = shared + width * (1 + WARPS);
     u64 at = ((u64)t * a.heads + head) * width;
     for (u32 d = threadIdx.x; d < width; d += blockDim.x) query[d] = to_float(a.q[at + d]);
     for (u32 d = lane; d < width; d += 32) sums[d] = 0.0f;
@@ -100,7 +107,8 @@ struct Walk {
 
 template <typename T, int D, bool PAGED> struct Tensor {
     static const int WARPS = 4, THREADS = 32 * WARPS;
-    static const int TILES = D <= 128 ? 2 : 1; // 16-row tiles of a warp: two share each fragment of k and v, if registers suffice
+    // 16-row tiles of a warp: two share each fragment of k and v, if registers suffice
+    static const int TILES = D <= 128 ? 2 : 1;
     static const int M = WARPS * TILES * 16;
 #ifdef SMALL_SHARED
     static const int N = D <= 128 ? 32 : 16;
@@ -132,8 +140,10 @@ template <typename T, int D, bool PAGED> struct Tensor {
         }
     }
 
-    // Steps to the run's next tile, or to the next run. Bit r of `starts`: row r begins a run; of `skipped`: is left out.
-    static DEVICE void advance(const Problem<T>& a, Walk& walk, u32 first, u32 rows, const u32* starts, const u32* skipped) {
+    // Steps to the run's next tile, or to the next run. Bit r of `starts`: row r begins a run; of `skipped`: is left
+    // out.
+    static DEVICE void advance(const Problem<T>& a, Walk& walk, u32 first, u32 rows, const u32* starts,
+        const u32* skipped) {
         walk.key += N;
         if (walk.key < walk.key_end) return;
         do {
@@ -220,7 +230,8 @@ template <typename T, int D, bool PAGED> struct Tensor {
 
             // The warp's rows that belong to the run, and their positions.
             const u32 begin = max(warp_row, walk.row), end = min(warp_row + TILES * 16, walk.row_end);
-            const u32 low_position = walk.position + begin - walk.row, high_position = walk.position + end - 1 - walk.row;
+            const u32 low_position = walk.position + begin - walk.row,
+                high_position = walk.position + end - 1 - walk.row;
             const u32 tile = keys + stage * 2 * TILE_BYTES;
             if (begin < end && walk.key <= high_position && walk.key + N > lowest_key(low_position, a.window)) {
                 float s[TILES][N / 8][4];
@@ -349,28 +360,31 @@ template <typename T, int D, bool PAGED> struct Tensor {
     }
 };
 
-#define PARAMETERS(T)                                                                                                         \
-    T *out, float *lse, const T *q, const T *k, const T *v, const u32 *seqs, const u32 *positions, const u32 *map,             \
-        const u32 *counts, u32 rows, u32 heads, u32 kv_heads, u32 head_dim, u32 pages, u32 page, float scale, u32 window,      \
+#define PARAMETERS(T)                                                                                                  \
+    T *out, float *lse, const T *q, const T *k, const T *v, const u32 *seqs, const u32 *positions, const u32 *map,     \
+        const u32 *counts, u32 rows, u32 heads, u32 kv_heads, u32 head_dim, u32 pages, u32 page, float scale,          \
+            u32 window,                                                                                                \
         float softcap, u32 skip_single
-#define PROBLEM(T)                                                                                                            \
-    Problem<T> { out, lse, q, k, v, seqs, positions, map, counts, rows, heads, kv_heads, head_dim, pages, page, scale, window, \
+#define PROBLEM(T)                                                                                                     \
+    Problem<T> { out, lse, q, k, v, seqs, positions, map, counts, rows, heads, kv_heads, head_dim, pages, page, scale, \
+        window,                                                                                                        \
                  softcap, skip_single }
 
-#define PLAIN(name, T, PAGED)                                                                                                 \
+#define PLAIN(name, T, PAGED)                                                                                          \
     extern "C" __global__ void __launch_bounds__(128) name(PARAMETERS(T)) { attention_plain<T, PAGED>(PROBLEM(T)); }
 #define PLAIN_PAGED(name, T) PLAIN(name, T, true)
 #define PLAIN_PACKED(name, T) PLAIN(name, T, false)
 INSTANTIATE(PLAIN_PAGED, attention_paged_plain)
 INSTANTIATE(PLAIN_PACKED, attention_packed_plain)
 
-// Two blocks on a multiprocessor: while one waits for its keys or computes exponentials the other feeds the tensor cores.
-#define TENSOR(name, T, D, PAGED)                                                                                             \
+// Two blocks on a multiprocessor: while one waits for its keys or computes exponentials the other feeds the tensor
+// cores.
+#define TENSOR(name, T, D, PAGED)                                                                                      \
     extern "C" __global__ void __launch_bounds__(128, 2) name(PARAMETERS(T)) { Tensor<T, D, PAGED>::run(PROBLEM(T)); }
-#define WIDTH(D)                                                                                                              \
-    TENSOR(attention_paged_d##D##_bf16, bf16, D, true)                                                                        \
-    TENSOR(attention_paged_d##D##_f16, f16, D, true)                                                                          \
-    TENSOR(attention_packed_d##D##_bf16, bf16, D, false)                                                                      \
+#define WIDTH(D)                                                                                                       \
+    TENSOR(attention_paged_d##D##_bf16, bf16, D, true)                                                                 \
+    TENSOR(attention_paged_d##D##_f16, f16, D, true)                                                                   \
+    TENSOR(attention_packed_d##D##_bf16, bf16, D, false)                                                               \
     TENSOR(attention_packed_d##D##_f16, f16, D, false)
 #if !defined(HEAD_DIM) || HEAD_DIM == 64
 WIDTH(64)

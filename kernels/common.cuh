@@ -126,6 +126,24 @@ DEVICE float block_max(float x) {
 // `which` is 0 for tokens, 1 for gathered rows, anything else for all `rows` of the bucket.
 DEVICE u32 live_rows(const u32* counts, u32 which, u32 rows) { return which < 2 ? min(counts[which], rows) : rows; }
 
+// Dependent launches (from sm_90 on, where the launch asks for it): a kernel may start while the one before it still runs. It
+// waits before it touches what any kernel of the step writes, and lets the next one start as early as it likes.
+DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+DEVICE void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// For kernels that have nothing to do before the wait: only the launch itself overlaps.
+DEVICE void begin_dependent() {
+    let_next_start();
+    wait_for_previous();
+}
+
 #define NEG_INF __int_as_float(0xff800000)
 
 // A kernel of `name` for each activation type: INSTANTIATE(rms_norm) makes rms_norm_f32, rms_norm_bf16, rms_norm_f16

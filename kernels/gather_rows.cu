@@ -5,6 +5,7 @@
 template <typename T>
 DEVICE void gather_rows(const T* x, const u32* picked, T* out, u32 rows, u32 k, u32 x_rows, const u32* counts,
                         u32 which) {
+    begin_dependent();
     u32 i = blockIdx.x;
     if (i >= live_rows(counts, which, rows)) return;
     const T* from = x + (u64)min(picked[i], x_rows - 1) * k;

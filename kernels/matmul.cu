@@ -8,7 +8,8 @@ template <typename W, typename T>
 DEVICE void matmul(const T* x, WeightView w, const float* bias, const T* residual, void* out, u32 to_f32, u32 rows,
                    const u32* counts, u32 which) {
     u32 row0 = blockIdx.y * 64, n0 = blockIdx.x * 64;
-    if (row0 >= live_rows(counts, which, rows)) return;
+    u32 live = live_rows(counts, which, rows);
+    if (row0 >= live) return;
     __shared__ alignas(16) Tile xs, ws;
     Weight<W> weight{w};
     float sums[4][4] = {};
@@ -25,7 +26,7 @@ DEVICE void matmul(const T* x, WeightView w, const float* bias, const T* residua
         __syncthreads();
         multiply(xs, ws, sums);
     }
-    each_output(row0, rows, n0, w.n, [&](u32 t, u32 n, int i, int j) {
+    each_output(row0, live, n0, w.n, [&](u32 t, u32 n, int i, int j) {
         float v = sums[i][j];
         if (bias) v += bias[n];
         if (residual) v += to_float(residual[(u64)t * w.n + n]);

@@ -7,7 +7,8 @@ template <typename W, typename T>
 DEVICE void matmul_dx(const T* dy, WeightView w, const float* scale, T* dx, u32 accumulate, u32 rows, const u32* counts,
                       u32 which) {
     u32 row0 = blockIdx.y * 64, k0 = blockIdx.x * 64;
-    if (row0 >= live_rows(counts, which, rows)) return;
+    u32 live = live_rows(counts, which, rows);
+    if (row0 >= live) return;
     __shared__ alignas(16) Tile ys, ws;
     Weight<W> weight{w};
     float sums[4][4] = {};
@@ -25,7 +26,7 @@ DEVICE void matmul_dx(const T* dy, WeightView w, const float* scale, T* dx, u32 
         multiply(ys, ws, sums);
     }
     float factor = scale ? scale[0] : 1.0f;
-    each_output(row0, rows, k0, w.k, [&](u32 t, u32 k, int i, int j) {
+    each_output(row0, live, k0, w.k, [&](u32 t, u32 k, int i, int j) {
         T* to = dx + (u64)t * w.k + k;
         float old = accumulate ? to_float(*to) : 0.0f;
         *to = from_float<T>(old + factor * sums[i][j]);

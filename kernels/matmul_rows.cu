@@ -57,18 +57,6 @@ struct RowsArgs {
     u32 act, out_f32, chunk;
 };
 
-// Dependent launches: weights, which no kernel of the step writes, are loaded before the wait.
-DEVICE void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-DEVICE void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 // Weights pass through once: they need no place in L1.
 DEVICE uint4 load_once16(const u8* p) {
     uint4 v;

@@ -10,6 +10,7 @@ DEVICE void qk_norm_rope_kv(const T* q, const T* k, const T* v, const float* q_n
                             const u32* positions, const float* rope, u32 rope_rows, u32 rope_dim, const u32* slots,
                             u32 cache_rows, T* q_out, T* k_out, T* v_out, u32 rows, u32 heads, u32 kv, u32 d,
                             const u32* counts, u32 which) {
+    begin_dependent();
     u32 parts = heads + kv + (slots ? kv : 0);
     u32 group = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
     u32 t = group / parts, h = group % parts;

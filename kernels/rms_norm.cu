@@ -5,6 +5,7 @@
 
 template <typename T>
 DEVICE void rms_norm(const T* x, const float* weight, T* out, u32 rows, u32 k, float eps, const u32* counts, u32 which) {
+    begin_dependent();
     u32 t = blockIdx.x;
     if (t >= live_rows(counts, which, rows)) return;
     x += (u64)t * k;

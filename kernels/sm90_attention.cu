@@ -5,10 +5,15 @@
 //     grid (H, ceil(rows / M)), block 384, dynamic shared memory 2·(M + 2·S·N)·D + 1024 bytes.
 //     -DHEAD_DIM=n compiles the kernels of that width only.
 //
-// How: warpgroup 0 copies keys and values (cp.async, so that pages of any size and dead rows need no tensor map), S stages of
-// each; warpgroups 1 and 2 own 64 rows of one head each. While the tensor cores compute S of a tile and O of the one before, the
-// exponentials of neither are in their way: S = Q·Kᵀ of tile j + 1 is issued before O += P·V of tile j, and its softmax runs while
-// the latter is under way. The two warpgroups drift apart by themselves and fill each other's gaps.
+// How: warpgroup 0 copies keys and values (cp.async, so that pages of any size and dead rows need no tensor map), S
+// stages of each; warpgroups 1 and 2 own 64 rows of one head each. While the tensor cores compute S of a tile and O of
+// the one before, the exponentials of neither are in their way: S = Q·Kᵀ of tile j + 1 is issued before O += P·V of
+// tile j, and its softmax runs while the latter is under way. The two warpgroups drift apart by themselves and fill
+// each other's gaps.
+//
+// H100, 2026-11-23, bf16, H/G = 32/8, packed (paged with pages of 16), beside PyTorch 2.11's attention with K and V of
+// 32 heads: D = 128: 2 × 1,024 rows 271 (245) TFLOP/s, beside 345; 2 × 4,096 rows 433 (385), beside 576. D = 64: 182
+// (169), beside 247; 303 (269), beside 416. D = 256, H/G = 16/8, 2 × 1,024 rows: 322 (290), beside 319.
 #include "sm90.cuh"
 
 #define LOG2E 1.44269504f
@@ -23,17 +28,18 @@ DEVICE float exp2_fast(float x) {
 DEVICE float tanh_fast(float x) { return 1.0f - __fdividef(2.0f, exp2_fast(2.0f * LOG2E * x) + 1.0f); }
 
 // d += a · b over 16 of k: a in registers (as mma16816's), b 16×N MN-major in shared memory. Asynchronous, like wgmma.
-#define WGMMA_A(SHAPE, TYPE, D, A, B, ...)                                                                                    \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" SHAPE "k16.f32." TYPE "." TYPE " {" D "}, {" A "}, " B ", 1, 1, 1, 1;"    \
-                 : __VA_ARGS__                                                                                                \
+#define WGMMA_A(SHAPE, TYPE, D, A, B, ...)                                                                             \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" SHAPE "k16.f32." TYPE "." TYPE                                    \
+                 " {" D "}, {" A "}, " B ", 1, 1, 1, 1;"                                                               \
+                 : __VA_ARGS__                                                                                         \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-#define WGMMA_A_SHAPES(TYPE)                                                                                                  \
-    if constexpr (N == 64)                                                                                                    \
-        WGMMA_A("64", TYPE, WGMMA_DLOW, "%32, %33, %34, %35", "%36", WGMMA_R32(0));                                           \
-    else if constexpr (N == 128)                                                                                              \
-        WGMMA_A("128", TYPE, WGMMA_D_8, "%64, %65, %66, %67", "%68", WGMMA_R32(0), WGMMA_R32(32));                            \
-    else                                                                                                                      \
-        WGMMA_A("256", TYPE, WGMMA_D_16, "%128, %129, %130, %131", "%132", WGMMA_R32(0), WGMMA_R32(32), WGMMA_R32(64),        \
+#define WGMMA_A_SHAPES(TYPE)                                                                                           \
+    if constexpr (N == 64)                                                                                             \
+        WGMMA_A("64", TYPE, WGMMA_DLOW, "%32, %33, %34, %35", "%36", WGMMA_R32(0));                                    \
+    else if constexpr (N == 128)                                                                                       \
+        WGMMA_A("128", TYPE, WGMMA_D_8, "%64, %65, %66, %67", "%68", WGMMA_R32(0), WGMMA_R32(32));                     \
+    else                                                                                                               \
+        WGMMA_A("256", TYPE, WGMMA_D_16, "%128, %129, %130, %131", "%132", WGMMA_R32(0), WGMMA_R32(32), WGMMA_R32(64), \
                 WGMMA_R32(96))
 template <typename T, int N> DEVICE void wgmma_registers(float (&d)[N / 2], const u32 (&a)[4], u64 b) {
     if constexpr (Wgmma16<T>::is_bf16) {
@@ -46,7 +52,8 @@ template <typename T, int N> DEVICE void wgmma_registers(float (&d)[N / 2], cons
 // Whether the phase of this parity has ended.
 DEVICE bool barrier_passed(u32 barrier, u32 parity) {
     u32 passed;
-    asm volatile("{ .reg .pred done; mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2; selp.u32 %0, 1, 0, done; }"
+    asm volatile("{ .reg .pred done; mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, done; }"
                  : "=r"(passed)
                  : "r"(barrier), "r"(parity)
                  : "memory");
@@ -83,7 +90,8 @@ struct Walk {
 
 template <typename T, int D, bool PAGED> struct Hopper {
     static const int M = 128, N = D <= 128 ? 128 : 64, STAGES = D <= 128 ? 3 : 2;
-    static const u32 TILE_BYTES = N * D * 2, Q_BYTES = 64 * D * 2; // of one stage of keys or values; of a warpgroup's rows
+    // of one stage of keys or values; of a warpgroup's rows
+    static const u32 TILE_BYTES = N * D * 2, Q_BYTES = 64 * D * 2;
     static const int UNITS = D / 8;
 
     // Where 16-byte unit `unit` of row `row` lies in a tile of `rows` rows: 64 columns after 64 columns, swizzled.
@@ -91,7 +99,8 @@ template <typename T, int D, bool PAGED> struct Hopper {
         return (unit / 8) * rows * 128 + row * 128 + (unit % 8 ^ row % 8) * 16;
     }
 
-    // Starts loading a tile of k or v; keys that no row of the run sees become 0 (they may hold NaN). Eight threads a row.
+    // Starts loading a tile of k or v; keys that no row of the run sees become 0 (they may hold NaN). Eight threads a
+    // row.
     static DEVICE void load(const Problem<T>& a, const T* from, const Walk& walk, u32 group, u32 to) {
         u32 shift = 31 - __clz(a.page), low = lowest_key(walk.position, a.window);
 #pragma unroll
@@ -138,8 +147,8 @@ template <typename T, int D, bool PAGED> struct Hopper {
         walk.key = lowest_key(walk.position, window) / N * N;
     }
 
-    // Loads keys and values in turn. What was loaded is handed over when the next load is under way, or earlier if that one has
-    // to wait for room. Ends with keys of a walk that has no rows left.
+    // Loads keys and values in turn. What was loaded is handed over when the next load is under way, or earlier if that
+    // one has to wait for room. Ends with keys of a walk that has no rows left.
     static DEVICE void produce(const Problem<T>& a, Shared& s, u32 first, u32 rows, u32 tiles) {
         const u32 group = blockIdx.x / (a.heads / a.kv_heads);
         const u32 full = shared_address(s.full), empty = shared_address(s.empty);
@@ -191,12 +200,14 @@ template <typename T, int D, bool PAGED> struct Hopper {
     static DEVICE void values(float (&sums)[D / 2], const u32 (&p)[N / 16][4], u32 values) {
         wgmma_fence();
 #pragma unroll
-        for (int n = 0; n < N / 16; n++) wgmma_registers<T, D>(sums, p[n], wgmma_descriptor(values + n * 2048, N * 128));
+        for (int n = 0; n < N / 16; n++)
+            wgmma_registers<T, D>(sums, p[n], wgmma_descriptor(values + n * 2048, N * 128));
         wgmma_commit();
     }
 
     // Masks, takes exponentials; `shrink` is what earlier sums must be multiplied by.
-    static DEVICE void softmax(const Problem<T>& a, float (&s)[N / 2], const Walk& walk, u32 warp_row, float scale2, float (&largest)[2],
+    static DEVICE void softmax(const Problem<T>& a, float (&s)[N / 2], const Walk& walk, u32 warp_row, float scale2,
+        float (&largest)[2],
                                float (&total)[2], float (&shrink)[2]) {
         const u32 lane = threadIdx.x % 32;
         if (a.softcap > 0.0f) {
@@ -218,7 +229,8 @@ template <typename T, int D, bool PAGED> struct Hopper {
                 for (int n = 0; n < N / 8; n++)
 #pragma unroll
                     for (int i = 0; i < 2; i++)
-                        if (!(mine && key + n * 8 + i <= position && key + n * 8 + i >= low)) s[4 * n + 2 * r + i] = NEG_INF;
+                        if (!(mine && key + n * 8 + i <= position && key + n * 8 + i >= low))
+                            s[4 * n + 2 * r + i] = NEG_INF;
             }
         }
 #pragma unroll
@@ -312,7 +324,8 @@ template <typename T, int D, bool PAGED> struct Hopper {
             char* to = staging + row % 64 * D * 2 + lane % 4 * 4;
 #pragma unroll
             for (int n = 0; n < D / 8; n++)
-                *(u32*)(to + (n ^ row % 8) * 16) = pack2<T>(sums[4 * n + 2 * r] * share, sums[4 * n + 2 * r + 1] * share);
+                *(u32*)(to + (n ^ row % 8) * 16) = pack2<T>(sums[4 * n + 2 * r] * share,
+                    sums[4 * n + 2 * r + 1] * share);
             const bool write = row < rows && !(shared.skipped[row / 32] >> (row % 32) & 1);
             if (a.lse && write && lane % 4 == 0)
                 a.lse[(u64)(first + row) * a.heads + head] = (largest[r] * scale2 + __log2f(sum)) / LOG2E;
@@ -331,7 +344,8 @@ template <typename T, int D, bool PAGED> struct Hopper {
         __shared__ Shared shared;
         const u32 first = (gridDim.y - 1 - blockIdx.y) * M; // most keys first
         const u32 skew = (1024 - shared_address(shared_memory) % 1024) % 1024;
-        // Everything is asked for at once, before it is known which rows are live: each wait here costs a good part of a tile.
+        // Everything is asked for at once, before it is known which rows are live: each wait here costs a good part of
+        // a tile.
         if (threadIdx.x >= 128) {
             const u32 me = threadIdx.x / 128 - 1, to = shared_address(shared_memory) + skew + me * Q_BYTES;
 #pragma unroll
@@ -359,7 +373,8 @@ template <typename T, int D, bool PAGED> struct Hopper {
             bool begins = t < live && (t == 0 || before != seq);
             bool single = begins && a.skip_single && (t + 1 == live || after != seq);
             u32 start_bits = __ballot_sync(FULL_WARP, begins), skip_bits = __ballot_sync(FULL_WARP, single);
-            if (threadIdx.x % 32 == 0) shared.starts[threadIdx.x / 32] = start_bits, shared.skipped[threadIdx.x / 32] = skip_bits;
+            if (threadIdx.x % 32 == 0)
+                shared.starts[threadIdx.x / 32] = start_bits, shared.skipped[threadIdx.x / 32] = skip_bits;
             if (!PAGED && t < live) position = t - a.map[seq];
             shared.seqs[threadIdx.x] = seq;
             shared.positions[threadIdx.x] = position;
@@ -382,19 +397,21 @@ template <typename T, int D, bool PAGED> struct Hopper {
     }
 };
 
-#define PARAMETERS(T)                                                                                                         \
-    T *out, float *lse, const T *q, const T *k, const T *v, const u32 *seqs, const u32 *positions, const u32 *map,             \
-        const u32 *counts, u32 rows, u32 heads, u32 kv_heads, u32 head_dim, u32 pages, u32 page, float scale, u32 window,      \
+#define PARAMETERS(T)                                                                                                  \
+    T *out, float *lse, const T *q, const T *k, const T *v, const u32 *seqs, const u32 *positions, const u32 *map,     \
+        const u32 *counts, u32 rows, u32 heads, u32 kv_heads, u32 head_dim, u32 pages, u32 page, float scale,          \
+            u32 window,                                                                                                \
         float softcap, u32 skip_single
-#define PROBLEM(T)                                                                                                            \
-    Problem<T> { out, lse, q, k, v, seqs, positions, map, counts, rows, heads, kv_heads, head_dim, pages, page, scale, window, \
+#define PROBLEM(T)                                                                                                     \
+    Problem<T> { out, lse, q, k, v, seqs, positions, map, counts, rows, heads, kv_heads, head_dim, pages, page, scale, \
+        window,                                                                                                        \
                  softcap, skip_single }
-#define HOPPER(name, T, D, PAGED)                                                                                             \
+#define HOPPER(name, T, D, PAGED)                                                                                      \
     extern "C" __global__ void __launch_bounds__(384, 1) name(PARAMETERS(T)) { Hopper<T, D, PAGED>::run(PROBLEM(T)); }
-#define WIDTH(D)                                                                                                              \
-    HOPPER(sm90_attention_paged_d##D##_bf16, bf16, D, true)                                                                   \
-    HOPPER(sm90_attention_paged_d##D##_f16, f16, D, true)                                                                     \
-    HOPPER(sm90_attention_packed_d##D##_bf16, bf16, D, false)                                                                 \
+#define WIDTH(D)                                                                                                       \
+    HOPPER(sm90_attention_paged_d##D##_bf16, bf16, D, true)                                                            \
+    HOPPER(sm90_attention_paged_d##D##_f16, f16, D, true)                                                              \
+    HOPPER(sm90_attention_packed_d##D##_bf16, bf16, D, false)                                                          \
     HOPPER(sm90_attention_packed_d##D##_f16, f16, D, false)
 #if !defined(HEAD_DIM) || HEAD_DIM == 64
 WIDTH(64)

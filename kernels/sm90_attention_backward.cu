@@ -1,14 +1,21 @@
-// attention_backward on Hopper: the tensor-core kernels of attention_backward.cu (formulas, layouts, arguments and the order of the
-// launches there; attention_delta too) with wgmma.
+// attention_backward on Hopper: the tensor-core kernels of attention_backward.cu (formulas, layouts, arguments and the
+// order of the launches there; attention_delta too) with wgmma.
 //
-// sm90_attention_backward_dq_d{64,128}_{bf16,f16}: grid (H, ceil(rows / 128)), block 384, dynamic shared memory 1536·D + 1024 bytes.
-// sm90_attention_backward_dkv_d{64,128}_{bf16,f16}: grid (parts, G, ceil(rows / 128)) with clusters of (parts, 1, 1), block 384,
-//     dynamic shared memory 1280·D + 1536 + 1024 bytes; parts = 1, or up to min(H / G, 8): the heads of a group are shared out.
+// sm90_attention_backward_dq_d128_{bf16,f16} (at D = 64 the kernel of attention_backward.cu is faster): grid (H,
+//     ceil(rows / 128)), block 384, dynamic shared memory 1536·D + 1024 bytes.
+// sm90_attention_backward_dkv_d{64,128}_{bf16,f16}: grid (parts, G, ceil(rows / 128)) with clusters of (parts, 1, 1),
+//     block 384, dynamic shared memory 1280·D + 1536 + 1024 bytes; parts = 1, or up to min(H / G, 8): the heads of a
+//     group are shared out, which pays where G · ceil(rows / 128) blocks are fewer than 1.5 a multiprocessor.
 // -DHEAD_DIM=n compiles the kernels of that width only. All tensors are aligned to 16 bytes.
 //
-// How: a block owns 128 rows of two tensors (dq: q and dout of a head; dkv: k and v of a group), 64 for each of the warpgroups 1
-// and 2, and walks over tiles of the other two, which warpgroup 0 copies (cp.async, so that it can leave dead rows 0). Products are
-// owned rows × others, so that P and dS are left operands of the second products as they stand in registers.
+// How: a block owns 128 rows of two tensors (dq: q and dout of a head; dkv: k and v of a group), 64 for each of the
+// warpgroups 1 and 2, and walks over tiles of the other two, which warpgroup 0 copies (cp.async, so that it can leave
+// dead rows 0). Products are owned rows × others, so that P and dS are left operands of the second products as they
+// stand in registers.
+//
+// H100, 2026-11-23, bf16, D = 128, H/G = 32/8, delta + dkv + dq, FLOP counted as 2.5 forwards: 2 × 1,024 rows 224 µs,
+// 192 TFLOP/s (PyTorch 2.11's attention, with K and V of 32 heads: 187 µs); 2 × 4,096 rows 2,161 µs, 318 TFLOP/s (1,522
+// µs). The two kernels compute seven products, not five.
 #include "sm90.cuh"
 
 #define LOG2E 1.44269504f
@@ -31,7 +38,8 @@ DEVICE void copy4_async(u32 shared, const float* global, bool valid) {
 // Whether the phase of this parity has ended.
 DEVICE bool barrier_passed(u32 barrier, u32 parity) {
     u32 passed;
-    asm volatile("{ .reg .pred done; mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2; selp.u32 %0, 1, 0, done; }"
+    asm volatile("{ .reg .pred done; mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, done; }"
                  : "=r"(passed)
                  : "r"(barrier), "r"(parity)
                  : "memory");
@@ -39,14 +47,15 @@ DEVICE bool barrier_passed(u32 barrier, u32 parity) {
 }
 
 // d += a · b over 16 of k: a in registers (as mma16816's), b 16×N MN-major in shared memory. Asynchronous, like wgmma.
-#define WGMMA_A(SHAPE, TYPE, D, A, B, ...)                                                                                    \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" SHAPE "k16.f32." TYPE "." TYPE " {" D "}, {" A "}, " B ", 1, 1, 1, 1;"    \
-                 : __VA_ARGS__                                                                                                \
+#define WGMMA_A(SHAPE, TYPE, D, A, B, ...)                                                                             \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" SHAPE "k16.f32." TYPE "." TYPE                                    \
+                 " {" D "}, {" A "}, " B ", 1, 1, 1, 1;"                                                               \
+                 : __VA_ARGS__                                                                                         \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-#define WGMMA_A_SHAPES(TYPE)                                                                                                  \
-    if constexpr (N == 64)                                                                                                    \
-        WGMMA_A("64", TYPE, WGMMA_DLOW, "%32, %33, %34, %35", "%36", WGMMA_R32(0));                                           \
-    else                                                                                                                      \
+#define WGMMA_A_SHAPES(TYPE)                                                                                           \
+    if constexpr (N == 64)                                                                                             \
+        WGMMA_A("64", TYPE, WGMMA_DLOW, "%32, %33, %34, %35", "%36", WGMMA_R32(0));                                    \
+    else                                                                                                               \
         WGMMA_A("128", TYPE, WGMMA_D_8, "%64, %65, %66, %67", "%68", WGMMA_R32(0), WGMMA_R32(32))
 template <typename T, int N> DEVICE void wgmma_registers(float (&d)[N / 2], const u32 (&a)[4], u64 b) {
     if constexpr (Wgmma16<T>::is_bf16) {
@@ -97,7 +106,8 @@ template <typename T, int D, int R, int STAGES> struct Hopper {
         return (unit / 8) * rows * 128 + row * 128 + (unit % 8 ^ row % 8) * 16;
     }
 
-    // Starts loading ROWS rows of two tensors of one shape by 128 threads; rows from `end` on become 0. Eight threads a row.
+    // Starts loading ROWS rows of two tensors of one shape by 128 threads; rows from `end` on become 0. Eight threads a
+    // row.
     template <int ROWS>
     static DEVICE void load(u32 to, u32 second, const T* x, const T* y, u64 stride, u32 column, u32 first, u32 end) {
         const u32 thread = threadIdx.x % 128;
@@ -129,7 +139,8 @@ template <typename T, int D, int R, int STAGES> struct Hopper {
         __syncthreads();
     }
 
-    // Loads `steps` tiles by load_tile(step, stage). One is handed over when the next is under way, or earlier if that has to wait.
+    // Loads `steps` tiles by load_tile(step, stage). One is handed over when the next is under way, or earlier if that
+    // has to wait.
     template <typename F> static DEVICE void produce(Shared& s, u32 steps, F load_tile) {
         const u32 full = shared_address(s.full), empty = shared_address(s.empty);
         u32 before = 0;
@@ -182,11 +193,13 @@ template <typename T, int D> struct Dq : Hopper<T, D, 128, 2> {
     using Base = Hopper<T, D, 128, 2>;
     static const int R = 128, M = Base::M;
 
-    static DEVICE void consume(const Problem<T>& a, typename Base::Shared& shared, u32 first, u32 live, u32 low, u32 memory,
+    static DEVICE void consume(const Problem<T>& a, typename Base::Shared& shared, u32 first, u32 live, u32 low,
+        u32 memory,
                                char* memory_of) {
         const u32 head = blockIdx.x, me = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
         const u32 full = shared_address(shared.full), empty = shared_address(shared.empty);
-        const u32 own = memory + me * 2 * Base::OWN_BYTES, group_row = first + me * 64, warp_row = group_row + warp * 16;
+        const u32 own = memory + me * 2 * Base::OWN_BYTES, group_row = first + me * 64,
+            warp_row = group_row + warp * 16;
         const u64 row_stride = (u64)a.heads * D;
         Base::template load<64>(own, Base::OWN_BYTES, a.q, a.dout, row_stride, head * D, group_row, live);
         copy_commit();
@@ -275,7 +288,8 @@ template <typename T, int D> struct Dq : Hopper<T, D, 128, 2> {
         __shared__ typename Base::Shared shared;
         const u32 first = (gridDim.y - 1 - blockIdx.y) * M, live = live_rows(a.counts, 0, a.rows); // most keys first
         if (first >= live) return;
-        const u32 skew = (1024 - shared_address(shared_memory) % 1024) % 1024, memory = shared_address(shared_memory) + skew;
+        const u32 skew = (1024 - shared_address(shared_memory) % 1024) % 1024,
+            memory = shared_address(shared_memory) + skew;
         const u32 start = a.bounds[a.seqs[first]], low = start + lowest_key(first - start, a.window);
         Base::init(shared);
         if (threadIdx.x < 128) {
@@ -283,7 +297,8 @@ template <typename T, int D> struct Dq : Hopper<T, D, 128, 2> {
             const u32 end = min(first + M, live), steps = (end - low / R * R + R - 1) / R;
             const u32 column = blockIdx.x / (a.heads / a.kv_heads) * D;
             Base::produce(shared, steps, [&](u32 step, u32 stage) {
-                Base::template load<R>(memory + Base::TILES_AT + stage * 2 * Base::TILE_BYTES, Base::TILE_BYTES, a.k, a.v,
+                Base::template load<R>(memory + Base::TILES_AT + stage * 2 * Base::TILE_BYTES, Base::TILE_BYTES, a.k,
+                    a.v,
                                        (u64)a.kv_heads * D, column, low / R * R + step * R, end);
             });
         } else {
@@ -307,11 +322,13 @@ template <typename T, int D> struct Dkv : Hopper<T, D, 64, 3> {
         return end - row > a.window ? row + a.window : end;
     }
 
-    static DEVICE void consume(const Problem<T>& a, typename Base::Shared& shared, u32 first, u32 live, u32 tiles, u32 steps,
+    static DEVICE void consume(const Problem<T>& a, typename Base::Shared& shared, u32 first, u32 live, u32 tiles,
+        u32 steps,
                                u32 memory, char* memory_of) {
         const u32 me = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, t2 = lane % 4 * 2;
         const u32 full = shared_address(shared.full), empty = shared_address(shared.empty);
-        const u32 own = memory + me * 2 * Base::OWN_BYTES, group_key = first + me * 64, warp_key = group_key + warp * 16;
+        const u32 own = memory + me * 2 * Base::OWN_BYTES, group_key = first + me * 64,
+            warp_key = group_key + warp * 16;
         Base::template load<64>(own, Base::OWN_BYTES, a.k, a.v, (u64)a.kv_heads * D, blockIdx.y * D, group_key, live);
         copy_commit();
 
@@ -420,7 +437,8 @@ template <typename T, int D> struct Dkv : Hopper<T, D, 64, 3> {
         const u32 parts = gridDim.x, part = blockIdx.x, per_group = a.heads / a.kv_heads;
         const u32 first = blockIdx.z * N, live = live_rows(a.counts, 0, a.rows);
         if (first >= live) return; // so does the whole cluster
-        const u32 skew = (1024 - shared_address(shared_memory) % 1024) % 1024, memory = shared_address(shared_memory) + skew;
+        const u32 skew = (1024 - shared_address(shared_memory) % 1024) % 1024,
+            memory = shared_address(shared_memory) + skew;
         char* memory_of = (char*)shared_memory + skew;
         const u32 end = last_row(a, min(first + N, live) - 1), tiles = (end - first + R - 1) / R;
         const u32 steps = (per_group - part + parts - 1) / parts * tiles;
@@ -429,11 +447,13 @@ template <typename T, int D> struct Dkv : Hopper<T, D, 64, 3> {
             registers_decrease<24>();
             Base::produce(shared, steps, [&](u32 step, u32 stage) {
                 const u32 head = blockIdx.y * per_group + part + step / tiles * parts, row = first + step % tiles * R;
-                Base::template load<R>(memory + Base::TILES_AT + stage * 2 * Base::TILE_BYTES, Base::TILE_BYTES, a.q, a.dout,
+                Base::template load<R>(memory + Base::TILES_AT + stage * 2 * Base::TILE_BYTES, Base::TILE_BYTES, a.q,
+                    a.dout,
                                        (u64)a.heads * D, head * D, row, end);
                 const u32 t = row + threadIdx.x % R;
                 const u64 from = t < end ? (u64)t * a.heads + head : 0;
-                copy4_async(memory + STATS_AT + (stage * 2 * R + threadIdx.x) * 4, (threadIdx.x < R ? a.lse : a.delta) + from, t < end);
+                copy4_async(memory + STATS_AT + (stage * 2 * R + threadIdx.x) * 4,
+                    (threadIdx.x < R ? a.lse : a.delta) + from, t < end);
             });
         } else {
             registers_increase<240>();
@@ -448,23 +468,24 @@ template <typename T, int D> struct Dkv : Hopper<T, D, 64, 3> {
     }
 };
 
-#define PARAMETERS(T)                                                                                                         \
-    T *dq, T *dk, T *dv, const T *q, const T *k, const T *v, const u32 *seqs, const u32 *bounds, const float *lse,             \
-        const T *dout, const float *delta, const u32 *counts, u32 rows, u32 heads, u32 kv_heads, u32 head_dim, float scale,    \
+#define PARAMETERS(T)                                                                                                  \
+    T *dq, T *dk, T *dv, const T *q, const T *k, const T *v, const u32 *seqs, const u32 *bounds, const float *lse,     \
+        const T *dout, const float *delta, const u32 *counts, u32 rows, u32 heads, u32 kv_heads, u32 head_dim,         \
+            float scale,                                                                                               \
         u32 window, float softcap
-#define PROBLEM(T)                                                                                                            \
-    Problem<T> { dq, dk, dv, q, k, v, seqs, bounds, lse, dout, delta, counts, rows, heads, kv_heads, head_dim, scale, window,  \
+#define PROBLEM(T)                                                                                                     \
+    Problem<T> { dq, dk, dv, q, k, v, seqs, bounds, lse, dout, delta, counts, rows, heads, kv_heads, head_dim, scale,  \
+        window,                                                                                                        \
                  softcap }
-#define HOPPER(name, KIND, T, D)                                                                                              \
+#define HOPPER(name, KIND, T, D)                                                                                       \
     extern "C" __global__ void __launch_bounds__(384, 1) name(PARAMETERS(T)) { KIND<T, D>::run(PROBLEM(T)); }
-#define WIDTH(D)                                                                                                              \
-    HOPPER(sm90_attention_backward_dq_d##D##_bf16, Dq, bf16, D)                                                               \
-    HOPPER(sm90_attention_backward_dq_d##D##_f16, Dq, f16, D)                                                                 \
-    HOPPER(sm90_attention_backward_dkv_d##D##_bf16, Dkv, bf16, D)                                                             \
-    HOPPER(sm90_attention_backward_dkv_d##D##_f16, Dkv, f16, D)
 #if !defined(HEAD_DIM) || HEAD_DIM == 64
-WIDTH(64)
+HOPPER(sm90_attention_backward_dkv_d64_bf16, Dkv, bf16, 64)
+HOPPER(sm90_attention_backward_dkv_d64_f16, Dkv, f16, 64)
 #endif
 #if !defined(HEAD_DIM) || HEAD_DIM == 128
-WIDTH(128)
+HOPPER(sm90_attention_backward_dq_d128_bf16, Dq, bf16, 128)
+HOPPER(sm90_attention_backward_dq_d128_f16, Dq, f16, 128)
+HOPPER(sm90_attention_backward_dkv_d128_bf16, Dkv, bf16, 128)
+HOPPER(sm90_attention_backward_dkv_d128_f16, Dkv, f16, 128)
 #endif

@@ -7,11 +7,18 @@
 // Small M (up to 128 rows; more work too): sm90_matmul_t{TOKENS}_T, TOKENS = 16, 32, 64, 128, the least that holds the
 // bucket. W is wgmma's M operand, so that few tokens waste nothing; the same arguments and maps, but the a maps (x, u)
 // have boxes of {64, min(64, TOKENS)}. K is split over a cluster, whose blocks add their f32 parts through distributed
-// shared memory in the order of k: deterministic, no scratch. Launch: block 288, cluster (S, 1, 1) by attribute with S
-// in 1, 2, 4, 8 splits, S ≤ K blocks of 64 (of both products); grid (S · Σ_o ceil(N_o / 128), ceil(rows / TOKENS));
-// dynamic shared memory 1,024 + ring + 16 · floor(ring / ((128 + TOKENS) · 128)) bytes, ring = 110,592 for 16 and 32,
-// 196,608 for 64 and 128 tokens. It may be launched with programmatic stream serialization: it starts on W and B while
-// the kernel before it ends.
+// shared memory in the order of k: deterministic, no scratch.
+//
+// Launch: block 288, cluster (S, 1, 1) by attribute with S in 1, 2, 4, 8 splits, S ≤ K blocks of 64 (of both products);
+// tiles = Σ_o ceil(N_o / 128); grid (S · tiles, ceil(rows / TOKENS)); dynamic shared memory 197,632 + 16 · stages
+// bytes, stages = 10, 9, 8, 6 for 16, 32, 64, 128 tokens. S = 4 while 4 · tiles · grid.y ≤ SMs / 2, 2 while 2 · tiles ·
+// grid.y ≤ SMs, else 1: 128 blocks in clusters of 4 do not fit the GPCs at once and were slower. With programmatic
+// stream serialization it starts on W and B while the kernel before it ends, which saves up to 2.5 µs.
+//
+// Measured (H100, 132 SMs, bf16, cold L2, graph replay, 2026-11-23), GB/s plain, with programmatic launch, cuBLAS:
+// 32×4096×4096 1959, 2248, 2352; 128×4096×4096 1774, 1944, 2411; 32×12288×4096 2464, 2557, 2521;
+// 128×12288×4096 2330, 2411, 2650; 32×4096×12288 2518, 2652, 2520; 128×4096×12288 2225, 2355, 2611;
+// 32×151936×4096 2868, 2874, 2812; 128×151936×4096 2716, 2727, 2775.
 #include "sm90_gemm.cuh"
 
 #define KERNEL(name, T, BN, CLUSTER)                                                                                  \
@@ -32,16 +39,16 @@ KERNELS(f16)
 // Rows of W of one tile, 64 for each multiplying warpgroup: with half of them x would be read twice as often.
 #define FEATURES 128
 
-// BLOCKS of them share an SM's 227 KB: with few tokens one copies while the other starts or ends; with many the ring of
-// one must be long, since half of what it holds is x.
-template <int TOKENS, int BLOCKS> struct SmallRing {
+// One block an SM with a long ring: two with half of it each were up to a third slower (with 128 tokens half of what a
+// ring holds is x).
+template <int TOKENS> struct SmallRing {
     static constexpr int stage_bytes = (FEATURES + TOKENS) * TILE_K * 2;
-    static constexpr int bytes = BLOCKS == 2 ? 110592 : 196608;
+    static constexpr int bytes = 196608;
     static constexpr int stages = bytes / stage_bytes;
 };
 
-template <typename T, int TOKENS, int BLOCKS> DEVICE void matmul_small(const MatmulArgs<3, 2>& args) {
-    using Ring = SmallRing<TOKENS, BLOCKS>;
+template <typename T, int TOKENS> DEVICE void matmul_small(const MatmulArgs<3, 2>& args) {
+    using Ring = SmallRing<TOKENS>;
     constexpr int STAGES = Ring::stages, STAGE_BYTES = Ring::stage_bytes;
     constexpr int W_BYTES = FEATURES * TILE_K * 2;
     // Words from one token's features to the next one's: the four lanes that hold a row's tokens hit different banks.
@@ -189,14 +196,14 @@ template <typename T, int TOKENS, int BLOCKS> DEVICE void matmul_small(const Mat
     cluster_sync(); // the partners may still read this block's sums
 }
 
-#define SMALL_KERNEL(name, T, TOKENS, BLOCKS)                                                                         \
-    extern "C" __global__ __launch_bounds__(288, BLOCKS) void name(const __grid_constant__ MatmulArgs<3, 2> args) {   \
-        matmul_small<T, TOKENS, BLOCKS>(args);                                                                        \
+#define SMALL_KERNEL(name, T, TOKENS)                                                                                 \
+    extern "C" __global__ __launch_bounds__(288, 1) void name(const __grid_constant__ MatmulArgs<3, 2> args) {        \
+        matmul_small<T, TOKENS>(args);                                                                                \
     }
 #define SMALL_KERNELS(T)                                                                                              \
-    SMALL_KERNEL(sm90_matmul_t16_##T, T, 16, 2)                                                                       \
-    SMALL_KERNEL(sm90_matmul_t32_##T, T, 32, 2)                                                                       \
-    SMALL_KERNEL(sm90_matmul_t64_##T, T, 64, 1)                                                                       \
-    SMALL_KERNEL(sm90_matmul_t128_##T, T, 128, 1)
+    SMALL_KERNEL(sm90_matmul_t16_##T, T, 16)                                                                          \
+    SMALL_KERNEL(sm90_matmul_t32_##T, T, 32)                                                                          \
+    SMALL_KERNEL(sm90_matmul_t64_##T, T, 64)                                                                          \
+    SMALL_KERNEL(sm90_matmul_t128_##T, T, 128)
 SMALL_KERNELS(bf16)
 SMALL_KERNELS(f16)

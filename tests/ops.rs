@@ -504,7 +504,11 @@ fn paged_attention_and_the_cache() {
         let mut given = counts(rows as u32 - 1, 0, 2);
         let pages_of: Vec<u32> =
             (0..(sequences * pages) as u32).map(|i| (i * 5) % (sequences * pages) as u32).collect();
-        let place: Vec<(u32, u32)> = (0..rows as u32).map(|t| (t % 2, 500 + t / 2 * 2)).collect();
+        let place: Vec<(u32, u32)> = {
+            // Rows of a sequence follow each other, as in the engine's steps.
+            let first = rows as u32 / 2;
+            (0..rows as u32).map(|t| if t < first { (0, 500 + t) } else { (1, 530 + t - first) }).collect()
+        };
         let slot =
             |&(s, p): &(u32, u32)| pages_of[s as usize * pages + p as usize / page] * page as u32 + p % page as u32;
         given.insert("slots", place.iter().map(slot).collect());

@@ -138,7 +138,7 @@ impl Recorder<'_> {
                 output.push(u, TensorMap::new(t, shadow, n, p.rank, 64)?, p.rank);
             }
         }
-        self.sm90_outputs(outputs, list.len(), r, false, t)?;
+        self.sm90_outputs(outputs, list.len(), r, false, t, !adapted)?;
         Ok(Some(nodes))
     }
 

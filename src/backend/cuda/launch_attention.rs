@@ -71,8 +71,8 @@ impl Recorder<'_> {
             let every_row = r.rows <= DECODE_ROWS;
             let units = if every_row { r.rows } else { r.rows.min(self.decl(map).rows) };
             let blocks = g.kv_heads * (g.heads / g.kv_heads).div_ceil(8);
-            // Two blocks on each multiprocessor where the keys are many; a block cuts no finer than 64 keys.
-            let wanted = (3 * self.caps.multiprocessors as usize).div_ceil(units * blocks);
+            // More than one block on each multiprocessor where the keys are many; a block cuts no finer than 64 keys.
+            let wanted = (3 * self.caps.multiprocessors as usize).div_ceil(2 * units * blocks);
             // Few of a mixed step's units may have a single row.
             let splits = wanted.max(if every_row { 1 } else { 4 });
             let splits = splits.min((pages * page).div_ceil(64)).clamp(1, MAX_SPLITS);
@@ -85,7 +85,8 @@ impl Recorder<'_> {
             let args = args.f32(softcap).u32(usize::from(every_row));
             let name = format!("attention_decode_d{}_{}", g.head_dim, suffix(t));
             let file = format!("attention_decode/{}", g.head_dim);
-            self.launch(&file, &name, [splits, blocks, units], 128, 0, args)?;
+            let hopper = self.caps.hopper();
+            self.launch(&file, &name, [splits, blocks, units], 128, 0, args)?.overlaps = hopper;
             if every_row {
                 return Ok(());
             }
@@ -132,7 +133,23 @@ impl Recorder<'_> {
             let args = args.ptrs(&[self.at(delta)?, self.counts()?]).u32(r.rows).u32(g.heads).u32(g.kv_heads);
             let args = args.u32(g.head_dim).f32(g.scale).u32(g.window.unwrap_or(u32::MAX) as usize);
             let args = args.f32(g.softcap.unwrap_or(0.0));
-            if tensor_cores {
+            let hopper = self.caps.hopper() && (g.head_dim == 128 || g.head_dim == 64 && what == "dkv");
+            if tensor_cores && hopper {
+                let name = format!("sm90_attention_backward_{what}_d{}_{}", g.head_dim, suffix(t));
+                let file = format!("sm90_attention_backward/{}", g.head_dim);
+                let tiles = r.rows.div_ceil(128);
+                if what == "dq" {
+                    let shared = 1536 * g.head_dim + 1024;
+                    self.launch(&file, &name, [g.heads, tiles, 1], 384, shared, args)?;
+                } else {
+                    // The heads of a group are shared out among the blocks of a cluster where there are too few blocks.
+                    let enough = 2 * g.kv_heads * tiles >= 3 * self.caps.multiprocessors as usize;
+                    let parts = if enough { 1 } else { (g.heads / g.kv_heads).min(8) };
+                    let shared = 1280 * g.head_dim + 2560;
+                    let launch = self.launch(&file, &name, [parts, g.kv_heads, tiles], 384, shared, args)?;
+                    launch.cluster = Some(parts as u32);
+                }
+            } else if tensor_cores {
                 let name = format!("attention_backward_{what}_d{}_{}", g.head_dim, suffix(t));
                 let file = format!("attention_backward/{}", g.head_dim);
                 if what == "dq" {
@@ -143,7 +160,9 @@ impl Recorder<'_> {
                     let (m, columns) = if g.head_dim == 256 { (32, 2) } else { (64, 1) };
                     let shared = 4 * (64 + 2 * m) * (g.head_dim + 8) + 16 * m;
                     // The heads of a group are shared out among the blocks of a cluster.
-                    let parts = if self.caps.hopper() { (g.heads / g.kv_heads).min(8) } else { 1 };
+                    let few = g.kv_heads * r.rows.div_ceil(64) < 4 * self.caps.multiprocessors as usize;
+                    let clusters = self.caps.hopper() && few && g.head_dim < 256;
+                    let parts = if clusters { (g.heads / g.kv_heads).min(8) } else { 1 };
                     let grid = [parts, g.kv_heads * columns, r.rows.div_ceil(64)];
                     self.launch(&file, &name, grid, 128, shared, args)?.cluster = Some(parts as u32);
                 }
@@ -170,7 +189,8 @@ impl Recorder<'_> {
         let args = self.live(args.u32(head_dim), r)?;
         let parts = heads + kv + if slots.is_some() { kv } else { 0 };
         let name = format!("qk_norm_rope_kv_{}", suffix(t));
-        self.launch("qk_norm_rope_kv", &name, [(r.rows * parts).div_ceil(4), 1, 1], 128, 0, args)?;
+        let hopper = self.caps.hopper();
+        self.launch("qk_norm_rope_kv", &name, [(r.rows * parts).div_ceil(4), 1, 1], 128, 0, args)?.overlaps = hopper;
         Ok(())
     }
 

@@ -61,19 +61,18 @@ impl Recorder<'_> {
     fn wide_grid(&self, fast: bool, rows: usize, width: usize, groups: usize) -> (&'static str, [usize; 3], usize) {
         let (name, tile, threads, waves) = match rows {
             _ if !fast => return ("_plain", [width.div_ceil(256), rows, groups], 256),
-            0..=64 => ("_few", 16, 64, 7),
+            0..=4 => ("_few", 16, 64, 7),
             _ => ("", 128, 256, 2),
         };
         // A block walks over its tiles of rows: as many blocks as run at once.
         let across = width.div_ceil(64);
-        let wanted = (waves * self.caps.multiprocessors as usize).div_ceil(across * groups);
+        let wanted = waves * self.caps.multiprocessors as usize / (across * groups);
         (name, [across, wanted.clamp(1, rows.div_ceil(tile)), groups], threads)
     }
 
-    /// Parts into which the rows are cut so that two blocks run on each multiprocessor.
+    /// Parts into which the rows are cut: one block on each multiprocessor, two measured slower.
     fn splits(&self, blocks: usize, rows: usize) -> usize {
-        let wanted = 2 * self.caps.multiprocessors as usize;
-        wanted.div_ceil(blocks.max(1)).clamp(1, rows.div_ceil(128).max(1))
+        (self.caps.multiprocessors as usize / blocks.max(1)).clamp(1, rows.div_ceil(128).max(1))
     }
 
     pub fn lora_shrink(&mut self, s: &Shrink) -> Result<()> {
@@ -88,7 +87,7 @@ impl Recorder<'_> {
         let (a, out) = (three(self, &|p| p.0)?, three(self, &|p| p.1)?);
         let groups = s.parts.len();
         let whole = r.cols.is_multiple_of(8);
-        let (grid, tile, threads, [partials, counters]) = match self.narrow_fast(t, r.cols) {
+        let (grid, tile, threads, [partials, counters]) = match self.narrow_fast(t, r.cols) && s.rank <= MAX_RANK {
             // A block for each number of the result, f32 arithmetic.
             _ if whole && (r.rows <= 32 || t == DType::F32) => ([s.rank, r.rows, groups], "one", 256, [0, 0]),
             true => self.narrow_grid(r, r.cols, groups * s.rank),
@@ -113,7 +112,7 @@ impl Recorder<'_> {
             widths[i] = self.decl(part[3]).cols;
         }
         let widest = widths.iter().copied().max().unwrap_or(0);
-        let fast = widths.iter().all(|w| self.narrow_fast(t, *w)) && self.narrow_fast(t, 8);
+        let fast = widths.iter().all(|w| self.narrow_fast(t, *w)) && e.rank <= MAX_RANK;
         let (name, grid, threads) = self.wide_grid(fast, r.rows, widest, e.parts.len());
         let args = columns.iter().fold(Args::new(), |args, column| args.ptrs(column));
         let args = args.ptr(self.maybe(e.slots)?).ptr(self.counts()?).u32(r.which).u32(r.rows);

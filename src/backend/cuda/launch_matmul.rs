@@ -121,7 +121,9 @@ impl Recorder<'_> {
             return self.matmul_rows(&[*p], t, None, None);
         }
         match self.dense(p.weight, p.dtype, t)? {
-            Some(weight) if self.caps.hopper() => self.sm90_matmul(&[Product { weight, ..*p }], t),
+            Some(weight) if self.caps.hopper() => {
+                self.sm90_matmul(&[Product { weight, ..*p }], t, p.dtype == t && !self.is_scratch(p.weight.data))
+            }
             Some(weight) => {
                 let (tile, rows, columns, threads, shared) = tile_of(true, p.rows, weight.n as usize, self.caps);
                 let infix = if p.out_f32 { "_to_f32" } else { "" };
@@ -192,7 +194,7 @@ impl Recorder<'_> {
     }
 
     /// Up to three products that share x, on Hopper.
-    pub fn sm90_matmul(&mut self, products: &[Product], t: DType) -> Result<()> {
+    pub fn sm90_matmul(&mut self, products: &[Product], t: DType, constant: bool) -> Result<()> {
         let first = &products[0];
         let (rows, k) = (first.rows, first.weight.k as usize);
         let x = TensorMap::new(t, first.x, rows, k, self.a_box(rows))?;
@@ -203,7 +205,7 @@ impl Recorder<'_> {
             (output.out, output.bias, output.residual) = (p.out, p.bias, p.residual);
         }
         let r = Rows { rows, cols: k, which: first.which };
-        self.sm90_outputs(outputs, products.len(), r, first.out_f32, t)
+        self.sm90_outputs(outputs, products.len(), r, first.out_f32, t, constant)
     }
 
     /// Rows of the boxes in which x is read.
@@ -211,7 +213,8 @@ impl Recorder<'_> {
         rows.next_power_of_two().clamp(16, 64)
     }
 
-    /// Launches a Hopper product whose outputs are complete.
+    /// Launches a Hopper product whose outputs are complete. `constant`: no kernel of the step writes what it multiplies x by, so it
+    /// may begin to load that before the kernel ahead has ended.
     pub fn sm90_outputs(
         &mut self,
         outputs: [MatmulOutput<2>; 3],
@@ -219,6 +222,7 @@ impl Recorder<'_> {
         r: Rows,
         out_f32: bool,
         t: DType,
+        constant: bool,
     ) -> Result<()> {
         let args = MatmulArgs {
             outputs,
@@ -234,14 +238,24 @@ impl Recorder<'_> {
         if let Some(tokens) = [16, 32, 64, 128].into_iter().find(|tokens| *tokens >= r.rows) {
             let tiles: usize = widths.iter().map(|n| n.div_ceil(128)).sum();
             // Parts of the inner dimension, in a cluster, as long as all of them run at once.
-            let (ring, most) = if tokens <= 32 { (110_592, 160) } else { (196_608, multiprocessors) };
             let steps = outputs[0].k.iter().map(|k| k.div_ceil(64) as usize).sum::<usize>();
-            let fits = |parts: &usize| parts * tiles <= most && *parts <= steps;
-            let parts = [4, 2].into_iter().find(fits).unwrap_or(1);
-            let shared = 1024 + ring + 16 * (ring / ((128 + tokens) * 128));
+            let parts = match tiles {
+                _ if 8 * tiles <= multiprocessors => 4,
+                _ if 2 * tiles <= multiprocessors => 2,
+                _ => 1,
+            };
+            let parts = parts.min(steps);
+            let stages = match tokens {
+                16 => 10,
+                32 => 9,
+                64 => 8,
+                _ => 6,
+            };
+            let shared = 197_632 + 16 * stages;
             let name = format!("sm90_matmul_t{tokens}_{}", suffix(t));
             let launch = self.launch("sm90_matmul", &name, [parts * tiles, 1, 1], 288, shared, args)?;
             launch.cluster = Some(parts as u32);
+            launch.overlaps = constant;
             return Ok(());
         }
         let tile = hopper_tile(r.rows, &widths, multiprocessors);
@@ -337,7 +351,10 @@ fn hopper_tile(rows: usize, widths: &[usize], multiprocessors: usize) -> HopperT
         rows.div_ceil(128 * cluster) * widths.iter().map(|n| n.div_ceil(columns)).sum::<usize>()
     };
     let cost = |(columns, cluster, _, wave): &(usize, usize, usize, f64)| {
-        tiles(*columns, *cluster).div_ceil(multiprocessors / cluster) as f64 * wave
+        let tiles = tiles(*columns, *cluster);
+        // Half-empty waves of the smallest tile have the memory to themselves.
+        let wave = if *cluster == 1 && 2 * tiles <= multiprocessors { 0.36 } else { *wave };
+        tiles.div_ceil(multiprocessors / cluster) as f64 * wave
     };
     let best = choices.iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).copied();
     let (columns, cluster, stages, _) = best.unwrap_or(choices[0]);
@@ -348,10 +365,12 @@ fn hopper_tile(rows: usize, widths: &[usize], multiprocessors: usize) -> HopperT
 /// Tile of `matmul_tile` (`wide`: 128x256) and `matmul_dx_tile` (256x128): name, rows, columns, threads, shared memory.
 fn tile_of(wide: bool, rows: usize, columns: usize, caps: Caps) -> (&'static str, usize, usize, usize, usize) {
     let large = if wide { ("128x256", 128, 256, 256, 98_304) } else { ("256x128", 256, 128, 256, 98_304) };
-    let tiles = [large, ("128x128x64", 128, 128, 256, 98_304), ("64x64", 64, 64, 128, 49_152)];
+    let small = ("64x64", 64, 64, 128, 49_152);
+    let roomy = [large, ("128x128x64", 128, 128, 256, 98_304)];
+    let tight = [("128x128", 128, 128, 128, 49_152), ("128x64", 128, 64, 128, 49_152)];
+    let tiles = if large.4 <= caps.max_shared as usize { roomy } else { tight };
     let busy = |t: &&(&str, usize, usize, usize, usize)| {
-        let blocks = rows.div_ceil(t.1) * columns.div_ceil(t.2);
-        10 * blocks >= 9 * caps.multiprocessors as usize && t.4 <= caps.max_shared as usize
+        10 * rows.div_ceil(t.1) * columns.div_ceil(t.2) >= 9 * caps.multiprocessors as usize
     };
-    *tiles.iter().find(busy).unwrap_or(&tiles[2])
+    *tiles.iter().find(busy).unwrap_or(&small)
 }

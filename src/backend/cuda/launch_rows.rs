@@ -25,6 +25,7 @@ pub fn activation_suffix(activation: Activation) -> &'static str {
 impl Recorder<'_> {
     /// Appends the launches of one op.
     pub fn row_ops(&mut self, op: &Op) -> Result<()> {
+        let hopper = self.caps.hopper();
         match *op {
             Op::Embed { table, ids, out } => {
                 let (r, t) = (self.rows(out), self.activation(&[out])?);
@@ -40,7 +41,8 @@ impl Recorder<'_> {
                 let (r, t) = (self.rows(x), self.activation(&[x, out])?);
                 let args = Args::new().ptrs(&[self.at(x)?, self.at(weight)?, self.at(out)?]);
                 let args = self.live(args.u32(r.rows).u32(r.cols).f32(eps), r)?;
-                self.launch("rms_norm", &format!("rms_norm_{}", suffix(t)), [r.rows, 1, 1], block_of(r), 0, args)?;
+                let name = format!("rms_norm_{}", suffix(t));
+                self.launch("rms_norm", &name, [r.rows, 1, 1], block_of(r), 0, args)?.overlaps = hopper;
             }
             Op::RmsNormBackward { x, weight, eps, dy, dx, accumulate } => {
                 let (r, t) = (self.rows(x), self.activation(&[x, dy, dx])?);
@@ -73,7 +75,8 @@ impl Recorder<'_> {
                 let (r, t) = (self.rows(out), self.activation(&[x, out])?);
                 let args = Args::new().ptrs(&[self.at(x)?, self.at(rows)?, self.at(out)?]);
                 let args = self.live(args.u32(r.rows).u32(r.cols).u32(self.rows(x).rows), r)?;
-                self.launch("gather_rows", &format!("gather_rows_{}", suffix(t)), [r.rows, 1, 1], 256, 0, args)?;
+                let name = format!("gather_rows_{}", suffix(t));
+                self.launch("gather_rows", &name, [r.rows, 1, 1], 256, 0, args)?.overlaps = hopper;
             }
             Op::Accumulate { x, y } => {
                 let (r, t) = (self.rows(y), self.activation(&[x, y])?);

@@ -181,6 +181,11 @@ impl<'a> Recorder<'a> {
         self.extra.scratch
     }
 
+    /// Whether an address is that of the scratch, which kernels of the step write.
+    pub fn is_scratch(&self, address: u64) -> bool {
+        address == self.extra.scratch
+    }
+
     /// Reserves counters that are zero before and after every launch.
     pub fn counters(&mut self, count: usize) -> u64 {
         self.needed.counters = self.needed.counters.max(4 * count);

@@ -13,6 +13,7 @@ pub const VARIANTS: &[(&str, &str, &[&str])] = &[
     ("attention_backward", "HEAD_DIM", HEADS),
     ("attention_decode", "HEAD_DIM", HEADS),
     ("sm90_attention", "HEAD_DIM", &["64", "128", "256"]),
+    ("sm90_attention_backward", "HEAD_DIM", &["64", "128"]),
     ("embed", "WEIGHT_ONLY", WEIGHTS),
     ("matmul_decode", "WEIGHT_ONLY", WEIGHTS),
     ("matmul_rows", "WEIGHT_ONLY", WEIGHTS),
