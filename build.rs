@@ -1,5 +1,6 @@
 //! Gathers the CUDA kernels, and compiles them ahead of time where NVRTC is found: PTX for compute capability 8.0 and
-//! newer, machine code for 9.0a. Without NVRTC the program compiles what it needs when it runs.
+//! newer, machine code for 9.0a (or those of the two that RUNTIME_CUDA_TARGETS names: `sm_90a`, `compute_80`). Without NVRTC
+//! the program compiles what it needs when it runs.
 
 #[cfg(feature = "cuda")]
 #[path = "src/backend/cuda/nvrtc.rs"]
@@ -32,6 +33,7 @@ mod cuda {
         println!("cargo:rerun-if-changed=src/backend/cuda/nvrtc.rs");
         println!("cargo:rerun-if-changed=src/backend/cuda/variants.rs");
         println!("cargo:rerun-if-env-changed=RUNTIME_NVRTC");
+        println!("cargo:rerun-if-env-changed=RUNTIME_CUDA_TARGETS");
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
         let folder = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("kernels");
         let mut files: Vec<PathBuf> = fs::read_dir(&folder).expect("kernels/").flatten().map(|e| e.path()).collect();
@@ -93,8 +95,9 @@ mod cuda {
     ) -> [Option<PathBuf>; 2] {
         let source = read(path);
         let options: Vec<&str> = option.into_iter().collect();
+        let wanted = env::var("RUNTIME_CUDA_TARGETS").unwrap_or_else(|_| "sm_90a,compute_80".into());
         ["sm_90a", "compute_80"].map(|arch| {
-            if part.starts_with("sm90_") && arch != "sm_90a" {
+            if part.starts_with("sm90_") && arch != "sm_90a" || !wanted.split(',').any(|target| target == arch) {
                 return None;
             }
             // Named by what it is made of, so that a build compiles again only what has changed.
@@ -107,13 +110,9 @@ mod cuda {
             let compiled = nvrtc
                 .compile(&file_name(path), &source, headers, arch, &options)
                 .unwrap_or_else(|log| panic!("kernels/{part} for {arch}: {log}"));
-            let target = out.join(format!("{}.{arch}.z", part.replace('/', "-")));
-            let file = fs::File::create(&target).expect("OUT_DIR can be written");
-            let mut encoder = flate2::write::ZlibEncoder::new(file, flate2::Compression::best());
-            encoder
-                .write_all(&compiled.image)
-                .and_then(|()| encoder.finish().map(drop))
-                .expect("OUT_DIR can be written");
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+            let packed = encoder.write_all(&compiled.image).and_then(|()| encoder.finish()).expect("a vector grows");
+            fs::write(&target, packed).expect("OUT_DIR can be written");
             Some(target)
         })
     }

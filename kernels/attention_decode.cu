@@ -98,7 +98,8 @@ template <typename T, int D> struct Decode {
 
     static DEVICE void run(const Problem<T>& a) {
         __shared__ u32 found;
-        __shared__ float sums_of[WARPS][HEADS][D + 4], largest_of[WARPS][HEADS], total_of[WARPS][HEADS];
+        __shared__ alignas(16) float sums_of[WARPS][HEADS][D + 4];
+        __shared__ float largest_of[WARPS][HEADS], total_of[WARPS][HEADS];
         __shared__ float weights[HEADS][MAX_SPLITS];
         const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
         const u32 unit = blockIdx.z, split = blockIdx.x, splits = gridDim.x, live = live_rows(a.counts, 0, a.rows);

@@ -1,6 +1,6 @@
 // Weights of every type, eight consecutive elements of a row at a time, as f32. The layout (planes of groups of 32
-// elements) is made by src/backend/planes.rs; the formulas are those of shaders/decode.wgsl. NF4 is bitsandbytes' type:
-// plane 0 as Q4_0's, plane 1 one f32 (the largest magnitude) for two groups, value = table[code] * that.
+// elements) is made by src/backend/planes.rs; the formulas are those of shaders/decode.wgsl. NF4 is bitsandbytes'
+// type: plane 0 as Q4_0's, plane 1 one f32 (the largest magnitude) for two groups, value = table[code] * that.
 #pragma once
 #include "common.cuh"
 
@@ -66,8 +66,8 @@ DEVICE float2 weight_f16_pair(const WeightView& v, u32 base, u32 i) {
     return unpack2<f16>(__ldg(v.data + base + i));
 }
 
-// (d, m) of value = q * d + m for group g; `part` is the octet within the group (Q6_K has a scale for each 16 elements).
-// ggml's (q - 8) * d is q * d + (-8 d) exactly: the fused multiply-add rounds once and -8 d is exact.
+// (d, m) of value = q * d + m for group g; `part` is the octet within the group (Q6_K has a scale for each 16
+// elements). ggml's (q - 8) * d is q * d + (-8 d) exactly: the fused multiply-add rounds once and -8 d is exact.
 template <typename W> DEVICE float2 weight_scale(const WeightView& v, u32 g, u32 part);
 template <> DEVICE float2 weight_scale<q4_0>(const WeightView& v, u32 g, u32) {
     float d = weight_f16(v, v.w1, g);
@@ -97,9 +97,15 @@ template <typename W> DEVICE u32 weight_above(const WeightView&, u32, u32, u32) 
 DEVICE u32 fifth_bit(const WeightView& v, u32 g, u32 part, u32 j) {
     return (__ldg(v.data + v.w1 + g) >> (part * 8 + j) & 1u) << 4;
 }
-template <> DEVICE u32 weight_above<q5_0>(const WeightView& v, u32 g, u32 part, u32 j) { return fifth_bit(v, g, part, j); }
-template <> DEVICE u32 weight_above<q5_1>(const WeightView& v, u32 g, u32 part, u32 j) { return fifth_bit(v, g, part, j); }
-template <> DEVICE u32 weight_above<q5_k>(const WeightView& v, u32 g, u32 part, u32 j) { return fifth_bit(v, g, part, j); }
+template <> DEVICE u32 weight_above<q5_0>(const WeightView& v, u32 g, u32 part, u32 j) {
+    return fifth_bit(v, g, part, j);
+}
+template <> DEVICE u32 weight_above<q5_1>(const WeightView& v, u32 g, u32 part, u32 j) {
+    return fifth_bit(v, g, part, j);
+}
+template <> DEVICE u32 weight_above<q5_k>(const WeightView& v, u32 g, u32 part, u32 j) {
+    return fifth_bit(v, g, part, j);
+}
 template <> DEVICE u32 weight_above<q6_k>(const WeightView& v, u32 g, u32 part, u32 j) {
     return (__ldg(v.data + v.w1 + g * 2 + part / 2) >> ((part & 1) * 16 + 2 * j) & 3u) << 4;
 }
@@ -166,9 +172,9 @@ template <> DEVICE void Weight<f16>::load8(u32 row, u32 octet, float (&out)[8]) 
     plain_load8<f16>(v, row, octet, out);
 }
 
-// INSTANTIATE_WEIGHTS(KERNEL, name, T) makes KERNEL(name_<weight>_<T>, weight, T) for every type of weight and one type of
-// activations, INSTANTIATE_PAIRS(KERNEL, name) for all three of those. The compiler options -DWEIGHT_ONLY=q4_k and
-// -DACT_ONLY=bf16 (or any other of the names) leave one of each, so that a program compiles only what it uses.
+// INSTANTIATE_WEIGHTS(KERNEL, name, T) makes KERNEL(name_<weight>_<T>, weight, T) for every type of weight and one
+// type of activations, INSTANTIATE_PAIRS(KERNEL, name) for all three of those. The compiler options -DWEIGHT_ONLY=q4_k
+// and -DACT_ONLY=bf16 (or any other of the names) leave one of each, so that a program compiles only what it uses.
 #define WEIGHT_PAIR_(KERNEL, name, W, T) KERNEL(name##_##W##_##T, W, T)
 #define WEIGHT_PAIR(KERNEL, name, W, T) WEIGHT_PAIR_(KERNEL, name, W, T)
 #ifdef WEIGHT_ONLY

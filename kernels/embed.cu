@@ -1,4 +1,5 @@
-// out[t, :] = table[ids[t], :]: the table is a weight of any type [n, k], out T [rows, k]. An id past the table gives zeros.
+// out[t, :] = table[ids[t], :]: the table is a weight of any type [n, k], out T [rows, k]. An id past the table gives
+// zeros.
 //
 // embed_<W>_<T>: a thread decodes eight elements.
 // Limits: k a multiple of 8 and out aligned to 16 bytes; other k (plain types alone) are written element by element.

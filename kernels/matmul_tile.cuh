@@ -1,11 +1,11 @@
-// The product of matmul_tile.cu and matmul_dx_tile.cu: out = scale · a · b (+ bias) (+ residual) by mma.sync, from sm_80 on.
-// a T [rows, inner] is row-major; b is T [n, inner] (a weight as it lies), or with TRANSPOSED T [inner, n]; bias f32 [n];
-// residual T [rows, n], may be `out`; out T or f32 [rows, n]; null pointers are left out (scale: 1). `inner` and `n` are
-// multiples of 8, pointers 16-byte aligned.
+// The product of matmul_tile.cu and matmul_dx_tile.cu: out = scale · a · b (+ bias) (+ residual) by mma.sync, from
+// sm_80 on. a T [rows, inner] is row-major; b is T [n, inner] (a weight as it lies), or with TRANSPOSED T [inner, n];
+// bias f32 [n]; residual T [rows, n], may be `out`; out T or f32 [rows, n]; null pointers are left out (scale: 1).
+// `inner` and `n` are multiples of 8, pointers 16-byte aligned.
 //
-// A block of 32 · WM · WN threads makes a BM × BN tile: cp.async brings STAGES tiles of BK inputs to shared memory, each warp
-// multiplies BM / WM rows by BN / WN columns, with the fragments of the next 16 inputs in registers while it does.
-// grid = (ceil(rows / BM), ceil(n / BN)): the blocks of one wave cover a square of the result, so L2 serves them.
+// A block of 32 · WM · WN threads makes a BM × BN tile: cp.async brings STAGES tiles of BK inputs to shared memory,
+// each warp multiplies BM / WM rows by BN / WN columns, with the fragments of the next 16 inputs in registers while it
+// does. grid = (ceil(rows / BM), ceil(n / BN)): the blocks of one wave cover a square of the result, so L2 serves them.
 // Dynamic shared memory: STAGES · (BM + BN) · BK · 2 bytes.
 #pragma once
 #include "mma.cuh"
@@ -20,8 +20,8 @@ struct Product {
     u32 live, inner, n;
 };
 
-// The byte of a 16-byte chunk in a tile whose rows have `CHUNKS` of them: the chunks of a row are permuted so that the eight
-// rows of an 8×8 matrix lie in different banks.
+// The byte of a 16-byte chunk in a tile whose rows have `CHUNKS` of them: the chunks of a row are permuted so that the
+// eight rows of an 8×8 matrix lie in different banks.
 template <int CHUNKS> DEVICE u32 chunk_at(u32 row, u32 chunk) {
     u32 turn = CHUNKS == 4 ? row / 2 % 4 : row % 8;
     return (row * CHUNKS + (chunk ^ turn)) * 16;
@@ -33,7 +33,8 @@ DEVICE void product(const Product& p) {
     constexpr int MT = ROWS / 16, NT = COLUMNS / 8; // fragments of a warp
     constexpr int A_BYTES = BM * BK * 2, STAGE_BYTES = (BM + BN) * BK * 2;
     constexpr int B_ROWS = TRANSPOSED ? BK : BN, B_CHUNKS = (TRANSPOSED ? BN : BK) / 8, A_CHUNKS = BK / 8;
-    static_assert(NT % 2 == 0 && STEPS % 2 == 0 && BM * A_CHUNKS % THREADS == 0 && B_ROWS * B_CHUNKS % THREADS == 0, "whole");
+    static_assert(NT % 2 == 0 && STEPS % 2 == 0, "fragments come in pairs, steps alternate");
+    static_assert(BM * A_CHUNKS % THREADS == 0 && B_ROWS * B_CHUNKS % THREADS == 0, "all threads copy alike");
     extern __shared__ __align__(128) unsigned char tiles[];
 
     u32 first_row = blockIdx.x * BM, first_column = blockIdx.y * BN;
@@ -116,7 +117,8 @@ DEVICE void product(const Product& p) {
             for (int i = 0; i < MT; i++) {
 #pragma unroll
                 for (int j = 0; j < NT; j++) {
-                    mma16816<T>(sums[i][j], fa[step % 2][i], fb[step % 2][j / 2][j % 2 * 2], fb[step % 2][j / 2][j % 2 * 2 + 1]);
+                    const u32(&pair)[4] = fb[step % 2][j / 2];
+                    mma16816<T>(sums[i][j], fa[step % 2][i], pair[j % 2 * 2], pair[j % 2 * 2 + 1]);
                 }
             }
         }
@@ -133,7 +135,8 @@ DEVICE void product(const Product& p) {
             u32 row = first_row + warp_row + i * 8 + lane / 4;
             if (row >= p.live) break;
             u64 at = (u64)row * p.n + column;
-            float low = scale * sums[i / 2][j][i % 2 * 2] + bias.x, high = scale * sums[i / 2][j][i % 2 * 2 + 1] + bias.y;
+            const float(&sum)[4] = sums[i / 2][j];
+            float low = scale * sum[i % 2 * 2] + bias.x, high = scale * sum[i % 2 * 2 + 1] + bias.y;
             if (p.residual) {
                 float2 old = unpack2<T>(*(const u32*)((const T*)p.residual + at));
                 low += old.x, high += old.y;

@@ -1,10 +1,11 @@
 // attention on Hopper: the tensor-core kernels of attention.cu (formulas, layouts and arguments there) with wgmma.
 //
 // sm90_attention_{paged,packed}_d{64,128,256}_{bf16,f16}: M = 128 query rows, N = 128 keys (D = 256: 64).
-//     grid (H, ceil(rows / M)), block 384, dynamic shared memory 2·(M + 4·N)·D + 1024 bytes; q, k, v, out aligned to 16 bytes.
+//     S = 3 stages (D = 256: 2). q, k, v, out aligned to 16 bytes.
+//     grid (H, ceil(rows / M)), block 384, dynamic shared memory 2·(M + 2·S·N)·D + 1024 bytes.
 //     -DHEAD_DIM=n compiles the kernels of that width only.
 //
-// How: warpgroup 0 copies keys and values (cp.async, so that pages of any size and dead rows need no tensor map), two stages of
+// How: warpgroup 0 copies keys and values (cp.async, so that pages of any size and dead rows need no tensor map), S stages of
 // each; warpgroups 1 and 2 own 64 rows of one head each. While the tensor cores compute S of a tile and O of the one before, the
 // exponentials of neither are in their way: S = Q·Kᵀ of tile j + 1 is issued before O += P·V of tile j, and its softmax runs while
 // the latter is under way. The two warpgroups drift apart by themselves and fill each other's gaps.
@@ -42,6 +43,16 @@ template <typename T, int N> DEVICE void wgmma_registers(float (&d)[N / 2], cons
     }
 }
 
+// Whether the phase of this parity has ended.
+DEVICE bool barrier_passed(u32 barrier, u32 parity) {
+    u32 passed;
+    asm volatile("{ .reg .pred done; mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2; selp.u32 %0, 1, 0, done; }"
+                 : "=r"(passed)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return passed;
+}
+
 template <typename T> struct Problem {
     T* out;
     float* lse;
@@ -71,7 +82,7 @@ struct Walk {
 };
 
 template <typename T, int D, bool PAGED> struct Hopper {
-    static const int M = 128, N = D <= 128 ? 128 : 64, STAGES = 2;
+    static const int M = 128, N = D <= 128 ? 128 : 64, STAGES = D <= 128 ? 3 : 2;
     static const u32 TILE_BYTES = N * D * 2, Q_BYTES = 64 * D * 2; // of one stage of keys or values; of a warpgroup's rows
     static const int UNITS = D / 8;
 
@@ -96,8 +107,15 @@ template <typename T, int D, bool PAGED> struct Hopper {
         }
     }
 
-    // Steps to the run's next tile, or to the next run. Bit r of `starts`: row r begins a run; of `skipped`: is left out.
-    static DEVICE void advance(const Problem<T>& a, Walk& walk, u32 first, u32 rows, const u32* starts, const u32* skipped) {
+    struct Shared {
+        u64 full[2 * STAGES], empty[2 * STAGES]; // of keys, then of values
+        Walk tiles[STAGES];
+        u32 starts[M / 32], skipped[M / 32]; // bit r: row r begins a run; is left out
+        u32 seqs[M], positions[M];
+    };
+
+    // Steps to the run's next tile, or to the next run.
+    static DEVICE void advance(const Shared& s, Walk& walk, u32 rows, u32 window) {
         walk.key += N;
         if (walk.key < walk.key_end) return;
         do {
@@ -105,7 +123,7 @@ template <typename T, int D, bool PAGED> struct Hopper {
             if (walk.row >= rows) return;
             u32 next = walk.row + 1;
             while (next < rows) {
-                u32 bits = starts[next / 32] >> (next % 32);
+                u32 bits = s.starts[next / 32] >> (next % 32);
                 if (bits) {
                     next += __ffs(bits) - 1;
                     break;
@@ -113,47 +131,47 @@ template <typename T, int D, bool PAGED> struct Hopper {
                 next = (next / 32 + 1) * 32;
             }
             walk.row_end = min(next, rows);
-        } while (skipped[walk.row / 32] >> (walk.row % 32) & 1);
-        u32 t = first + walk.row;
-        walk.seq = a.seqs[t];
-        walk.position = PAGED ? a.positions[t] : t - a.map[walk.seq];
+        } while (s.skipped[walk.row / 32] >> (walk.row % 32) & 1);
+        walk.seq = s.seqs[walk.row];
+        walk.position = s.positions[walk.row];
         walk.key_end = walk.position + (walk.row_end - walk.row);
-        walk.key = lowest_key(walk.position, a.window) / N * N;
+        walk.key = lowest_key(walk.position, window) / N * N;
     }
 
-    struct Shared {
-        u64 full[2 * STAGES], empty[2 * STAGES]; // of keys, then of values
-        Walk tiles[STAGES];
-        u32 starts[M / 32], skipped[M / 32];
-    };
-
-    // Loads keys and values, in turn: item i is tile i / 2's keys, or values if i is odd. A tile is handed over when the next
-    // item is under way. Ends with keys of a walk that has no rows left.
+    // Loads keys and values in turn. What was loaded is handed over when the next load is under way, or earlier if that one has
+    // to wait for room. Ends with keys of a walk that has no rows left.
     static DEVICE void produce(const Problem<T>& a, Shared& s, u32 first, u32 rows, u32 tiles) {
         const u32 group = blockIdx.x / (a.heads / a.kv_heads);
         const u32 full = shared_address(s.full), empty = shared_address(s.empty);
         Walk walk = {0, 0, 0, 0, 0, 0};
-        u32 before = 0; // the barrier of the item that is not handed over yet
+        u32 before = 0; // the barrier of what is not handed over yet
         for (u32 tile = 0;; tile++) {
             const u32 stage = tile % STAGES, parity = (tile / STAGES + 1) % 2;
-            advance(a, walk, first, rows, s.starts, s.skipped);
+            advance(s, walk, rows, a.window);
             const bool more = walk.row < rows;
-            barrier_wait(empty + stage * 8, parity);
+            room(empty + stage * 8, parity, before);
             if (threadIdx.x == 0) s.tiles[stage] = walk;
             if (more) load(a, a.k, walk, group, tiles + stage * TILE_BYTES);
             copy_commit();
-            if (tile > 0) hand_over<1>(before);
+            if (before) hand_over<1>(before);
             if (!more) {
                 barrier_arrive(full + stage * 8);
                 return;
             }
             before = full + stage * 8;
-            barrier_wait(empty + (STAGES + stage) * 8, parity);
+            room(empty + (STAGES + stage) * 8, parity, before);
             load(a, a.v, walk, group, tiles + (STAGES + stage) * TILE_BYTES);
             copy_commit();
-            hand_over<1>(before);
+            if (before) hand_over<1>(before);
             before = full + (STAGES + stage) * 8;
         }
+    }
+
+    static DEVICE void room(u32 empty, u32 parity, u32& before) {
+        if (barrier_passed(empty, parity)) return;
+        if (before) hand_over<0>(before);
+        before = 0;
+        barrier_wait(empty, parity);
     }
 
     template <int NEWER> static DEVICE void hand_over(u32 barrier) {
@@ -238,14 +256,7 @@ template <typename T, int D, bool PAGED> struct Hopper {
         const u32 queries = memory + me * Q_BYTES, tiles = memory + 2 * Q_BYTES;
         const u32 warp_row = me * 64 + thread / 32 * 16;
         const u64 row_stride = (u64)a.heads * D;
-#pragma unroll
-        for (int i = 0; i < 64 * UNITS / 128; i++) {
-            u32 at = thread + i * 128, r = at / UNITS, unit = at % UNITS, row = me * 64 + r;
-            const T* from = a.q + (u64)(row < rows ? first + row : first) * row_stride + head * D + unit * 8;
-            copy16_async(queries + unit_at(r, unit, 64), from, row < rows);
-        }
-        copy_commit();
-        copy_wait<0>();
+        copy_wait<0>(); // the queries, see run
         fence_async_proxy();
         named_barrier(1 + me, 128);
 
@@ -318,15 +329,40 @@ template <typename T, int D, bool PAGED> struct Hopper {
     static DEVICE void run(const Problem<T>& a) {
         extern __shared__ uint4 shared_memory[];
         __shared__ Shared shared;
-        const u32 first = (gridDim.y - 1 - blockIdx.y) * M, live = live_rows(a.counts, 0, a.rows); // most keys first
-        if (first >= live) return;
-        const u32 rows = min(live - first, (u32)M), skew = (1024 - shared_address(shared_memory) % 1024) % 1024;
+        const u32 first = (gridDim.y - 1 - blockIdx.y) * M; // most keys first
+        const u32 skew = (1024 - shared_address(shared_memory) % 1024) % 1024;
+        // Everything is asked for at once, before it is known which rows are live: each wait here costs a good part of a tile.
+        if (threadIdx.x >= 128) {
+            const u32 me = threadIdx.x / 128 - 1, to = shared_address(shared_memory) + skew + me * Q_BYTES;
+#pragma unroll
+            for (int i = 0; i < 64 * UNITS / 128; i++) {
+                u32 at = threadIdx.x % 128 + i * 128, r = at / UNITS, unit = at % UNITS, row = first + me * 64 + r;
+                const T* from = a.q + ((u64)(row < a.rows ? row : first) * a.heads + blockIdx.x) * D + unit * 8;
+                copy16_async(to + unit_at(r, unit, 64), from, row < a.rows);
+            }
+            copy_commit();
+        }
+        u32 t = first + threadIdx.x % M, seq = 0, before = 0, after = 0, position = 0;
+        if (threadIdx.x < M && t < a.rows) {
+            seq = a.seqs[t];
+            if (t > 0) before = a.seqs[t - 1];
+            if (t + 1 < a.rows) after = a.seqs[t + 1];
+            if (PAGED) position = a.positions[t];
+        }
+        const u32 live = live_rows(a.counts, 0, a.rows);
+        if (first >= live) {
+            copy_wait<0>();
+            return;
+        }
+        const u32 rows = min(live - first, (u32)M);
         if (threadIdx.x < M) {
-            u32 t = first + threadIdx.x, seq = threadIdx.x < rows ? a.seqs[t] : 0;
-            bool begins = threadIdx.x < rows && (t == 0 || a.seqs[t - 1] != seq);
-            bool single = begins && a.skip_single && (t + 1 == live || a.seqs[t + 1] != seq);
+            bool begins = t < live && (t == 0 || before != seq);
+            bool single = begins && a.skip_single && (t + 1 == live || after != seq);
             u32 start_bits = __ballot_sync(FULL_WARP, begins), skip_bits = __ballot_sync(FULL_WARP, single);
             if (threadIdx.x % 32 == 0) shared.starts[threadIdx.x / 32] = start_bits, shared.skipped[threadIdx.x / 32] = skip_bits;
+            if (!PAGED && t < live) position = t - a.map[seq];
+            shared.seqs[threadIdx.x] = seq;
+            shared.positions[threadIdx.x] = position;
         }
         if (threadIdx.x == 0) {
             for (int i = 0; i < 2 * STAGES; i++) {

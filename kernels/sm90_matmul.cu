@@ -1,17 +1,17 @@
 // out[M, N] = x[M, K] · W[N, K]ᵀ + u[M, r] · B[N, r]ᵀ (optional) + bias + residual, W as in nn.Linear; T = bf16 or f16.
 // Up to three outputs share a launch (q, k, v; gate, up), each with its own W, u, B, bias, residual and N.
 //
-// Large M: sm90_matmul_n{BN}c{CLUSTER}_T; the kernel, its tensor maps and its launch stand in sm90_gemm.cuh. Products of an
-// output: {x, W, K} and, with a low-rank term, {u, B, r} (r a multiple of 8; its scale is folded into u or B).
+// Large M: sm90_matmul_n{BN}c{CLUSTER}_T; the kernel, its tensor maps and its launch stand in sm90_gemm.cuh. Products
+// of an output: {x, W, K} and, with a low-rank term, {u, B, r} (r a multiple of 8; its scale is folded into u or B).
 //
 // Small M (up to 128 rows; more work too): sm90_matmul_t{TOKENS}_T, TOKENS = 16, 32, 64, 128, the least that holds the
-// bucket. W is wgmma's M operand, so that few tokens waste nothing; the same arguments and maps, but the a maps (x, u) have
-// boxes of {64, min(64, TOKENS)}. K is split over a cluster, whose blocks add their f32 parts through distributed shared
-// memory in the order of k: deterministic, no scratch.
-// Launch: block 288, cluster (S, 1, 1) by attribute with S in 1, 2, 4, 8 splits, S ≤ K blocks of 64 (of both products);
-// grid (S · Σ_o ceil(N_o / 128), ceil(rows / TOKENS)); dynamic shared memory 1,024 + ring + 16 · floor(ring / ((128 +
-// TOKENS) · 128)) bytes, ring = 110,592 for 16 and 32, 196,608 for 64 and 128 tokens.
-// It may be launched with programmatic stream serialization: it starts on W and B while the kernel before it ends.
+// bucket. W is wgmma's M operand, so that few tokens waste nothing; the same arguments and maps, but the a maps (x, u)
+// have boxes of {64, min(64, TOKENS)}. K is split over a cluster, whose blocks add their f32 parts through distributed
+// shared memory in the order of k: deterministic, no scratch. Launch: block 288, cluster (S, 1, 1) by attribute with S
+// in 1, 2, 4, 8 splits, S ≤ K blocks of 64 (of both products); grid (S · Σ_o ceil(N_o / 128), ceil(rows / TOKENS));
+// dynamic shared memory 1,024 + ring + 16 · floor(ring / ((128 + TOKENS) · 128)) bytes, ring = 110,592 for 16 and 32,
+// 196,608 for 64 and 128 tokens. It may be launched with programmatic stream serialization: it starts on W and B while
+// the kernel before it ends.
 #include "sm90_gemm.cuh"
 
 #define KERNEL(name, T, BN, CLUSTER)                                                                                  \

@@ -1,7 +1,7 @@
-// dx[M, K] (+)= scale · (dy[M, N] · W[N, K] + du[M, r] · A[r, K] + …), W and A row-major as forward, T = bf16 or f16: wgmma
-// takes them MN-major. Up to six products add up in one launch: q, k and v with their low-rank terms. The kernel, its
-// tensor maps and its launch stand in sm90_gemm.cuh: a = dy, b = W, k = N of each product, `n` = K, residual = dx to
-// accumulate.
+// dx[M, K] (+)= scale · (dy[M, N] · W[N, K] + du[M, r] · A[r, K] + …), W and A row-major as forward, T = bf16 or f16:
+// wgmma takes them MN-major. Up to six products add up in one launch: q, k and v with their low-rank terms. The kernel,
+// its tensor maps and its launch stand in sm90_gemm.cuh: a = dy, b = W, k = N of each product, `n` = K, residual = dx
+// to accumulate.
 #include "sm90_gemm.cuh"
 
 #define KERNEL(name, T, BN, CLUSTER)                                                                                  \

@@ -1,31 +1,83 @@
 #!/usr/bin/env bash
-# On a GPU host, after scripts/gpu_pack.sh: every op and whole models over Vulkan against the CPU and transformers, then
-# speed at the shape of Qwen3-0.6B with random weights (needs Python with torch and safetensors).
-# Writes its output to the folder given as $1 (default benches/results/new).
+# On a GPU host, in a copy of this repository with what scripts/gpu_pack.sh made: checks and times both GPU backends.
+#
+#     scripts/gpu_check.sh OUT_FOLDER [checks] [sanitizer] [speed] [vulkan]        (default: all four)
+#
+# checks     every op, whole models and training on CUDA, against the CPU backend, transformers and PEFT
+# sanitizer  the table of ops under compute-sanitizer: memcheck, initcheck, racecheck
+# speed      prefill, decode and training steps of Qwen3's shapes with random weights on CUDA
+# vulkan     the same checks and speeds through wgpu
+#
+# RUNTIME_SMOLLM2 names SmolLM2-135M-Instruct.Q4_1.gguf where it is not in .cache/models. Writes NAME.txt for each part
+# and speed.md, a table of all that was timed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-benches/results/new}
+out=$1
+shift
+parts=${*:-checks sanitizer speed vulkan}
 mkdir -p "$out"
 built_in=$(cat .carry/built_in)
 [ -e "$built_in" ] || { mkdir -p "$(dirname "$built_in")" && ln -s "$PWD" "$built_in"; }
-{
-    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-    .carry/runtime devices
-    echo "== ops over wgpu against the CPU"
-    .carry/ops --test-threads 1 2>&1 | tail -30
-    echo "== tiny models of every family against transformers"
-    .carry/models families 2>&1 | tail -15
-    echo "== training over wgpu against PEFT"
-    .carry/train_tiny wgpu 2>&1 | tail -15
-    echo "== speed: Qwen3-0.6B's shape, random bf16 weights"
-    model=$(mktemp -d)
-    python3 benches/random_model.py "$model"
-    for dtype in f32 f16; do
-        for prompt in 512 4096; do
-            echo "$dtype"
-            timeout 120 .carry/runtime bench -m "$model" --backend wgpu --dtype "$dtype" -p "$prompt" -n 64 --json
+
+brief() { grep -E '^test |panicked|error|result|nat$|tok|cuda|\[' "$1" | cut -c1-240; }
+has() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac }
+
+if has checks; then
+    {
+        nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+        .carry/runtime devices
+        export RUNTIME_CUDA=1 RUNTIME_NO_WGPU=1
+        for name in "ops" "models cuda" "train_tiny cuda" "train_smollm2 cuda"; do
+            echo "== $name"
+            # shellcheck disable=SC2086
+            timeout 240 .carry/${name%% *} ${name#"${name%% *}"} --test-threads 1 --nocapture >"$out/log" 2>&1 || true
+            brief "$out/log"
         done
-    done
-    timeout 100 .carry/runtime bench -m "$model" --backend cpu -p 128 -n 16 --json
-    rm -rf "$model"
-} 2>&1 | tee "$out/gpu_check.txt"
+    } 2>&1 | tee "$out/checks.txt"
+fi
+
+if has sanitizer; then
+    for tool in memcheck initcheck racecheck; do
+        echo "== compute-sanitizer --tool $tool"
+        RUNTIME_CUDA=1 RUNTIME_NO_WGPU=1 timeout 280 compute-sanitizer --tool "$tool" --kernel-name-exclude kns=none \
+            .carry/ops --test-threads 1 --skip every_shape --skip long_attention 2>&1 | grep -vE '^test .* ok$' | tail -12
+    done 2>&1 | tee "$out/sanitizer.txt"
+fi
+
+bench() { # bench BACKEND ARGUMENTS…
+    local backend=$1
+    shift
+    timeout 200 .carry/runtime bench --backend "$backend" --json "$@" || echo "{\"error\": \"$backend $*: exit status $?\"}"
+}
+
+if has speed; then
+    {
+        bench cuda --random-weights qwen3-0.6b -p 512 -n 128 --batch 1,8,32,128
+        bench cuda --random-weights qwen3-0.6b -p 4096 -n 16 --train
+        bench cuda --random-weights qwen3-0.6b -p 64 -n 8 --train --train-batch 8
+        bench cuda --random-weights qwen3-8b -p 512 -n 64 --batch 1,8,32,128
+        bench cuda --random-weights qwen3-8b -p 4096 -n 16 --max-num-batched-tokens 4096 --train
+        bench cuda --random-weights qwen3-8b -p 64 -n 8 --train --recompute
+        bench cuda --random-weights qwen3-8b --weight-type q4_k -p 512 -n 64 --batch 1,8
+    } 2>&1 | tee "$out/speed.jsonl"
+    python3 benches/table.py "$out/speed.jsonl" >"$out/speed.md"
+fi
+
+if has vulkan; then
+    {
+        .carry/runtime devices
+        for name in "ops" "models wgpu" "train_tiny wgpu"; do
+            echo "== $name"
+            # shellcheck disable=SC2086
+            timeout 240 .carry/${name%% *} ${name#"${name%% *}"} --test-threads 1 --nocapture >"$out/log" 2>&1 || true
+            brief "$out/log"
+        done
+    } 2>&1 | tee "$out/vulkan.txt"
+    {
+        bench wgpu --random-weights qwen3-0.6b -p 512 -n 64 --train --runs 2
+        bench wgpu --random-weights qwen3-8b -p 512 -n 32 --runs 2
+        bench wgpu --random-weights qwen3-8b --weight-type q4_k -p 512 -n 32 --runs 2
+    } 2>&1 | tee "$out/vulkan.jsonl"
+    python3 benches/table.py "$out/vulkan.jsonl" >"$out/vulkan.md"
+fi
+rm -f "$out/log"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds what a GPU host needs into .carry/, so that the host needs neither Rust nor a compiler:
-# the program, the tests of ops and of whole models, and a tool that writes random weights of real shapes.
+# Builds what a GPU host needs into .carry/, so that the host needs neither Rust nor a compiler: the program with its CUDA
+# kernels compiled (NVRTC is taken from .venv, or from where RUNTIME_NVRTC says), and the tests that have a GPU half.
 # Then, on the host, in a copy of this repository with .carry/ in it: scripts/gpu_check.sh OUT_FOLDER
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,7 +8,7 @@ rm -rf .carry && mkdir -p .carry
 cargo build --release --locked
 pack() { strip -o ".carry/$2" "$1"; }
 pack target/release/runtime runtime
-for name in ops models train_tiny; do
+for name in ops models train_tiny train_smollm2; do
     exe=$(cargo test --release --locked --no-run --test "$name" 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
     pack "$exe" "$name"
 done

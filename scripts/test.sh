@@ -59,7 +59,9 @@ vulkan() {
 
 python_packages() {
     local python=.venv/bin/python packages=(openai)
-    if ! "$python" -c 'import openai' 2>/dev/null; then
+    # NVIDIA's compiler needs no GPU: it checks every CUDA kernel, and the build takes its output along.
+    case "$(uname -s)" in Linux) packages+=("nvidia-cuda-nvrtc==13.0.*") ;; *) export RUNTIME_NO_NVRTC=1 ;; esac
+    if ! "$python" -m pip show --quiet "${packages[@]%%==*}" 2>/dev/null; then
         if [ ! -x "$python" ] && ! python3 -m venv .venv; then
             rm -rf .venv
             apt_install "Python cannot make environments" python3-venv && python3 -m venv .venv || return 1

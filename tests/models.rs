@@ -10,10 +10,11 @@
 
 mod common;
 
-use common::device::{load, repository, smollm2_path};
-use runtime::backend::{BackendChoice, Bindings, BufferDesc, Executable};
+use common::device::{load, nvidia, repository, smollm2_path};
+use runtime::backend::{BackendChoice, Bindings, BufferDesc, ComputeType, Executable};
 use runtime::engine::text::{TextOptions, generate_text};
 use runtime::engine::{Engine, EngineOptions, Request};
+use runtime::format::Checkpoint;
 use runtime::model::LoadedModel;
 use runtime::model::decoder::{ServeHead, ServeProgram, ServeShape, buffers, serve_program};
 use runtime::tensor::DType;
@@ -144,6 +145,13 @@ fn families_match_transformers_wgpu() {
     families(BackendChoice::Wgpu, 1e-4);
 }
 
+#[test]
+fn families_match_transformers_cuda() {
+    if nvidia() {
+        families(BackendChoice::Cuda, 1e-4);
+    }
+}
+
 fn cases() -> Vec<Value> {
     let text = std::fs::read_to_string(repository("tests/golden/smollm2/cases.json")).unwrap();
     serde_json::from_str::<Value>(&text).unwrap()["cases"].as_array().unwrap().clone()
@@ -155,7 +163,12 @@ fn numbers<T: serde::de::DeserializeOwned>(case: &Value, key: &str) -> Vec<T> {
 
 /// Greedy continuations equal transformers', and log-probabilities agree to `tolerance` nat on average.
 fn smollm2(choice: BackendChoice, tolerance: f64, wanted: impl Fn(&str) -> bool) {
-    let model = load(&smollm2_path(), choice);
+    let cases = smollm2_in(load(&smollm2_path(), choice), tolerance, true, wanted);
+    assert!(cases > 0);
+}
+
+/// On an opened model; `exact` asks for the same tokens, too. How many cases were checked.
+fn smollm2_in(model: Arc<LoadedModel>, tolerance: f64, exact: bool, wanted: impl Fn(&str) -> bool) -> usize {
     let options = EngineOptions { max_len: Some(1024), max_seqs: 4, ..EngineOptions::default() };
     let engine = Engine::start(model, options).unwrap();
     let mut checked = 0;
@@ -168,13 +181,20 @@ fn smollm2(choice: BackendChoice, tolerance: f64, wanted: impl Fn(&str) -> bool)
         let greedy: Vec<u32> = numbers(&case, "greedy");
         let request = Request { prompt: ids.clone(), max_tokens: greedy.len(), ignore_eos: true, ..Request::default() };
         let done = generate_text(&engine, request, TextOptions::default()).unwrap();
-        assert_eq!(done.ids, greedy, "{name}: greedy tokens");
+        if exact {
+            assert_eq!(done.ids, greedy, "{name}: greedy tokens");
+        } else {
+            // Near ties may fall either way; the first token of a clear prompt may not.
+            let same = done.ids.iter().zip(&greedy).take_while(|(a, b)| a == b).count();
+            println!("{name}: {same} of {} greedy tokens are transformers' f32 ones", greedy.len());
+        }
         let scores = engine.score(&ids, None).unwrap();
         let want: Vec<f64> = numbers(&case, "logprobs");
         assert_eq!(scores.logprobs.len(), want.len(), "{name}");
         if !want.is_empty() {
             let sum: f64 = scores.logprobs.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).abs()).sum();
             let mean = sum / want.len() as f64;
+            println!("{name}: {mean:.5} nat");
             assert!(mean <= tolerance, "{name}: log-probabilities are off by {mean} nat on average");
         }
         let top: Vec<(u32, f64)> = numbers(&case, "next_top5");
@@ -186,7 +206,24 @@ fn smollm2(choice: BackendChoice, tolerance: f64, wanted: impl Fn(&str) -> bool)
         }
         checked += 1;
     }
-    assert!(checked > 0);
+    checked
+}
+
+#[test]
+fn smollm2_matches_transformers_cuda() {
+    if nvidia() {
+        smollm2(BackendChoice::Cuda, 1e-3, |_| true);
+    }
+}
+
+/// What users get unless they ask for f32.
+#[test]
+fn smollm2_in_bf16_is_close_to_transformers_cuda() {
+    if nvidia() {
+        let device = runtime::backend::open(BackendChoice::Cuda, 0, ComputeType::BF16).unwrap();
+        let model = LoadedModel::load(Checkpoint::open(&smollm2_path()).unwrap(), device).unwrap();
+        assert!(smollm2_in(model, 2e-2, false, |_| true) > 0);
+    }
 }
 
 #[test]

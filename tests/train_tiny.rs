@@ -11,7 +11,7 @@
 
 mod train_support;
 
-use runtime::backend::BackendChoice;
+use runtime::backend::{BackendChoice, ComputeType};
 use runtime::format::peft::Adapter;
 use runtime::format::{Source, safetensors};
 use runtime::model::{LoadOptions, LoadedModel};
@@ -19,7 +19,7 @@ use runtime::train::{self, Job, LossOn, Observer, Optim, Recipe, Schedule, StepR
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
-use train_support::{compare_steps, floats, golden, json, open, recipe, relative_norm, tensors, worst};
+use train_support::{compare_steps, cuda, floats, golden, json, open, recipe, relative_norm, tensors, worst};
 
 /// Largest differences from PEFT that a backend may show.
 struct Tolerance {
@@ -77,6 +77,16 @@ fn like_peft_on_wgpu() {
         return;
     }
     like_peft("chat", BackendChoice::Wgpu, &Tolerance { loss: 1e-2, gradient: 1e-3, adapter: 5e-2 });
+}
+
+/// On an NVIDIA GPU in f32; a machine without one passes.
+#[test]
+fn like_peft_on_cuda() {
+    if cuda(ComputeType::F32, &golden("tiny/chat")).is_some() {
+        let tolerance = Tolerance { loss: 2e-3, gradient: 1e-3, adapter: 5e-2 };
+        like_peft("chat", BackendChoice::Cuda, &tolerance);
+        like_peft("chat_llama", BackendChoice::Cuda, &tolerance);
+    }
 }
 
 fn tiny() -> Arc<LoadedModel> {

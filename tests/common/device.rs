@@ -29,3 +29,16 @@ pub fn device(choice: BackendChoice) -> Arc<dyn Device> {
 pub fn load(path: &Path, choice: BackendChoice) -> Arc<LoadedModel> {
     LoadedModel::load(Checkpoint::open(path).unwrap(), device(choice)).unwrap()
 }
+
+/// Whether there is an NVIDIA GPU; without one a test of CUDA has nothing to do, unless `RUNTIME_CUDA` says there must be one.
+#[allow(dead_code)] // not every test has a CUDA half
+pub fn nvidia() -> bool {
+    match backend::open(BackendChoice::Cuda, 0, ComputeType::F32) {
+        Ok(_) => true,
+        Err(error) => {
+            assert!(std::env::var_os("RUNTIME_CUDA").is_none(), "{error}");
+            eprintln!("skipped: {error}");
+            false
+        }
+    }
+}

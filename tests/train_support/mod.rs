@@ -1,7 +1,7 @@
 //! Shared by the training tests: golden cases, the hash that makes initial adapters, comparisons.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use runtime::backend::BackendChoice;
+use runtime::backend::{BackendChoice, ComputeType};
 use runtime::format::peft::Adapter;
 use runtime::model::{LoadOptions, LoadedModel};
 use runtime::tensor::HostTensor;
@@ -20,7 +20,22 @@ pub fn json(path: &Path) -> Value {
 }
 
 pub fn open(path: &Path, backend: BackendChoice) -> Arc<LoadedModel> {
-    LoadedModel::open(path, &LoadOptions { backend, ..LoadOptions::default() }).unwrap()
+    // What is compared with PEFT in f32 is computed in f32.
+    LoadedModel::open(path, &LoadOptions { backend, compute: ComputeType::F32, ..LoadOptions::default() }).unwrap()
+}
+
+/// A model on an NVIDIA GPU; `None` without one, unless `RUNTIME_CUDA` says that there must be one.
+#[allow(dead_code)] // not every test has a CUDA half
+pub fn cuda(compute: ComputeType, path: &Path) -> Option<Arc<LoadedModel>> {
+    let options = LoadOptions { backend: BackendChoice::Cuda, compute, ..LoadOptions::default() };
+    match LoadedModel::open(path, &options) {
+        Ok(model) => Some(model),
+        Err(error) => {
+            assert!(std::env::var_os("RUNTIME_CUDA").is_none(), "{error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
 }
 
 /// SmolLM2-135M-Instruct as GGUF, or `None` (with a note) where it has not been fetched.

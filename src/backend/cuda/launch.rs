@@ -69,8 +69,8 @@ pub struct Launch {
     pub block: u32,
     /// Dynamic shared memory, in bytes.
     pub shared: u32,
-    /// Blocks of a cluster along the grid's first dimension; 1: no cluster.
-    pub cluster: u32,
+    /// Blocks of a cluster along the grid's first dimension, where the kernel leaves that to the launch.
+    pub cluster: Option<u32>,
     /// May start before the kernel ahead of it has ended: it waits by itself (`griddepcontrol.wait`).
     pub overlaps: bool,
     /// Arguments in order.
@@ -90,8 +90,8 @@ impl Launch {
                 value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
             });
         }
-        if self.cluster > 1 {
-            let size = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
+        if let Some(x) = self.cluster {
+            let size = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y: 1, z: 1 };
             attributes.push(sys::CUlaunchAttribute {
                 id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
                 pad: [0; 4],

@@ -3,9 +3,9 @@
 //! | activations, head width | layout | kernel |
 //! |---|---|---|
 //! | f32, or a width that the tensor cores' kernels lack | any | `attention_{paged,packed}_plain` |
-//! | 16 bit | packed | `attention_packed_d…` |
+//! | 16 bit | packed | `attention_packed_d…`, on Hopper `sm90_attention_packed_d…` |
 //! | 16 bit, few rows | paged | `attention_decode` |
-//! | 16 bit, more rows | paged | `attention_decode` for sequences with one row, `attention_paged_d…` for the others |
+//! | 16 bit, more rows | paged | `attention_decode` for sequences with one row, `attention_paged_d…`, on Hopper `sm90_attention_paged_d…`, for the others |
 
 use super::launch::Args;
 use super::places::suffix;
@@ -99,6 +99,14 @@ impl Recorder<'_> {
             self.launch("attention/0", &name, [r.rows, g.heads, 1], 128, 20 * g.head_dim + 32, args)?;
             return Ok(());
         }
+        if self.caps.hopper() && [64, 128, 256].contains(&g.head_dim) {
+            let (n, stages) = if g.head_dim == 256 { (64, 2) } else { (128, 3) };
+            let shared = 2 * (128 + 2 * stages * n) * g.head_dim + 1024;
+            let name = format!("sm90_attention_{kind}_d{}_{}", g.head_dim, suffix(t));
+            let file = format!("sm90_attention/{}", g.head_dim);
+            self.launch(&file, &name, [g.heads, r.rows.div_ceil(128), 1], 384, shared, args)?;
+            return Ok(());
+        }
         let (name, file) =
             (format!("attention_{kind}_d{}_{}", g.head_dim, suffix(t)), format!("attention/{}", g.head_dim));
         let (m, n) = if g.head_dim == 256 { (64, 32) } else { (128, 64) };
@@ -137,7 +145,7 @@ impl Recorder<'_> {
                     // The heads of a group are shared out among the blocks of a cluster.
                     let parts = if self.caps.hopper() { (g.heads / g.kv_heads).min(8) } else { 1 };
                     let grid = [parts, g.kv_heads * columns, r.rows.div_ceil(64)];
-                    self.launch(&file, &name, grid, 128, shared, args)?.cluster = parts as u32;
+                    self.launch(&file, &name, grid, 128, shared, args)?.cluster = Some(parts as u32);
                 }
             } else {
                 let name = format!("attention_backward_{what}_plain_{}", suffix(t));

@@ -82,15 +82,19 @@ impl Recorder<'_> {
             let name = format!("matmul_rows_any_{of_weight}_{}", suffix(t));
             let grid = rows.div_ceil(8).min(8 * multiprocessors);
             let args = Args::new().bytes(bytemuck::bytes_of(&args));
-            return self.launch(&format!("matmul_rows_any/{of_weight}"), &name, [grid, 1, 1], 256, 0, args).map(drop);
+            return self.launch(&format!("matmul_rows/{of_weight}"), &name, [grid, 1, 1], 256, 0, args).map(drop);
         };
         args.chunk = plan.chunk as u32;
         let name = format!("matmul_rows{}_{of_weight}_{}", plan.most, suffix(t));
         let file = format!("matmul_rows/{of_weight}");
+        let hopper = self.caps.hopper();
         let blocks = self.blocks_at_once(&file, &name, plan.block, plan.shared)?;
         let grid = plan.tiles.min(blocks * multiprocessors);
         let args = Args::new().bytes(bytemuck::bytes_of(&args));
-        self.launch(&file, &name, [grid, 1, 1], plan.block, plan.shared, args).map(drop)
+        let launch = self.launch(&file, &name, [grid, 1, 1], plan.block, plan.shared, args)?;
+        // Weights are loaded before the kernel waits for the one ahead.
+        launch.overlaps = hopper;
+        Ok(())
     }
 }
 
@@ -122,11 +126,17 @@ fn plan(widths: &[usize], k: usize, rows: usize, dtype: DType, act: Option<Activ
     };
     let x_rows = if rows == 1 { 1 } else { most };
     let whole = k.next_multiple_of(128);
-    let block = if k >= 2048 { 512 } else { 256 };
-    let per_block = tiles.div_ceil(caps.multiprocessors as usize);
+    let multiprocessors = caps.multiprocessors as usize;
+    let block = match (k < 2048, dtype.is_quantised() && most == 2 && tiles > multiprocessors) {
+        (false, false) => 512,
+        _ => 256,
+    };
+    // Partial sums of a tile are double-buffered, and of two tiles at a time where rows are few.
+    let buffers = if most <= 4 { 4 } else { 2 };
+    let per_block = tiles.div_ceil(multiprocessors);
     let shared = |c: usize| {
         let partial = if c < whole { per_block * x_rows * 64 } else { 0 };
-        x_rows * (2 * c + 64) + 256 + x_rows * (c / 32) * sums * 4 + 2 * (block / 32) * x_rows * 80 + partial
+        x_rows * (2 * c + 64) + 256 + x_rows * (c / 32) * sums * 4 + buffers * (block / 32) * x_rows * 80 + partial
     };
     let chunk = (1..=whole / 128)
         .map(|i| whole.div_ceil(i).next_multiple_of(128))

@@ -13,7 +13,7 @@ pub const MAX_RANK: usize = 256;
 /// Tiles of the narrow kernels by the columns that they hold.
 const RANK_TILES: [usize; 4] = [16, 32, 48, 64];
 
-/// The narrow product's tile for `columns` columns in all.
+/// The tile of `matmul_dw` for `columns` columns in all.
 fn rank_tile(columns: usize) -> usize {
     RANK_TILES.into_iter().find(|tile| *tile >= columns).unwrap_or(64)
 }
@@ -41,22 +41,39 @@ impl Recorder<'_> {
     }
 
     /// Grid, tile name, threads and the splits' scratch of a product with a narrow result.
-    fn narrow_grid(&mut self, r: Rows, inner: usize, columns: usize) -> ([usize; 3], String, usize, [u64; 2]) {
-        let (name, rows, tile, threads) = match r.rows {
-            0..=256 => ("few".to_owned(), 16, 16, 128),
-            _ => (format!("r{}", rank_tile(columns)), 128, rank_tile(columns), 256),
+    fn narrow_grid(&mut self, r: Rows, inner: usize, columns: usize) -> ([usize; 3], &'static str, usize, [u64; 2]) {
+        let (name, rows, tile, threads) = match (r.rows, columns) {
+            (0..=256, _) => ("few", 16, 16, 128),
+            (_, 0..=16) => ("r16", 128, 16, 256),
+            (_, 17..=32) => ("r32", 64, 32, 256),
+            _ => ("r64", 64, 64, 256),
         };
         let (across, deep) = (r.rows.div_ceil(rows), columns.div_ceil(tile));
-        let splits = self.splits(across * deep, inner);
+        // Two blocks on each multiprocessor.
+        let wanted = 2 * self.caps.multiprocessors as usize / (across * deep);
+        let splits = wanted.clamp(1, inner.div_ceil(128).max(1));
         let partials = self.scratch(if splits > 1 { across * deep * splits * rows * tile * 4 } else { 0 });
         let counters = self.counters(across * deep);
         ([across, splits, deep], name, threads, [partials, counters])
     }
 
-    /// Parts into which the inner dimension is cut so that two blocks run on each multiprocessor.
-    fn splits(&self, blocks: usize, inner: usize) -> usize {
+    /// Infix of the name, grid and threads of a product with a narrow inner dimension and `groups` results.
+    fn wide_grid(&self, fast: bool, rows: usize, width: usize, groups: usize) -> (&'static str, [usize; 3], usize) {
+        let (name, tile, threads, waves) = match rows {
+            _ if !fast => return ("_plain", [width.div_ceil(256), rows, groups], 256),
+            0..=64 => ("_few", 16, 64, 7),
+            _ => ("", 128, 256, 2),
+        };
+        // A block walks over its tiles of rows: as many blocks as run at once.
+        let across = width.div_ceil(64);
+        let wanted = (waves * self.caps.multiprocessors as usize).div_ceil(across * groups);
+        (name, [across, wanted.clamp(1, rows.div_ceil(tile)), groups], threads)
+    }
+
+    /// Parts into which the rows are cut so that two blocks run on each multiprocessor.
+    fn splits(&self, blocks: usize, rows: usize) -> usize {
         let wanted = 2 * self.caps.multiprocessors as usize;
-        wanted.div_ceil(blocks.max(1)).clamp(1, inner.div_ceil(128).max(1))
+        wanted.div_ceil(blocks.max(1)).clamp(1, rows.div_ceil(128).max(1))
     }
 
     pub fn lora_shrink(&mut self, s: &Shrink) -> Result<()> {
@@ -70,10 +87,12 @@ impl Recorder<'_> {
         };
         let (a, out) = (three(self, &|p| p.0)?, three(self, &|p| p.1)?);
         let groups = s.parts.len();
-        let fast = self.narrow_fast(t, r.cols);
-        let (grid, tile, threads, [partials, counters]) = match fast {
+        let whole = r.cols.is_multiple_of(8);
+        let (grid, tile, threads, [partials, counters]) = match self.narrow_fast(t, r.cols) {
+            // A block for each number of the result, f32 arithmetic.
+            _ if whole && (r.rows <= 32 || t == DType::F32) => ([s.rank, r.rows, groups], "one", 256, [0, 0]),
             true => self.narrow_grid(r, r.cols, groups * s.rank),
-            false => ([r.rows, groups, 1], "plain".into(), 256, [0, 0]),
+            false => ([r.rows, groups, 1], "plain", 256, [0, 0]),
         };
         let args = Args::new().ptr(self.at(s.x)?).ptrs(&a).ptrs(&out).ptr(self.maybe(s.slots)?);
         let args = args.ptrs(&[partials, counters]).ptr(self.counts()?).u32(r.which);
@@ -95,8 +114,7 @@ impl Recorder<'_> {
         }
         let widest = widths.iter().copied().max().unwrap_or(0);
         let fast = widths.iter().all(|w| self.narrow_fast(t, *w)) && self.narrow_fast(t, 8);
-        let (name, grid, threads) = wide_grid(fast, r.rows, widest);
-        let grid = [grid[0], grid[1], e.parts.len()];
+        let (name, grid, threads) = self.wide_grid(fast, r.rows, widest, e.parts.len());
         let args = columns.iter().fold(Args::new(), |args, column| args.ptrs(column));
         let args = args.ptr(self.maybe(e.slots)?).ptr(self.counts()?).u32(r.which).u32(r.rows);
         let args = widths.iter().fold(args, |args, w| args.u32(*w)).u32(e.rank);
@@ -109,7 +127,7 @@ impl Recorder<'_> {
         let (r, t, rank) = (self.rows(dy), self.activation(&[dy, du])?, self.decl(b).cols);
         let (grid, tile, threads, [partials, counters]) = match self.narrow_fast(t, r.cols) {
             true => self.narrow_grid(r, r.cols, rank),
-            false => ([r.rows, 1, 1], "plain".into(), 256, [0, 0]),
+            false => ([r.rows, 1, 1], "plain", 256, [0, 0]),
         };
         let args = Args::new().ptrs(&[self.at(dy)?, self.at(b)?, self.maybe(scale)?, self.at(du)?, partials, counters]);
         let args = args.ptr(self.counts()?).u32(r.which).u32(r.rows).u32(r.cols).u32(rank);
@@ -127,7 +145,7 @@ impl Recorder<'_> {
         accumulate: bool,
     ) -> Result<()> {
         let (r, t, rank) = (self.rows(dx), self.activation(&[du, dx])?, self.decl(a).rows);
-        let (name, grid, threads) = wide_grid(self.narrow_fast(t, r.cols), r.rows, r.cols);
+        let (name, grid, threads) = self.wide_grid(self.narrow_fast(t, r.cols), r.rows, r.cols, 1);
         let args = Args::new().ptrs(&[self.at(du)?, 0, 0, self.at(a)?, 0, 0, self.maybe(scale)?, 0, 0, self.at(dx)?]);
         let args = args.ptr(self.counts()?).u32(r.which).u32(r.rows).u32(r.cols).u32(rank).u32(1);
         let args = args.u32(usize::from(accumulate));
@@ -171,14 +189,5 @@ impl Recorder<'_> {
         let name = format!("matmul_dw_plain_{}", suffix(t));
         self.launch(file, &name, [k.div_ceil(64), n.div_ceil(64), 1], 256, 0, args)?;
         Ok(())
-    }
-}
-
-/// Infix of the name, grid and threads of a product with a narrow inner dimension.
-fn wide_grid(fast: bool, rows: usize, width: usize) -> (&'static str, [usize; 3], usize) {
-    match (fast, rows) {
-        (false, _) => ("_plain", [width.div_ceil(256), rows, 1], 256),
-        (true, 0..=64) => ("_few", [width.div_ceil(128), rows.div_ceil(16), 1], 128),
-        (true, _) => ("", [width.div_ceil(64), rows.div_ceil(128), 1], 256),
     }
 }

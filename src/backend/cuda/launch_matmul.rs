@@ -8,6 +8,7 @@
 //! | more | 16 bit | quantised | `matmul_decode` to scratch, then as above |
 //! | more | 16 bit | rows of no whole 16 bytes, or another plain type | `matmul`, `matmul_dx` |
 
+use super::context::Caps;
 use super::launch::Args;
 use super::launch_lora::{Expand, MAX_RANK, Shrink};
 use super::places::{WeightView, suffix};
@@ -122,7 +123,7 @@ impl Recorder<'_> {
         match self.dense(p.weight, p.dtype, t)? {
             Some(weight) if self.caps.hopper() => self.sm90_matmul(&[Product { weight, ..*p }], t),
             Some(weight) => {
-                let (tile, rows, columns, threads, shared) = tile_of(p.rows, weight.n as usize);
+                let (tile, rows, columns, threads, shared) = tile_of(true, p.rows, weight.n as usize, self.caps);
                 let infix = if p.out_f32 { "_to_f32" } else { "" };
                 let args = Args::new().ptrs(&[p.x, weight.data, p.bias, p.residual, p.out, self.counts()?]);
                 let args = args.u32(p.which).u32(p.rows).u32(weight.k as usize).u32(weight.n as usize);
@@ -153,7 +154,7 @@ impl Recorder<'_> {
                 self.sm90_matmul_dx(output, Rows { rows: p.rows, cols: k, which: p.which }, t)
             }
             Some(weight) => {
-                let (tile, rows, columns, threads, shared) = tile_of(p.rows, weight.k as usize);
+                let (tile, rows, columns, threads, shared) = tile_of(false, p.rows, weight.k as usize, self.caps);
                 let args = Args::new().ptrs(&[p.dy, weight.data, p.scale, p.dx, self.counts()?]);
                 let args = args.u32(p.which).u32(p.rows).u32(weight.n as usize).u32(weight.k as usize);
                 let args = args.u32(usize::from(p.accumulate));
@@ -186,7 +187,7 @@ impl Recorder<'_> {
         let args = Args::new().bytes(bytemuck::bytes_of(&weight)).u32(0).u32(n).ptr(scratch);
         let blocks = (n * k.div_ceil(8)).div_ceil(1024).min(16 * self.caps.multiprocessors as usize);
         let name = format!("matmul_decode_{}_{}", suffix(dtype), suffix(t));
-        self.launch("matmul_decode", &name, [blocks, 1, 1], 256, 0, args)?;
+        self.launch(&format!("matmul_decode/{}", suffix(dtype)), &name, [blocks, 1, 1], 256, 0, args)?;
         Ok(Some(WeightView { data: scratch, planes: [0; 3], ..weight }))
     }
 
@@ -232,27 +233,20 @@ impl Recorder<'_> {
         let multiprocessors = self.caps.multiprocessors as usize;
         if let Some(tokens) = [16, 32, 64, 128].into_iter().find(|tokens| *tokens >= r.rows) {
             let tiles: usize = widths.iter().map(|n| n.div_ceil(128)).sum();
-            // Parts of the inner dimension, in a cluster: as few as give every multiprocessor a block.
+            // Parts of the inner dimension, in a cluster, as long as all of them run at once.
+            let (ring, most) = if tokens <= 32 { (110_592, 160) } else { (196_608, multiprocessors) };
             let steps = outputs[0].k.iter().map(|k| k.div_ceil(64) as usize).sum::<usize>();
-            let parts = [1, 2, 4, 8].into_iter().find(|s| s * tiles >= multiprocessors * 15 / 16).unwrap_or(8);
-            let parts = parts.min(prev_power_of_two(steps));
-            let stages = match tokens {
-                16 => 6,
-                32 => 5,
-                64 => 4,
-                _ => 3,
-            };
-            let shared = 1024 + stages * (128 + tokens) * 128 + 16 * stages;
+            let fits = |parts: &usize| parts * tiles <= most && *parts <= steps;
+            let parts = [4, 2].into_iter().find(fits).unwrap_or(1);
+            let shared = 1024 + ring + 16 * (ring / ((128 + tokens) * 128));
             let name = format!("sm90_matmul_t{tokens}_{}", suffix(t));
             let launch = self.launch("sm90_matmul", &name, [parts * tiles, 1, 1], 288, shared, args)?;
-            launch.cluster = parts as u32;
+            launch.cluster = Some(parts as u32);
             return Ok(());
         }
-        let (columns, stages) = columns_of(r.rows, &widths, multiprocessors);
-        let tiles = r.rows.div_ceil(128) * widths.iter().map(|n| n.div_ceil(columns)).sum::<usize>();
-        let shared = 1024 + stages * (128 + columns) * 128 + 16 * stages;
-        let name = format!("sm90_matmul_n{columns}c1_{}", suffix(t));
-        self.launch("sm90_matmul", &name, [tiles.min(multiprocessors), 1, 1], 384, shared, args).map(drop)
+        let tile = hopper_tile(r.rows, &widths, multiprocessors);
+        let name = format!("sm90_matmul_n{}c{}_{}", tile.columns, tile.cluster, suffix(t));
+        self.launch("sm90_matmul", &name, [tile.grid, 1, 1], 384, tile.shared, args).map(drop)
     }
 
     /// Launches a Hopper product of gradients: up to six terms of one result.
@@ -265,13 +259,10 @@ impl Recorder<'_> {
             count: 1,
             out_f32: 0,
         };
-        let multiprocessors = self.caps.multiprocessors as usize;
-        let (columns, stages) = columns_of(r.rows, &[r.cols], multiprocessors);
-        let tiles = r.rows.div_ceil(128) * r.cols.div_ceil(columns);
-        let shared = 1024 + stages * (128 + columns) * 128 + 16 * stages;
-        let name = format!("sm90_matmul_dx_n{columns}c1_{}", suffix(t));
+        let tile = hopper_tile(r.rows, &[r.cols], self.caps.multiprocessors as usize);
+        let name = format!("sm90_matmul_dx_n{}c{}_{}", tile.columns, tile.cluster, suffix(t));
         let args = Args::new().bytes(args.bytes());
-        self.launch("sm90_matmul_dx", &name, [tiles.min(multiprocessors), 1, 1], 384, shared, args).map(drop)
+        self.launch("sm90_matmul_dx", &name, [tile.grid, 1, 1], 384, tile.shared, args).map(drop)
     }
 
     /// The loss, chunk by chunk. `[labels, scale, logits, loss]`.
@@ -330,31 +321,37 @@ impl Recorder<'_> {
     }
 }
 
-/// Columns of a Hopper tile and its stages: the wider tile reads less, the narrower one leaves fewer multiprocessors idle
-/// in the last wave. Measured on an H100: 755, 720 and 540 TFLOP/s at 256, 192 and 128 columns where waves are full.
-fn columns_of(rows: usize, widths: &[usize], multiprocessors: usize) -> (usize, usize) {
-    let cost = |columns: usize, speed: f64| {
-        let tiles = rows.div_ceil(128) * widths.iter().map(|n| n.div_ceil(columns)).sum::<usize>();
-        (tiles.div_ceil(multiprocessors) * columns) as f64 / speed
+/// How a Hopper product is cut.
+struct HopperTile {
+    columns: usize,
+    cluster: usize,
+    grid: usize,
+    shared: usize,
+}
+
+/// The wider tile reads less, the narrower one leaves fewer multiprocessors idle in the last wave. The weights are times of a
+/// wave, measured on an H100.
+fn hopper_tile(rows: usize, widths: &[usize], multiprocessors: usize) -> HopperTile {
+    let choices = [(256, 2, 4, 0.70), (192, 2, 5, 0.55), (128, 2, 6, 0.40), (128, 1, 6, 0.49)];
+    let tiles = |columns: usize, cluster: usize| {
+        rows.div_ceil(128 * cluster) * widths.iter().map(|n| n.div_ceil(columns)).sum::<usize>()
     };
-    let choices = [(256, 4, 755.0), (192, 5, 720.0), (128, 6, 545.0)];
-    let best = choices.into_iter().min_by(|a, b| cost(a.0, a.2).total_cmp(&cost(b.0, b.2)));
-    best.map_or((128, 6), |(columns, stages, _)| (columns, stages))
+    let cost = |(columns, cluster, _, wave): &(usize, usize, usize, f64)| {
+        tiles(*columns, *cluster).div_ceil(multiprocessors / cluster) as f64 * wave
+    };
+    let best = choices.iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).copied();
+    let (columns, cluster, stages, _) = best.unwrap_or(choices[0]);
+    let grid = cluster * tiles(columns, cluster).min(multiprocessors / cluster);
+    HopperTile { columns, cluster, grid, shared: 1024 + stages * (128 + columns) * 128 + 16 * stages }
 }
 
-fn prev_power_of_two(n: usize) -> usize {
-    1 << n.max(1).ilog2()
-}
-
-/// Tile of `matmul_tile`: name, rows, columns, threads, shared memory.
-fn tile_of(rows: usize, columns: usize) -> (&'static str, usize, usize, usize, usize) {
-    let tiles = |m: usize, n: usize| rows.div_ceil(m) * columns.div_ceil(n);
-    // 100 blocks or so keep the smallest GPU of the family that has the larger tile's shared memory busy.
-    if tiles(128, 256) >= 100 {
-        ("128x256", 128, 256, 256, 98_304)
-    } else if tiles(128, 64) >= 100 {
-        ("128x64", 128, 64, 128, 49_152)
-    } else {
-        ("64x64", 64, 64, 128, 49_152)
-    }
+/// Tile of `matmul_tile` (`wide`: 128x256) and `matmul_dx_tile` (256x128): name, rows, columns, threads, shared memory.
+fn tile_of(wide: bool, rows: usize, columns: usize, caps: Caps) -> (&'static str, usize, usize, usize, usize) {
+    let large = if wide { ("128x256", 128, 256, 256, 98_304) } else { ("256x128", 256, 128, 256, 98_304) };
+    let tiles = [large, ("128x128x64", 128, 128, 256, 98_304), ("64x64", 64, 64, 128, 49_152)];
+    let busy = |t: &&(&str, usize, usize, usize, usize)| {
+        let blocks = rows.div_ceil(t.1) * columns.div_ceil(t.2);
+        10 * blocks >= 9 * caps.multiprocessors as usize && t.4 <= caps.max_shared as usize
+    };
+    *tiles.iter().find(busy).unwrap_or(&tiles[2])
 }

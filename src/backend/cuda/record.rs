@@ -252,7 +252,7 @@ impl<'a> Recorder<'a> {
             grid: grid.map(|blocks| blocks as u32),
             block: block as u32,
             shared: shared as u32,
-            cluster: 1,
+            cluster: None,
             overlaps: false,
             args,
         };

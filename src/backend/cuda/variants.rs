@@ -12,10 +12,10 @@ pub const VARIANTS: &[(&str, &str, &[&str])] = &[
     ("attention", "HEAD_DIM", HEADS),
     ("attention_backward", "HEAD_DIM", HEADS),
     ("attention_decode", "HEAD_DIM", HEADS),
+    ("sm90_attention", "HEAD_DIM", &["64", "128", "256"]),
     ("embed", "WEIGHT_ONLY", WEIGHTS),
     ("matmul_decode", "WEIGHT_ONLY", WEIGHTS),
     ("matmul_rows", "WEIGHT_ONLY", WEIGHTS),
-    ("matmul_rows_any", "WEIGHT_ONLY", WEIGHTS),
 ];
 
 /// Each part of a file with the compiler option that makes it: `("attention/64", "-DHEAD_DIM=64")`; the file itself

@@ -1,0 +1,89 @@
+//! Every CUDA kernel compiles with NVRTC alone, for the oldest and the newest architecture that has kernels of its own, and
+//! keeps its variables in registers. Needs no GPU; without NVRTC the test fails (scripts/test.sh installs it), unless
+//! `RUNTIME_NO_NVRTC=1` says that there is none on purpose.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
+#![cfg(feature = "cuda")]
+
+use runtime::backend::cuda::library::{HEADERS, KERNELS};
+use runtime::backend::cuda::nvrtc::Nvrtc;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Kernels that may use local memory, with the most bytes of stack and of spills, and why.
+const LOCAL_MEMORY: &[(&str, usize, usize, &str)] = &[];
+
+/// Bytes of stack frame, and of spill stores and loads, of each kernel in the compiler's report.
+fn local_memory(log: &str) -> BTreeMap<String, (usize, usize)> {
+    let mut found = BTreeMap::new();
+    let mut name = String::new();
+    for line in log.lines() {
+        if let Some(at) = line.find("Function properties for ").or_else(|| line.find("Compiling entry function '")) {
+            let rest = line[at..].trim_start_matches("Function properties for ");
+            let rest = rest.trim_start_matches("Compiling entry function '");
+            name = rest.split(['\'', ' ']).next().unwrap_or_default().to_owned();
+        }
+        if line.contains("bytes stack frame") {
+            let numbers: Vec<usize> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            found.insert(name.clone(), (numbers[0], numbers[1] + numbers[2]));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_kernel_compiles_and_stays_in_registers() {
+    let nvrtc = match Nvrtc::find() {
+        Ok(nvrtc) => nvrtc,
+        Err(why) => {
+            assert!(std::env::var_os("RUNTIME_NO_NVRTC").is_some(), "{why}: scripts/test.sh installs it");
+            return;
+        }
+    };
+    let jobs: Vec<_> = KERNELS
+        .iter()
+        .flat_map(|kernel| ["sm_90a", "sm_80"].map(|arch| (kernel, arch)))
+        .filter(|(kernel, arch)| *arch == "sm_90a" || !kernel.name.starts_with("sm90_"))
+        .collect();
+    let (next, wrong, count) = (AtomicUsize::new(0), Mutex::new(Vec::new()), AtomicUsize::new(0));
+    let work = || {
+        while let Some((kernel, arch)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let options: Vec<&str> = kernel.option.into_iter().chain(["--ptxas-options=-v"]).collect();
+            let compiled = match nvrtc.compile(&format!("{}.cu", kernel.name), kernel.source, HEADERS, arch, &options) {
+                Ok(compiled) => compiled,
+                Err(log) => {
+                    wrong.lock().unwrap().push(format!("{} for {arch}: {log}", kernel.name));
+                    continue;
+                }
+            };
+            for (name, (stack, spills)) in local_memory(&compiled.log) {
+                count.fetch_add(1, Ordering::Relaxed);
+                let allowed = LOCAL_MEMORY.iter().find(|(kernel, ..)| *kernel == name);
+                let (most_stack, most_spills) = allowed.map_or((0, 0), |row| (row.1, row.2));
+                if stack > most_stack || spills > most_spills {
+                    wrong
+                        .lock()
+                        .unwrap()
+                        .push(format!("{name} for {arch}: {stack} bytes of stack, {spills} of spills"));
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    let wrong = wrong.into_inner().unwrap();
+    let count = count.into_inner();
+    println!("{} files and parts, {count} kernels", jobs.len());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(count > 100, "the compiler's report names only {count} kernels");
+}
