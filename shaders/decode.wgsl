@@ -1,6 +1,6 @@
 // Weights of every type, eight consecutive elements at a time. The layout (planes of groups of 32 elements)
 // is made by src/backend/planes.rs; the formulas are ggml's dequantize_row_*, in the same order of
-// operations. The includer binds `w` as array<vec4<u32>> and has in its parameters
+// operations, and bitsandbytes' of NF4. The includer binds `w` as array<vec4<u32>> and has in its parameters
 //   k        elements of a row
 //   stride   elements from row to row (plain types)
 //   groups   groups of 32 in a row
@@ -100,6 +100,19 @@ fn w8(row: u32, octet: u32) -> W8 {
 }
 #endif
 
+#if W_NF4
+var<private> nf4: array<f32, 16> = array<f32, 16>(
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+);
+
+fn nf4_four(q: vec4<u32>) -> vec4<f32> {
+    return vec4<f32>(nf4[q.x], nf4[q.y], nf4[q.z], nf4[q.w]);
+}
+#endif
+
 #if NIBBLES
 // (d, m) of value = q · d + m for part `part` of group g. ggml's (q − 8) · d is q · d + (−8 d) exactly: the fused
 // multiply-add rounds once and −8 d is exact.
@@ -131,6 +144,10 @@ fn w_scale(g: u32, part: u32) -> vec2<f32> {
     let d = w_f16(p.w3, g >> 3u) * f32(select(s.x, s.y, part >= 2u));
     return vec2<f32>(d, -32.0 * d);
 #endif
+#if W_NF4
+    // value = table[q] · absmax
+    return vec2<f32>(bitcast<f32>(w_word(p.w1 + (g >> 1u))), 0.0);
+#endif
 }
 
 // Eight elements from their word of nibbles.
@@ -147,6 +164,10 @@ fn w8_of(q: u32, g: u32, part: u32, dm: vec2<f32>) -> W8 {
     low = low | upper(h);
     high = high | upper(h >> 8u);
 #endif
+#if W_NF4
+    return W8(nf4_four(low) * dm.x, nf4_four(high) * dm.x);
+#else
     return W8(fma(vec4<f32>(low), dm.xxxx, dm.yyyy), fma(vec4<f32>(high), dm.xxxx, dm.yyyy));
+#endif
 }
 #endif

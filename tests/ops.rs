@@ -66,6 +66,7 @@ fn random_bytes(dtype: DType, rows: usize, cols: usize, r: &mut Random) -> Vec<u
                 let small = f16_bytes(0.02 + 0.05 * r.number().abs());
                 match dtype {
                     DType::Q6_K => block[208..210].copy_from_slice(&f16_bytes(0.001 * r.number())),
+                    DType::NF4 => block[32..36].copy_from_slice(&(0.1 * r.number().abs()).to_le_bytes()),
                     DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => {
                         let scale = if dtype.block_len() == 256 { 0.001 } else { 0.05 };
                         block[0..2].copy_from_slice(&f16_bytes(scale * r.number()));
@@ -293,6 +294,7 @@ fn matmul_of_every_type() {
         let sizes: &[(usize, usize)] = match dtype.block_len() {
             1 => &[(37, 19), (64, 34)],
             32 => &[(96, 19)],
+            64 => &[(192, 19)],
             _ => &[(512, 19)],
         };
         for &(k, n) in sizes {

@@ -16,6 +16,7 @@
 //! | Q4_K | 32 × 4 bit | (scale, min): half | (d, dmin) of 8 groups: word | |
 //! | Q5_K | 32 × 4 bit | fifth bits: word | (scale, min): half | (d, dmin) of 8 groups: word |
 //! | Q6_K | 32 × 4 bit | upper 2 bits: 2 words | 2 × 8-bit scale: half | d of 8 groups: half |
+//! | NF4 | 32 × 4 bit | absmax of 2 groups: f32 | | |
 //!
 //! Element e of a group has its 4 bits at bit `4 · (e % 8)` of word `e / 8`, its fifth bit at bit e.
 
@@ -52,6 +53,7 @@ impl Planes {
             DType::Q4_K => [(8, 1), (1, 1), (2, 8), (0, 1)],
             DType::Q5_K => [(8, 1), (2, 1), (1, 1), (2, 8)],
             DType::Q6_K => [(8, 1), (4, 1), (1, 1), (1, 8)],
+            DType::NF4 => [(8, 1), (2, 2), (0, 1), (0, 1)],
         };
         each.map(|(halves, per)| halves * groups.div_ceil(per))
     }
@@ -181,6 +183,13 @@ fn pack_block(dtype: DType, b: usize, block: &[u8], out: &mut [u8], plane: [usiz
                 put(2, 2 * group, &scales[2 * j..2 * j + 2]);
             }
             put(3, 2 * b, &block[208..210]);
+        }
+        DType::NF4 => {
+            for half in 0..2 {
+                let q = &block[16 * half..];
+                put(0, 16 * (2 * b + half), &nibbles(|e| if e % 2 == 0 { q[e / 2] >> 4 } else { q[e / 2] }));
+            }
+            put(1, 4 * b, &block[32..36]);
         }
         DType::F32 | DType::F16 | DType::BF16 | DType::U32 => {}
     }

@@ -93,6 +93,7 @@ fn builtin(name: &str) -> Option<Value> {
 fn type_of(name: &str, dtype: DType) -> DType {
     match dtype {
         DType::Q4_K | DType::Q5_K if name == EMBED || name == HEAD => DType::Q6_K,
+        DType::NF4 if name == EMBED || name == HEAD => DType::BF16,
         other => other,
     }
 }
@@ -183,6 +184,8 @@ fn unit(dtype: DType) -> Result<Vec<u8>> {
                 put(192, &[16; 16]);
                 put(208, &half(six / 16.0));
             }
+            // The sixteen values have a standard deviation of 0.517.
+            DType::NF4 => put(32, &(SPREAD / 0.517).to_le_bytes()),
             DType::U32 => return Err(Error::invalid("u32 is not a weight type")),
         }
     }

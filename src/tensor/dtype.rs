@@ -1,4 +1,4 @@
-//! Element types. Quantised types are ggml's block formats, kept as they are on disk.
+//! Element types. Quantised types are ggml's block formats, kept as they are on disk, and bitsandbytes' NF4.
 
 use crate::error::{Error, Result};
 use std::fmt;
@@ -34,11 +34,13 @@ pub enum DType {
     Q5_K,
     /// 256 × 6 bit, 16 eight-bit scales.
     Q6_K,
+    /// 64 × 4 bit, one f32 scale: bitsandbytes' 4-bit NormalFloat (<https://arxiv.org/abs/2305.14314>).
+    NF4,
 }
 
 impl DType {
     /// Every type that a weight may have.
-    pub const WEIGHTS: [DType; 11] = [
+    pub const WEIGHTS: [DType; 12] = [
         DType::F32,
         DType::F16,
         DType::BF16,
@@ -50,6 +52,7 @@ impl DType {
         DType::Q4_K,
         DType::Q5_K,
         DType::Q6_K,
+        DType::NF4,
     ];
 
     /// Elements in one block; 1 for plain types.
@@ -57,6 +60,7 @@ impl DType {
         match self {
             DType::F32 | DType::F16 | DType::BF16 | DType::U32 => 1,
             DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::Q8_0 => 32,
+            DType::NF4 => 64,
             DType::Q4_K | DType::Q5_K | DType::Q6_K => 256,
         }
     }
@@ -74,6 +78,7 @@ impl DType {
             DType::Q4_K => 144,
             DType::Q5_K => 176,
             DType::Q6_K => 210,
+            DType::NF4 => 36,
         }
     }
 
@@ -105,6 +110,7 @@ impl DType {
             DType::Q4_K => "q4_k",
             DType::Q5_K => "q5_k",
             DType::Q6_K => "q6_k",
+            DType::NF4 => "nf4",
         }
     }
 }

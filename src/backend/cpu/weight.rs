@@ -7,8 +7,8 @@ use super::gemm::{Mat, gemm};
 use super::simd::{dispatch, dot};
 use crate::error::{Error, Result};
 use crate::format::quant::{
-    bf16_to_f32, f16_to_f32, q4_0_block, q4_1_block, q4_k_block, q5_0_block, q5_1_block, q5_k_block, q6_k_block,
-    q8_0_block,
+    bf16_to_f32, f16_to_f32, nf4_block, q4_0_block, q4_1_block, q4_k_block, q5_0_block, q5_1_block, q5_k_block,
+    q6_k_block, q8_0_block,
 };
 use crate::tensor::{DType, HostTensor};
 use rayon::prelude::*;
@@ -127,6 +127,12 @@ impl Weight {
                     out,
                     #[inline(always)]
                     |b, w| q6_k_block(b, w),
+                ),
+                DType::NF4 => blocks(
+                    bytes,
+                    out,
+                    #[inline(always)]
+                    |b, w| nf4_block(b, w),
                 ),
                 DType::U32 => {}
             },
@@ -295,6 +301,13 @@ impl Weight {
                         out,
                         #[inline(always)]
                         |b, w| q6_k_block(b, w),
+                    ),
+                    DType::NF4 => dot_blocks(
+                        bytes,
+                        x,
+                        out,
+                        #[inline(always)]
+                        |b, w| nf4_block(b, w),
                     ),
                     DType::U32 => {}
                 },

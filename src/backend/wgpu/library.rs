@@ -42,6 +42,7 @@ pub fn weight_flags(dtype: DType) -> Vec<(&'static str, i64)> {
         DType::Q4_K => &["W_Q4_K", "NIBBLES"],
         DType::Q5_K => &["W_Q5_K", "NIBBLES", "FIFTH"],
         DType::Q6_K => &["W_Q6_K", "NIBBLES"],
+        DType::NF4 => &["W_NF4", "NIBBLES"],
     };
     flags.iter().map(|name| (*name, 1)).collect()
 }

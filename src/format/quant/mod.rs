@@ -1,4 +1,4 @@
-//! Decoders from every weight type to f32, bit for bit those of the `gguf` Python package.
+//! Decoders from every weight type to f32, bit for bit those of the `gguf` Python package and of bitsandbytes.
 //!
 //! One small function per block format, arrays by reference, so that kernels inline them and the compiler
 //! drops every bounds check. Layouts:
@@ -6,9 +6,11 @@
 
 mod k_quants;
 mod legacy;
+mod nf4;
 
 pub use k_quants::{q4_k_block, q5_k_block, q6_k_block};
 pub use legacy::{q4_0_block, q4_1_block, q5_0_block, q5_1_block, q8_0_block};
+pub use nf4::{NF4, nf4_block, quantise_nf4};
 
 use crate::error::{Error, Result};
 use crate::tensor::DType;
@@ -62,6 +64,7 @@ pub fn dequantise_row(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()>
         DType::Q4_K => blocks(bytes, out, q4_k_block),
         DType::Q5_K => blocks(bytes, out, q5_k_block),
         DType::Q6_K => blocks(bytes, out, q6_k_block),
+        DType::NF4 => blocks(bytes, out, nf4_block),
         DType::U32 => return Err(Error::invalid("u32 is not a weight type")),
     }
     Ok(())
