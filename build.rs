@@ -2,8 +2,11 @@
 //! newer, machine code for 9.0a (or those of the two that RUNTIME_CUDA_TARGETS names: `sm_90a`, `compute_80`). Without NVRTC
 //! the program compiles what it needs when it runs.
 
+#![allow(clippy::expect_used, clippy::panic)] // a build script stops at the first error
+
 #[cfg(feature = "cuda")]
 #[path = "src/backend/cuda/nvrtc.rs"]
+#[allow(dead_code)] // the program uses the rest
 mod nvrtc;
 #[cfg(feature = "cuda")]
 #[path = "src/backend/cuda/variants.rs"]

@@ -72,6 +72,7 @@ extern "C" __global__ void __launch_bounds__(256) sample_chunks(const float* __r
                                                                 Chunk* __restrict__ chunks, // [rows, gridDim.x]
                                                                 const u32* __restrict__ counts, u32 which, u32 rows,
                                                                 u32 vocab) {
+    begin_dependent();
     u32 row = blockIdx.y;
     if (row >= live_rows(counts, which, rows)) return;
     __shared__ u32 first_id;
@@ -222,6 +223,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
            const Chunk* __restrict__ chunks,   // [rows, ceil(vocab / 4096)]
            u32* __restrict__ tokens,           // [rows]
            const u32* __restrict__ counts, u32 which, u32 rows, u32 vocab) {
+    begin_dependent();
     u32 r = blockIdx.x;
     if (r >= live_rows(counts, which, rows)) return;
     extern __shared__ Near lists[]; // [32, WARP_LIST]

@@ -171,6 +171,14 @@ fn results_like(
             }
             _ => continue,
         }
+        // Rows past the live ones hold anything.
+        let live = match decl.live {
+            Live::Tokens => given["counts"][0] as usize,
+            Live::Gathered => given["counts"][1] as usize,
+            Live::All => decl.rows,
+        };
+        let row_bytes = decl.bytes() / decl.rows.max(1);
+        bytes[live.min(decl.rows) * row_bytes..].fill(0);
         list.push((decl.name.clone(), decl.dtype, bytes));
     }
     list

@@ -450,6 +450,8 @@ impl Decoder<'_> {
         let limits = &self.model.limits;
         let bytes = limits.logits_chunk_bytes.min(limits.max_tensor_bytes);
         let chunk = (bytes / (vocab * 4)).clamp(1, self.rows);
+        // Whole tiles of the GPUs' large products.
+        let chunk = if chunk < 256 { chunk } else { chunk / 128 * 128 };
         let logits = self.b.temp("logits_chunk", chunk, vocab, Live::All);
         let weight = self.head_weight();
         let loss = self.b.output("loss", self.rows, 1, Live::Tokens);

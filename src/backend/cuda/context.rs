@@ -85,7 +85,7 @@ impl Context {
             )));
         }
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(fail)?;
-        let library = Library::new(caps.arch)?;
+        let library = Library::new(caps.arch, caps.max_shared as usize);
         Ok(Arc::new(Self { library, staging: Mutex::new(Vec::new()), stream, info, caps, cuda }))
     }
 

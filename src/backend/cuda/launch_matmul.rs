@@ -134,6 +134,8 @@ impl Recorder<'_> {
                 self.launch("matmul_tile", &name, grid, threads, shared, args).map(drop)
             }
             None => {
+                let (weight, dtype) = self.plain(p.weight, p.dtype, t)?;
+                let p = &Product { weight, dtype, ..*p };
                 let args = Args::new().ptr(p.x).bytes(bytemuck::bytes_of(&p.weight)).ptrs(&[p.bias, p.residual, p.out]);
                 let args = args.u32(usize::from(p.out_f32)).u32(p.rows).ptr(self.counts()?).u32(p.which);
                 let grid = [(p.weight.n as usize).div_ceil(64), p.rows.div_ceil(64), 1];
@@ -165,6 +167,8 @@ impl Recorder<'_> {
                 self.launch("matmul_dx_tile", &name, grid, threads, shared, args).map(drop)
             }
             None => {
+                let (weight, dtype) = self.plain(p.weight, p.dtype, t)?;
+                let p = &ProductDx { weight, dtype, ..*p };
                 let args = Args::new().ptr(p.dy).bytes(bytemuck::bytes_of(&p.weight)).ptrs(&[p.scale, p.dx]);
                 let args = args.u32(usize::from(p.accumulate)).u32(p.rows).ptr(self.counts()?).u32(p.which);
                 let grid = [(p.weight.k as usize).div_ceil(64), p.rows.div_ceil(64), 1];
@@ -181,8 +185,13 @@ impl Recorder<'_> {
         if t == DType::F32 || !aligned || (dtype != t && !dtype.is_quantised()) {
             return Ok(None);
         }
-        if dtype == t {
-            return Ok(Some(weight));
+        self.plain(weight, dtype, t).map(|(weight, _)| Some(weight))
+    }
+
+    /// The weight with plain elements where activations are 16-bit: quantised ones are decoded to scratch.
+    fn plain(&mut self, weight: WeightView, dtype: DType, t: DType) -> Result<(WeightView, DType)> {
+        if t == DType::F32 || !dtype.is_quantised() {
+            return Ok((weight, dtype));
         }
         let (n, k) = (weight.n as usize, weight.k as usize);
         let scratch = self.scratch(n * k * 2);
@@ -190,7 +199,7 @@ impl Recorder<'_> {
         let blocks = (n * k.div_ceil(8)).div_ceil(1024).min(16 * self.caps.multiprocessors as usize);
         let name = format!("matmul_decode_{}_{}", suffix(dtype), suffix(t));
         self.launch(&format!("matmul_decode/{}", suffix(dtype)), &name, [blocks, 1, 1], 256, 0, args)?;
-        Ok(Some(WeightView { data: scratch, planes: [0; 3], ..weight }))
+        Ok((WeightView { data: scratch, planes: [0; 3], ..weight }, t))
     }
 
     /// Up to three products that share x, on Hopper.

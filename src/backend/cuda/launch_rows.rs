@@ -93,10 +93,10 @@ impl Recorder<'_> {
                 let scratch = self.scratch(r.rows * chunks * 16);
                 let args = Args::new().ptrs(&[self.at(logits)?, self.at(sampling)?, scratch]);
                 let args = self.live(args, r)?.u32(r.rows).u32(r.cols);
-                self.launch("sample", "sample_chunks", [chunks, r.rows, 1], 256, 0, args)?;
+                self.launch("sample", "sample_chunks", [chunks, r.rows, 1], 256, 0, args)?.overlaps = hopper;
                 let args = Args::new().ptrs(&[self.at(logits)?, self.at(sampling)?, self.at(uniforms)?, scratch]);
                 let args = self.live(args.ptr(self.at(tokens)?), r)?.u32(r.rows).u32(r.cols);
-                self.launch("sample", "sample", [r.rows, 1, 1], 1024, 65_536, args)?;
+                self.launch("sample", "sample", [r.rows, 1, 1], 1024, 65_536, args)?.overlaps = hopper;
             }
             ref other => return Err(Error::internal(format!("cuda: '{}' is no op of rows", other.name()))),
         }

@@ -38,22 +38,26 @@ pub struct Function {
 unsafe impl Send for Function {}
 
 impl Function {
-    /// Allows blocks to have this much dynamic shared memory. The context is current.
-    pub fn allow_shared(&self, bytes: usize) -> Result<()> {
-        // Up to 48 KiB need no permission.
-        if bytes <= 48 << 10 {
-            return Ok(());
+    /// Allows blocks to have as much dynamic shared memory as the device has, of which `most` bytes are a block's. The
+    /// context is current.
+    fn allow_shared(&self, most: usize) -> Result<()> {
+        use sys::CUfunction_attribute as A;
+        let fail = |e| device_error("asking for shared memory", e);
+        let mut own = 0;
+        // SAFETY: the function is loaded; writes one integer.
+        unsafe {
+            sys::cuFuncGetAttribute(&mut own, A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, self.handle)
+                .result()
+                .map_err(fail)?;
+            let left = most as i32 - own;
+            sys::cuFuncSetAttribute(self.handle, A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, left)
+                .result()
+                .map_err(fail)
         }
-        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: the function is loaded.
-        unsafe { sys::cuFuncSetAttribute(self.handle, attribute, bytes as i32) }
-            .result()
-            .map_err(|e| device_error(&format!("asking for {bytes} bytes of shared memory"), e))
     }
 
     /// Blocks of this size that one multiprocessor holds at a time, at least 1. The context is current.
     pub fn blocks_at_once(&self, block: usize, shared: usize) -> Result<usize> {
-        self.allow_shared(shared)?;
         let mut blocks = 0;
         // SAFETY: the function is loaded; writes one integer.
         unsafe { sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, self.handle, block as i32, shared) }
@@ -71,13 +75,14 @@ struct Loaded {
 /// The kernels of one device, loaded file by file when first asked for.
 pub struct Library {
     arch: u32,
+    max_shared: usize,
     loaded: Mutex<HashMap<&'static str, Loaded>>,
 }
 
 impl Library {
-    /// `arch` is 10 · major + minor of the compute capability.
-    pub fn new(arch: u32) -> Result<Self> {
-        Ok(Self { arch, loaded: Mutex::new(HashMap::new()) })
+    /// `arch` is 10 · major + minor of the compute capability, `max_shared` the most shared memory of a block in bytes.
+    pub fn new(arch: u32, max_shared: usize) -> Self {
+        Self { arch, max_shared, loaded: Mutex::new(HashMap::new()) }
     }
 
     /// The kernel `name` of the file `file`. The context is current.
@@ -104,8 +109,10 @@ impl Library {
         // SAFETY: the module stays loaded as long as the library.
         let handle = unsafe { result::module::get_function(entry.module, symbol) }
             .map_err(|e| device_error(&format!("looking for {name} in kernels/{file}.cu"), e))?;
-        entry.functions.insert(name.to_owned(), Function { handle });
-        Ok(Function { handle })
+        let function = Function { handle };
+        function.allow_shared(self.max_shared)?;
+        entry.functions.insert(name.to_owned(), function);
+        Ok(function)
     }
 }
 

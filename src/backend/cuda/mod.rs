@@ -107,8 +107,8 @@ impl Device for CudaDevice {
             max_tensor_bytes: usize::MAX,
             kv_dtype: activations,
             activations,
-            // 512 rows of a vocabulary of 151,936: enough for products at full speed.
-            logits_chunk_bytes: 312 << 20,
+            // 256 rows of a vocabulary of 151,936: enough for products at nearly full speed.
+            logits_chunk_bytes: 156 << 20,
         }
     }
 

@@ -261,7 +261,6 @@ impl<'a> Recorder<'a> {
             overlaps: false,
             args,
         };
-        function.allow_shared(shared)?;
         self.launches.push(launch);
         let last = self.launches.len() - 1;
         Ok(&mut self.launches[last])
