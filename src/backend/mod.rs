@@ -50,6 +50,9 @@ pub struct Limits {
     pub activations: DType,
     /// Bytes of logits that the loss works on at a time.
     pub logits_chunk_bytes: usize,
+    /// Training computes norms and gated activations again in the backward pass instead of keeping them: a third of the
+    /// activations' memory, where that is dearer than reading it once more.
+    pub recompute_cheap: bool,
 }
 
 /// The numeric type that products are computed in. Accumulation is always f32.

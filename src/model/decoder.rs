@@ -10,7 +10,7 @@ use crate::backend::Limits;
 use crate::error::Result;
 use crate::program::{
     Builder, Geometry, KvLayout, Live, MOMENT_BLOCK, Op, Place, Program, TensorDecl, TensorId, Trainable,
-    differentiate, recompute,
+    differentiate, recompute, recompute_cheap,
 };
 use crate::tensor::DType;
 
@@ -222,6 +222,8 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
     let mut program = differentiate(forward, &trainable)?;
     if shape.recompute {
         program = recompute(program);
+    } else if model.limits.recompute_cheap {
+        program = recompute_cheap(program);
     }
     Ok(TrainProgram { program, ids, positions, seqs, bounds, labels, loss_scale, loss })
 }

@@ -14,7 +14,7 @@ pub use builder::Builder;
 pub use differentiate::{Trainable, differentiate};
 pub use op::{Access, Geometry, KvLayout, MOMENT_BLOCK, Op, dropout_keeps, dynamic_map};
 pub use plan::{MemoryPlan, Slot, plan, plan_groups};
-pub use recompute::recompute;
+pub use recompute::{recompute, recompute_cheap};
 
 use crate::tensor::DType;
 use std::fmt;

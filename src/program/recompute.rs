@@ -2,7 +2,7 @@
 //!
 //! Chen et al., "Training Deep Nets with Sublinear Memory Cost" (<https://arxiv.org/abs/1604.06174>).
 
-use super::{Access, Node, Place, Program, TensorDecl, TensorId};
+use super::{Access, Node, Op, Place, Program, TensorDecl, TensorId};
 use std::collections::{HashMap, HashSet};
 
 /// Puts, before the backward ops of each segment, a second copy of the forward ops whose results they read.
@@ -11,6 +11,16 @@ use std::collections::{HashMap, HashSet};
 /// space. Only the layer's input and what the backward pass needs is computed again: ops whose results
 /// nobody reads (the last product of a layer, say) are not copied. Segment 0 is left alone.
 pub fn recompute(program: Program) -> Program {
+    recompute_only(program, &|_| true)
+}
+
+/// [`recompute`] for ops that take hardly any time, norms and gated activations: only their results are computed again,
+/// everything else is kept.
+pub fn recompute_cheap(program: Program) -> Program {
+    recompute_only(program, &|op| matches!(op, Op::RmsNorm { .. } | Op::Glu { .. }))
+}
+
+fn recompute_only(program: Program, may: &dyn Fn(&Op) -> bool) -> Program {
     let Program { name, mut tensors, nodes, counts, forward_len } = program;
     let (forward, backward) = nodes.split_at(forward_len);
     let mut out = forward.to_vec();
@@ -22,7 +32,7 @@ pub fn recompute(program: Program) -> Program {
         if segment == 0 {
             out.extend_from_slice(group);
         } else {
-            let again = needed_again(forward, group, segment, &tensors);
+            let again = needed_again(forward, group, segment, &tensors, may);
             let renamed = fresh_temporaries(&again, &mut tensors);
             let rename = |node: &Node| {
                 let mut node = node.clone();
@@ -38,7 +48,13 @@ pub fn recompute(program: Program) -> Program {
 }
 
 /// The forward ops of `segment` whose temporaries the backward `group` reads, directly or through others.
-fn needed_again<'a>(forward: &'a [Node], group: &[Node], segment: u32, tensors: &[TensorDecl]) -> Vec<&'a Node> {
+fn needed_again<'a>(
+    forward: &'a [Node],
+    group: &[Node],
+    segment: u32,
+    tensors: &[TensorDecl],
+    may: &dyn Fn(&Op) -> bool,
+) -> Vec<&'a Node> {
     let is_temp = |id: &TensorId| tensors[id.index()].place == Place::Temp;
     // What another segment reads stays alive anyway (the boundary): no need to compute it again.
     let mut boundary = HashSet::new();
@@ -56,7 +72,7 @@ fn needed_again<'a>(forward: &'a [Node], group: &[Node], segment: u32, tensors: 
     let mut again = Vec::new();
     for node in forward.iter().rev().filter(|n| n.segment == segment) {
         let operands = node.op.operands();
-        if operands.iter().any(|(id, a)| *a != Access::Read && wanted.contains(id)) {
+        if may(&node.op) && operands.iter().any(|(id, a)| *a != Access::Read && wanted.contains(id)) {
             want(node, &mut wanted);
             again.push(node);
         }

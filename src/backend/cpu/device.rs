@@ -91,6 +91,7 @@ impl Device for CpuDevice {
             activations: DType::F32,
             // Larger chunks stopped paying at this size on 2 cores.
             logits_chunk_bytes: 32 << 20,
+            recompute_cheap: false,
         }
     }
 

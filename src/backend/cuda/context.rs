@@ -6,7 +6,7 @@ use crate::backend::DeviceInfo;
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, result, sys};
 use rayon::prelude::*;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// An error of the driver, in its own words.
 pub fn device_error(doing: &str, error: result::DriverError) -> Error {
@@ -40,6 +40,15 @@ impl Caps {
 /// Bytes of each staging buffer; two of them overlap the host's copy with the device's.
 const STAGING: usize = 32 << 20;
 
+/// What executables share memory for.
+#[derive(Clone, Copy)]
+pub enum Shared {
+    /// Intermediates of programs.
+    Arena,
+    /// Scratch of kernels.
+    Scratch,
+}
+
 /// A staging buffer and the event after its last use.
 struct Stage {
     pinned: Pinned,
@@ -51,6 +60,8 @@ pub struct Context {
     // Fields drop in order: everything that needs the context comes before it.
     pub library: Library,
     staging: Mutex<Vec<Stage>>,
+    /// The largest allocation of each use that is alive, with its size; executables own it.
+    shared: Mutex<[Option<(Weak<Memory>, usize)>; 2]>,
     pub stream: sys::CUstream,
     pub info: DeviceInfo,
     pub caps: Caps,
@@ -86,7 +97,15 @@ impl Context {
         }
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(fail)?;
         let library = Library::new(caps.arch, caps.max_shared as usize);
-        Ok(Arc::new(Self { library, staging: Mutex::new(Vec::new()), stream, info, caps, cuda }))
+        Ok(Arc::new(Self {
+            library,
+            staging: Mutex::new(Vec::new()),
+            shared: Mutex::default(),
+            stream,
+            info,
+            caps,
+            cuda,
+        }))
     }
 
     /// Makes the context current on this thread; the first thing that every public function does.
@@ -117,6 +136,21 @@ impl Context {
     pub fn allocate_zeroed(self: &Arc<Self>, what: &str, bytes: usize) -> Result<Memory> {
         let memory = self.allocate(what, bytes)?;
         self.clear(memory.address, bytes)?;
+        Ok(memory)
+    }
+
+    /// At least `bytes` of memory that all executables share: they run one after another on one stream, and what lies here is
+    /// needed during a run only.
+    pub fn shared(self: &Arc<Self>, what: &str, use_of: Shared, bytes: usize) -> Result<Arc<Memory>> {
+        let mut all = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all[use_of as usize].as_ref().and_then(|(weak, size)| Some((weak.upgrade()?, *size)));
+        if let Some((memory, size)) = known
+            && size >= bytes
+        {
+            return Ok(memory);
+        }
+        let memory = Arc::new(self.allocate(what, bytes)?);
+        all[use_of as usize] = Some((Arc::downgrade(&memory), bytes));
         Ok(memory)
     }
 

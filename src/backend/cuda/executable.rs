@@ -1,6 +1,6 @@
 //! A program bound to a CUDA device: launches captured into a graph once, replayed every step.
 
-use super::context::{Context, device_error};
+use super::context::{Context, Shared, device_error};
 use super::memory::{Memory, Pinned};
 use super::places::Places;
 use super::record::{Extra, Recorder};
@@ -31,7 +31,7 @@ pub struct CudaExecutable {
     /// Changed byte ranges of the inputs, in order.
     dirty: Vec<(usize, usize)>,
     /// Used by the graph's kernels, by address.
-    _extra: Extra<Memory>,
+    _extra: Extra<Arc<Memory>>,
     extra_bytes: usize,
     context: Arc<Context>,
 }
@@ -47,11 +47,14 @@ impl CudaExecutable {
         let mut places = Places::new(&context, &program, bindings)?;
         let Recorder { needed, groups, .. } = Recorder::record(&context, &program, &places, Extra::default())?;
         places.settle(&context, &program, &groups)?;
+        let scratch = context.shared(&format!("the scratch of '{}'", program.name), Shared::Scratch, needed.scratch)?;
         let extra = Extra {
-            scratch: context.allocate(&format!("the scratch of '{}'", program.name), needed.scratch)?,
-            counters: context.allocate_zeroed("counters", needed.counters)?,
-            shadows: context.allocate(&format!("the adapters' copies of '{}'", program.name), needed.shadows)?,
-            segments: context.allocate("the list of the adapters' copies", needed.segments)?,
+            scratch,
+            counters: Arc::new(context.allocate_zeroed("counters", needed.counters)?),
+            shadows: Arc::new(
+                context.allocate(&format!("the adapters' copies of '{}'", program.name), needed.shadows)?,
+            ),
+            segments: Arc::new(context.allocate("the list of the adapters' copies", needed.segments)?),
         };
         let addresses = Extra {
             scratch: extra.scratch.address,

@@ -36,6 +36,8 @@ pub struct Product {
 #[derive(Clone, Copy)]
 struct ProductDx {
     dy: u64,
+    /// Bytes from row to row of dy, where they are not its width.
+    dy_pitch: Option<usize>,
     weight: WeightView,
     dtype: DType,
     scale: u64,
@@ -69,6 +71,7 @@ impl Recorder<'_> {
                 let (r, t) = (self.rows(dy), self.activation(&[dy, dx])?);
                 let product = ProductDx {
                     dy: self.at(dy)?,
+                    dy_pitch: None,
                     weight: self.weight(weight)?,
                     dtype: decl.dtype,
                     scale: self.maybe(scale)?,
@@ -150,7 +153,7 @@ impl Recorder<'_> {
             Some(weight) if self.caps.hopper() => {
                 let (n, k) = (weight.n as usize, weight.k as usize);
                 let mut output = MatmulOutput::<6>::EMPTY;
-                let dy = TensorMap::new(t, p.dy, p.rows, n, 64)?;
+                let dy = TensorMap::strided(t, p.dy, p.rows, n, p.dy_pitch.unwrap_or(2 * n), 64)?;
                 output.push(dy, TensorMap::new(t, weight.data, n, k, 64)?, n);
                 output.n = weight.k;
                 (output.out, output.scale) = (p.dx, p.scale);
@@ -295,19 +298,21 @@ impl Recorder<'_> {
         let (view, dtype) = (self.weight(weight)?, self.decl(weight).dtype);
         let (chunk, vocab) = (self.decl(logits).rows, self.decl(logits).cols);
         let at_logits = self.at(logits)?;
-        // Quantised heads are decoded once, before the chunks; the gradient of 16-bit chunks goes behind it in scratch.
-        let dense = self.dense(view, dtype, t)?;
-        let decoded = if dense.is_some() && dtype != t {
-            (view.n as usize * view.k as usize * 2).next_multiple_of(256)
-        } else {
-            0
+        // Quantised heads are decoded once, before the chunks.
+        let decoded = match dtype.is_quantised() && t != DType::F32 {
+            true => (view.n as usize * view.k as usize * 2).next_multiple_of(256),
+            false => 0,
         };
-        let gradient = match (dx, t) {
-            (None, _) => 0,
-            (Some(_), DType::F32) => at_logits,
-            (Some(_), _) => self.scratch(decoded + chunk * vocab * 2) + decoded as u64,
+        let (weight, dtype) = self.plain(view, dtype, t)?;
+        // f32 gradients take the logits' place; so do 16-bit ones where the product takes rows that far apart, else they
+        // go to scratch.
+        let spaced = self.caps.hopper() && self.dense(weight, dtype, t)?.is_some();
+        let (gradient, pitch) = match t {
+            _ if dx.is_none() => (0, vocab),
+            DType::F32 => (at_logits, vocab),
+            _ if spaced => (at_logits, 2 * vocab),
+            _ => (self.scratch(decoded + chunk * vocab * 2) + decoded as u64, vocab),
         };
-        let (weight, dtype) = dense.map_or((view, dtype), |weight| (weight, t));
         let row_bytes = (r.cols * t.block_bytes()) as u64;
         for row0 in (0..r.rows).step_by(chunk) {
             let rows = chunk.min(r.rows - row0);
@@ -324,11 +329,12 @@ impl Recorder<'_> {
             };
             self.matmul(&product, t)?;
             let args = Args::new().ptrs(&[at_logits, self.at(labels)?, self.at(scale)?, self.at(loss)?, gradient]);
-            let args = self.live(args.u32(rows).u32(vocab).u32(row0).u32(r.rows), r)?;
+            let args = self.live(args.u32(pitch).u32(rows).u32(vocab).u32(row0).u32(r.rows), r)?;
             self.launch("head_loss", &format!("head_loss_{}", suffix(t)), [rows, 1, 1], 1024, 0, args)?;
             if let Some(dx) = dx {
                 let product = ProductDx {
                     dy: gradient,
+                    dy_pitch: spaced.then_some(4 * vocab),
                     weight,
                     dtype,
                     scale: 0,

@@ -1,6 +1,6 @@
 //! Where each tensor of a program lies: arena, inputs, outputs, weights, State buffers.
 
-use super::context::Context;
+use super::context::{Context, Shared};
 use super::memory::Memory;
 use super::storage::Storage;
 use crate::backend::{Bindings, Buffer};
@@ -33,7 +33,7 @@ pub struct WeightView {
 pub struct Places {
     pub plan: MemoryPlan,
     /// Absent until [`Places::settle`]: addresses of intermediates are not real before.
-    arena: Option<Memory>,
+    arena: Option<Arc<Memory>>,
     pub inputs: Memory,
     pub outputs: Memory,
     pub input_bytes: usize,
@@ -77,7 +77,7 @@ impl Places {
     pub fn settle(&mut self, context: &Arc<Context>, program: &Program, groups: &[usize]) -> Result<()> {
         self.plan = plan_groups(program, groups, ALIGN, usize::MAX)?;
         let what = format!("the intermediates of '{}'", program.name);
-        self.arena = Some(context.allocate(&what, self.plan.bytes())?);
+        self.arena = Some(context.shared(&what, Shared::Arena, self.plan.bytes())?);
         Ok(())
     }
 

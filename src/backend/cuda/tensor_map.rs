@@ -18,6 +18,18 @@ impl TensorMap {
     /// A row-major 16-bit matrix `[rows, cols]` at `address`, read in boxes of `box_rows` × 64 with 128-byte swizzling;
     /// outside it reads as zeros. `cols` is a multiple of 8, `address` of 16.
     pub fn new(dtype: DType, address: u64, rows: usize, cols: usize, box_rows: usize) -> Result<Self> {
+        Self::strided(dtype, address, rows, cols, 2 * cols, box_rows)
+    }
+
+    /// The same with rows that start `row_bytes` apart, a multiple of 16.
+    pub fn strided(
+        dtype: DType,
+        address: u64,
+        rows: usize,
+        cols: usize,
+        row_bytes: usize,
+        box_rows: usize,
+    ) -> Result<Self> {
         use sys::{
             CUtensorMapDataType as Type, CUtensorMapFloatOOBfill as Fill, CUtensorMapInterleave as Interleave,
             CUtensorMapL2promotion as Promotion, CUtensorMapSwizzle as Swizzle,
@@ -27,7 +39,7 @@ impl TensorMap {
             _ => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         };
         let dims = [cols as u64, rows as u64];
-        let strides = [2 * cols as u64];
+        let strides = [row_bytes as u64];
         let (boxes, steps) = ([64u32, box_rows as u32], [1u32, 1]);
         let mut map = Self::NONE;
         // SAFETY: the arrays have the rank's lengths, and the map is large and aligned enough.

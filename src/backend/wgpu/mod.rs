@@ -91,6 +91,7 @@ impl Device for WgpuDevice {
             kv_dtype: if caps.half_cache { DType::F16 } else { DType::F32 },
             activations: DType::F32,
             logits_chunk_bytes: 32 << 20,
+            recompute_cheap: false,
         }
     }
 
