@@ -216,19 +216,17 @@ fn smollm2_matches_transformers_cuda() {
     }
 }
 
-/// What users get unless they ask for f32.
+/// What users get unless they ask for f32. transformers itself, in bf16 on the CPU, is off by up to 0.078 nat on these cases, in
+/// f16 by up to 0.019.
 #[test]
-fn smollm2_in_bf16_is_close_to_transformers_cuda() {
+fn smollm2_in_16_bits_is_close_to_transformers_cuda() {
     if nvidia() {
-        let device = runtime::backend::open(BackendChoice::Cuda, 0, ComputeType::BF16).unwrap();
-        let model = LoadedModel::load(Checkpoint::open(&smollm2_path()).unwrap(), device).unwrap();
-        assert!(smollm2_in(model, 2e-2, false, |_| true) > 0);
+        for (compute, tolerance) in [(ComputeType::F16, 2e-2), (ComputeType::BF16, 8e-2)] {
+            let device = runtime::backend::open(BackendChoice::Cuda, 0, compute).unwrap();
+            let model = LoadedModel::load(Checkpoint::open(&smollm2_path()).unwrap(), device).unwrap();
+            assert!(smollm2_in(model, tolerance, false, |_| true) > 0);
+        }
     }
-}
-
-#[test]
-fn smollm2_matches_transformers_cpu() {
-    smollm2(BackendChoice::Cpu, 1e-3, |_| true);
 }
 
 #[test]

@@ -236,6 +236,7 @@ fn no_scratch_files() {
         "README.md",
         "benches",
         "bindings",
+        "build.rs",
         "cbindgen.toml",
         "clippy.toml",
         "docs",

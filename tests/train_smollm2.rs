@@ -127,9 +127,11 @@ fn like_peft_on_cuda() {
     for name in ["all", "assistant", "all_random_b", "assistant_random_b"] {
         like_peft(&model, name, 2e-3, 12);
     }
-    let Some(model) = cuda(ComputeType::BF16, &path) else { return };
-    for name in ["all", "assistant", "all_random_b", "assistant_random_b"] {
-        losses_like_peft(&model, name, 2e-2);
+    for compute in [ComputeType::F16, ComputeType::BF16] {
+        let Some(model) = cuda(compute, &path) else { return };
+        for name in ["all", "assistant", "all_random_b", "assistant_random_b"] {
+            losses_like_peft(&model, name, 2.0);
+        }
     }
 }
 
