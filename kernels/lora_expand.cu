@@ -5,8 +5,6 @@
 //                 u_i T [rows, rank], B_i f32 [slots · n_i, rank], scales_i f32 [slots], y_i T [rows, n_i]
 //   lora_dx       dx[t, :] (+)= Σ_i scale_i · du_i[t, :] · A_i
 //                 du_i T [rows, rank], A_i f32 [rank, k], scale_i f32 [1], dx T [rows, k]
-//   lora_cast     out[i] = T(in[i])
-//                 in f32, out T, flat
 //
 // lora_expand takes up to three independent products of one rank (q, k, v; gate, up), lora_dx the sum of up to three;
 // unused pointers are null. `slots` may be null (slot 0 for each row); rows of slot 0xffffffff keep their y. scale_i
@@ -316,17 +314,3 @@ TILE(f16, f16, 8, 1, 2)
 PLAIN(float, f32)
 PLAIN(bf16, bf16)
 PLAIN(f16, f16)
-
-#define CAST(name, T)                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(256) name(const float* in, T* out, u64 n) {                          \
-        u64 i = ((u64)blockIdx.x * 256 + threadIdx.x) * 8;                                                            \
-        float v[8];                                                                                                   \
-        if (i + 8 <= n) {                                                                                             \
-            load8(in + i, v);                                                                                         \
-            store8(out + i, v);                                                                                       \
-        } else {                                                                                                      \
-            for (; i < n; i++) out[i] = from_float<T>(in[i]);                                                         \
-        }                                                                                                             \
-    }
-CAST(lora_cast_bf16, bf16)
-CAST(lora_cast_f16, f16)

@@ -39,7 +39,7 @@ fi
 if has sanitizer; then
     for tool in memcheck initcheck racecheck; do
         echo "== compute-sanitizer --tool $tool"
-        RUNTIME_CUDA=1 RUNTIME_NO_WGPU=1 timeout 280 compute-sanitizer --tool "$tool" --kernel-name-exclude kns=none \
+        RUNTIME_CUDA=1 RUNTIME_NO_WGPU=1 timeout "${SANITIZER_S:-280}" compute-sanitizer --tool "$tool" \
             .carry/ops --test-threads 1 --skip every_shape --skip long_attention 2>&1 | grep -vE '^test .* ok$' | tail -12
     done 2>&1 | tee "$out/sanitizer.txt"
 fi
@@ -53,11 +53,11 @@ bench() { # bench BACKEND ARGUMENTS…
 if has speed; then
     {
         bench cuda --random-weights qwen3-0.6b -p 512 -n 128 --batch 1,8,32,128
-        bench cuda --random-weights qwen3-0.6b -p 4096 -n 16 --train
-        bench cuda --random-weights qwen3-0.6b -p 64 -n 8 --train --train-batch 8
+        bench cuda --random-weights qwen3-0.6b -p 4096 -n 16 --max-num-batched-tokens 4096 --train --optim adamw_8bit
+        bench cuda --random-weights qwen3-0.6b -p 64 -n 8 --train --train-batch 8 --optim adamw_8bit
         bench cuda --random-weights qwen3-8b -p 512 -n 64 --batch 1,8,32,128
-        bench cuda --random-weights qwen3-8b -p 4096 -n 16 --max-num-batched-tokens 4096 --train
-        bench cuda --random-weights qwen3-8b -p 64 -n 8 --train --recompute
+        bench cuda --random-weights qwen3-8b -p 4096 -n 16 --max-num-batched-tokens 4096 --train --optim adamw_8bit
+        bench cuda --random-weights qwen3-8b -p 64 -n 8 --train --recompute --optim adamw_8bit
         bench cuda --random-weights qwen3-8b --weight-type q4_k -p 512 -n 64 --batch 1,8
     } 2>&1 | tee "$out/speed.jsonl"
     python3 benches/table.py "$out/speed.jsonl" >"$out/speed.md"
