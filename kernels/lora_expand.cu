@@ -20,7 +20,7 @@
 // The scale goes into the adapter before it is rounded.
 //
 // Plain kernels (f32, bf16, f16; any n): lora_expand_plain_TYPE grid = (ceil(max n_i / 256), rows, groups),
-// lora_dx_plain_TYPE grid = (ceil(k / 256), rows), 256 threads. lora_cast_TYPE: grid = ceil(n / 2048), 256 threads.
+// lora_dx_plain_TYPE grid = (ceil(k / 256), rows), 256 threads.
 //
 // H100, November 2026, bf16, rank 16, share of a copy's 3.0 TB/s: lora_expand 2048 × 4096 14.8 µs (76 %), 2048 × 12288
 // 41.1 µs (82 %), 8192 × 4096 51.4 µs (87 %), lora_dx with accumulate the same; rank 64: 17.8, 54.1, 68.8 µs.

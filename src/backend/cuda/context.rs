@@ -49,6 +49,13 @@ pub enum Shared {
     Scratch,
 }
 
+/// Memory that several executables use, and its size.
+#[derive(Default)]
+struct Common {
+    memory: Weak<Memory>,
+    bytes: usize,
+}
+
 /// A staging buffer and the event after its last use.
 struct Stage {
     pinned: Pinned,
@@ -60,8 +67,8 @@ pub struct Context {
     // Fields drop in order: everything that needs the context comes before it.
     pub library: Library,
     staging: Mutex<Vec<Stage>>,
-    /// The largest allocation of each use that is alive, with its size; executables own it.
-    shared: Mutex<[Option<(Weak<Memory>, usize)>; 2]>,
+    /// The largest allocation of each use that is alive; executables own it.
+    shared: Mutex<[Common; 2]>,
     pub stream: sys::CUstream,
     pub info: DeviceInfo,
     pub caps: Caps,
@@ -143,14 +150,14 @@ impl Context {
     /// needed during a run only.
     pub fn shared(self: &Arc<Self>, what: &str, use_of: Shared, bytes: usize) -> Result<Arc<Memory>> {
         let mut all = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = all[use_of as usize].as_ref().and_then(|(weak, size)| Some((weak.upgrade()?, *size)));
-        if let Some((memory, size)) = known
-            && size >= bytes
+        let common = &mut all[use_of as usize];
+        if let Some(memory) = common.memory.upgrade()
+            && common.bytes >= bytes
         {
             return Ok(memory);
         }
         let memory = Arc::new(self.allocate(what, bytes)?);
-        all[use_of as usize] = Some((Arc::downgrade(&memory), bytes));
+        *common = Common { memory: Arc::downgrade(&memory), bytes };
         Ok(memory)
     }
 
