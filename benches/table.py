@@ -8,7 +8,7 @@ rows = [["model", "backend", "work", "tok/s", "of copy bandwidth", "GiB", "s"]]
 
 def add(report, work, speed, share="", memory="", seconds=""):
     model = f'{report["model"]}'
-    rows.append([model, report["backend"], work, f"{speed:,.0f}", share, memory, seconds])
+    rows.append([model, report["backend"], work, f"{speed:,.0f}" if speed else "", share, memory, seconds])
 
 
 for line in open(sys.argv[1]):
@@ -22,7 +22,7 @@ for line in open(sys.argv[1]):
         n = batch["batch"]
         add(report, f'prefill {n} × {report["prompt_tokens"]}', batch["prefill_tok_s"])
         add(report, f"decode, batch {n}", batch["decode_tok_s"], f'{100 * batch["decode_bandwidth_share"]:.0f} %')
-    add(report, "start to first token", 0, seconds=f'{report["first_token_s"]:.1f}')
+    add(report, "start to first token", None, seconds=f'{report["first_token_s"]:.1f}')
     train = report.get("train")
     if train:
         memory = sum(train["memory"].get(k, 0) for k in ("weights", "adapters", "gradients", "moments", "tables", "arena"))

@@ -540,8 +540,8 @@ fn paged_attention_and_the_cache() {
 
 #[test]
 fn rotary_and_its_gradient() {
-    for norms in [false, true] {
-        let (rows, heads, kv, d) = (7, 3, 1, 16);
+    for (norms, d) in [(false, 16), (true, 16), (false, 64), (true, 128), (true, 256)] {
+        let (rows, heads, kv) = (7, 3, 1);
         let mut b = Builder::new("rotary");
         let q = live_input(&mut b, "q", rows, heads * d);
         let k = live_input(&mut b, "k", rows, kv * d);
