@@ -48,16 +48,26 @@ impl Recorder<'_> {
         if r.rows > FEW_ROWS || t == DType::F32 || !r.cols.is_multiple_of(8) {
             return Ok(None);
         }
+        // Of one row, the gathered row is that row.
+        let gathered = match nodes.get(1).map(|node| &node.op) {
+            Some(Op::GatherRows { x, out: picked, .. }) if *x == out && r.rows == 1 && self.decl(*picked).rows == 1 => {
+                Some(*picked)
+            }
+            _ => None,
+        };
+        let (seen, first) = gathered.map_or((out, 1), |picked| (picked, 2));
         let mut products = Vec::new();
-        for node in &nodes[1..] {
+        for node in &nodes[first..] {
             match node.op {
-                Op::MatMul { x, weight, bias, residual, out: to } if x == out => {
+                Op::MatMul { x, weight, bias, residual, out: to } if x == seen => {
                     products.push((self.product(x, weight, bias, residual, to)?, to, bias.or(residual).is_none()));
                 }
                 _ => break,
             }
         }
-        if products.is_empty() || self.read_by(out) != products.len() || self.decl(out).place != Place::Temp {
+        let alone = gathered.is_none_or(|_| self.read_by(out) == 1);
+        if products.is_empty() || !alone || self.read_by(seen) != products.len() || self.decl(seen).place != Place::Temp
+        {
             return Ok(None);
         }
         let (x, norm) = (self.at(x)?, Some((self.at(norm)?, eps)));
@@ -66,6 +76,7 @@ impl Recorder<'_> {
         }
         let same = products.iter().all(|p| p.0.dtype == products[0].0.dtype);
         if let ([(first, gate, true), (second, up, true)], true) = (&products[..], same)
+            && gathered.is_none()
             && let Some(Op::Glu { gate: g, up: u, activation, out }) = nodes.get(3).map(|node| &node.op)
             && (g, u) == (gate, up)
             && [*gate, *up].iter().all(|id| self.read_by(*id) == 1 && self.decl(*id).place == Place::Temp)
@@ -82,7 +93,7 @@ impl Recorder<'_> {
             self.matmul_rows(&together, t, norm, None)?;
             rest = &rest[run..];
         }
-        Ok(Some(1 + count))
+        Ok(Some(first + count))
     }
 
     fn products_of_one_input(&mut self, at: usize) -> Result<Option<usize>> {
