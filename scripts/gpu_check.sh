@@ -19,7 +19,7 @@ mkdir -p "$out"
 built_in=$(cat .carry/built_in)
 [ -e "$built_in" ] || { mkdir -p "$(dirname "$built_in")" && ln -s "$PWD" "$built_in"; }
 
-brief() { grep -E '^test |panicked|error|result|nat$|tok|cuda|\[' "$1" | cut -c1-240; }
+brief() { grep -E '^test |panicked| off by |loss of |norm of |gpu |step 12|result|nat$|cuda' "$1" | cut -c1-240; }
 has() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac }
 
 if has checks; then
