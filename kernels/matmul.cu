@@ -15,7 +15,7 @@ DEVICE void matmul(const T* x, WeightView w, const float* bias, const T* residua
     float sums[4][4] = {};
     for (u32 k0 = 0; k0 < w.k; k0 += 16) {
         __syncthreads();
-        load_rows(xs, x, row0, rows, k0, w.k);
+        load_rows(xs, x, row0, live, k0, w.k);
         if (threadIdx.x < 128) {
             u32 n = threadIdx.x / 2, octet = threadIdx.x % 2;
             float v[8] = {};

@@ -14,7 +14,7 @@ DEVICE void matmul_dx(const T* dy, WeightView w, const float* scale, T* dx, u32 
     float sums[4][4] = {};
     for (u32 n0 = 0; n0 < w.n; n0 += 16) {
         __syncthreads();
-        load_rows(ys, dy, row0, rows, n0, w.n);
+        load_rows(ys, dy, row0, live, n0, w.n);
         if (threadIdx.x < 128) {
             u32 n = threadIdx.x / 8, octet = threadIdx.x % 8;
             float v[8] = {};

@@ -15,7 +15,7 @@
 // more bits than T (f32; f16 beside bf16) are split in two terms.
 // matmul_rows_any_<W>_<T>, T = f32 too: any k, exact f32 products, a warp for each row of w. Slower.
 //
-// One file, though long: the decoders, the layout of x and the pipeline are written for each other.
+// The file is long because the decoders, the layout of x and the pipeline are written for each other.
 //
 // Limits: parts of one launch have the same type, k and stride; k % 8 == 0, ldx % 8 == 0, plain stride % 8 == 0 (else
 // _any); nf4: k % 64 == 0; at most 16 rows; x, norm and data aligned to 16 bytes. Weights are read before the previous
