@@ -4,7 +4,8 @@
 //!     cargo bench --bench ops [-- FILTER]        RUNTIME_BENCH_BACKEND=cuda|wgpu|cpu, RUNTIME_BENCH_MODEL=smollm2|qwen3-8b
 //!
 //! An op's roofline is the larger of bytes ÷ copy bandwidth and operations ÷ the product's rate; `of roofline` is that time
-//! over the time seen. Ops are repeated inside one program with weights of their own, so that no cache holds them.
+//! over the time seen. Ops are repeated inside one program with weights of their own, so that no cache holds them. Activations
+//! are zeros, for the ceiling too: a GPU at its power limit multiplies numbers more slowly, so shares are to be read, not rates.
 #![allow(clippy::print_stdout, clippy::unwrap_used)] // a bench prints, and stops at the first error
 
 use runtime::backend::{self, BackendChoice, Bindings, BufferDesc, ComputeType, Device};
