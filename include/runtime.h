@@ -275,6 +275,11 @@ typedef int32_t (*runtime_text_fn)(void *userdata, const char *text, size_t len)
  */
 #define RUNTIME_ERROR_PANIC (-12)
 
+/**
+ * Too many requests are waiting already. The same call may succeed later.
+ */
+#define RUNTIME_ERROR_BUSY (-13)
+
 #ifdef __cplusplus
 extern "C" {
 #endif

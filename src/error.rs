@@ -57,6 +57,9 @@ pub enum Error {
     /// A download or a listener failed.
     #[error("{0}")]
     Network(String),
+    /// Too much is waiting already; the same call may succeed later.
+    #[error("{0}")]
+    Busy(String),
     /// The caller cancelled the work.
     #[error("cancelled")]
     Cancelled,

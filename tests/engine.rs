@@ -13,13 +13,13 @@ mod common;
 use common::device::{load, repository};
 use runtime::backend::BackendChoice;
 use runtime::engine::text::{TextOptions, generate_text};
-use runtime::engine::{Engine, EngineOptions, Request, SamplingParams};
+use runtime::engine::{Engine, EngineOptions, KvSize, Request, SamplingParams};
 
 fn engine(kv_tokens: usize, max_seqs: usize) -> Engine {
     let model = load(&repository("tests/golden/tiny/chat"), BackendChoice::Cpu);
     let options = EngineOptions {
         max_len: Some(160),
-        kv_tokens: Some(kv_tokens),
+        kv: KvSize::Tokens(kv_tokens),
         max_seqs,
         max_step_tokens: 24,
         ..EngineOptions::default()

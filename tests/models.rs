@@ -32,8 +32,8 @@ fn all_logits(model: &LoadedModel, ids: &[u32], chunk: usize) -> Vec<f32> {
     let max_len = ids.len();
     let pages = max_len.div_ceil(PAGE);
     let kv_rows = pages * PAGE;
-    let (kv_dtype, sample) = (DType::F32, false);
-    let shape = ServeShape { rows: chunk, gathered: chunk, seqs: 2, pages, page: PAGE, kv_rows, kv_dtype, sample };
+    let (kv_dtype, hidden) = (DType::F32, false);
+    let shape = ServeShape { rows: chunk, gathered: chunk, seqs: 2, pages, page: PAGE, kv_rows, kv_dtype, hidden };
     let mut serve = model.with_shape(max_len, |m| serve_program(m, &shape, None)).unwrap();
     let mut bindings: Bindings = model.weights.clone();
     bindings.insert(buffers::ROPE.into(), model.rope_buffer(max_len).unwrap());
@@ -65,7 +65,7 @@ fn step(
     let table: Vec<u32> = (0..pages as u32).rev().collect();
     let positions: Vec<u32> = (first as u32..first as u32 + n).collect();
     let slots: Vec<u32> = positions.iter().map(|p| table[*p as usize / PAGE] * PAGE as u32 + p % PAGE as u32).collect();
-    let ServeHead::Logits { rows, logits } = serve.head else { panic!("a program without logits") };
+    let ServeHead::Tokens { rows, logits, .. } = serve.head else { panic!("a program without logits") };
     let counts = run.program().counts;
     let own_rows: Vec<u32> = (0..n).collect();
     let inputs: [(_, &[u32]); 7] = [

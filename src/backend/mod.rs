@@ -44,6 +44,8 @@ pub struct Limits {
     pub max_step_rows: usize,
     /// Largest single intermediate, in bytes (a buffer binding on GPUs).
     pub max_tensor_bytes: usize,
+    /// [`Executable::run`] returns before the device is done, so that the host can do something else meanwhile.
+    pub runs_ahead: bool,
     /// Type in which keys and values are cached unless the user says otherwise.
     pub kv_dtype: DType,
     /// Type of activations: what products are computed in, where the device stores it.
@@ -160,6 +162,14 @@ pub trait Device: Send + Sync {
     /// A weight or State buffer that is not in `bindings` or has another shape; [`Error::OutOfMemory`] for the
     /// arena; [`Error::Device`] where a kernel does not compile.
     fn compile(&self, program: Arc<Program>, bindings: &Bindings) -> Result<Box<dyn Executable>>;
+
+    /// Bytes of device memory that are free, and all there are, where the driver says so.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    fn free_memory(&self) -> Result<Option<(u64, u64)>> {
+        Ok(None)
+    }
 
     /// Bytes a second that a large copy on the device moves, read plus written: the ceiling that
     /// benchmarks are compared with.

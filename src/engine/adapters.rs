@@ -1,4 +1,8 @@
-//! The adapter bank: which adapter lies in which slot of the flat device buffer, and who is using it.
+//! Adapters: all those that are known by name, and the bank of those that lie on the device.
+//!
+//! Any number of adapters can be loaded; their weights stay in the files that they were read from (memory-mapped, so the
+//! system keeps in memory those that are used) until a request needs them on the device. There the least recently used one
+//! that no running request holds makes room.
 
 use crate::backend::{Bindings, BufferDesc};
 use crate::error::{Error, Result};
@@ -8,34 +12,78 @@ use crate::model::LoadedModel;
 use crate::model::decoder::buffers;
 use crate::model::lora::{LoraEntry, LoraLayout, Projection};
 use crate::tensor::{DType, HostTensor};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Slots on the device. A request holds its slot by reference, so a replaced adapter stays until its last
-/// request ends.
+/// One version of an adapter; a request holds the one that it started with.
+pub struct Version {
+    /// Given to no other version in the life of the engine.
+    pub number: u64,
+    weights: Adapter,
+}
+
+/// The adapters that requests may name.
+pub struct Registry {
+    layout: Option<LoraLayout>,
+    versions: BTreeMap<String, Arc<Version>>,
+    loaded: u64,
+}
+
+impl Registry {
+    /// No adapters yet; `layout` is that of the bank, `None` where there is none.
+    pub fn new(layout: Option<LoraLayout>) -> Self {
+        Self { layout, versions: BTreeMap::new(), loaded: 0 }
+    }
+
+    /// Makes an adapter available, in the place of an older one of that name.
+    pub fn load(&mut self, name: &str, weights: &Adapter) -> Result<()> {
+        let Some(layout) = &self.layout else {
+            return Err(Error::invalid("this engine was started without room for adapters (max_adapters 0)"));
+        };
+        check(layout, name, weights)?;
+        self.loaded += 1;
+        let version = Version { number: self.loaded, weights: weights.clone() };
+        self.versions.insert(name.into(), Arc::new(version));
+        Ok(())
+    }
+
+    /// Forgets an adapter.
+    pub fn unload(&mut self, name: &str) -> Result<()> {
+        self.get(name)?;
+        self.versions.remove(name);
+        Ok(())
+    }
+
+    /// The present version.
+    pub fn get(&self, name: &str) -> Result<Arc<Version>> {
+        self.versions.get(name).cloned().ok_or_else(|| {
+            let loaded = self.names().join(", ");
+            Error::invalid(format!("no adapter '{name}' is loaded; loaded: [{loaded}]"))
+        })
+    }
+
+    /// All names, in alphabetical order.
+    pub fn names(&self) -> Vec<String> {
+        self.versions.keys().cloned().collect()
+    }
+}
+
+/// The flat buffer on the device and what lies in its slots.
 pub struct AdapterBank {
     model: Arc<LoadedModel>,
     layout: LoraLayout,
     bindings: Bindings,
     slots: Vec<Option<Arc<Slot>>>,
+    /// When each slot was last asked for.
+    used: Vec<u64>,
+    clock: u64,
 }
 
-/// One loaded adapter.
+/// A version in its place on the device, which it keeps while anybody holds this.
 pub struct Slot {
     /// Position in the bank.
     pub index: u32,
-    name: String,
-    /// False once replaced or unloaded: no new request gets it.
-    current: std::sync::atomic::AtomicBool,
-}
-
-impl Slot {
-    fn is_current(&self) -> bool {
-        self.current.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    fn retire(&self) {
-        self.current.store(false, std::sync::atomic::Ordering::Relaxed);
-    }
+    version: u64,
 }
 
 impl AdapterBank {
@@ -47,7 +95,7 @@ impl AdapterBank {
             let desc = BufferDesc { name: name.into(), dtype: DType::F32, rows: 1, cols };
             bindings.insert(name.into(), model.device.allocate(desc)?);
         }
-        Ok(Self { model, layout, bindings, slots: vec![None; slots] })
+        Ok(Self { model, layout, bindings, slots: vec![None; slots], used: vec![0; slots], clock: 0 })
     }
 
     /// How adapters lie in the buffer.
@@ -60,70 +108,24 @@ impl AdapterBank {
         &self.bindings
     }
 
-    /// The adapter of that name.
-    pub fn get(&self, name: &str) -> Option<Arc<Slot>> {
-        self.slots.iter().flatten().find(|slot| slot.name == name && slot.is_current()).cloned()
-    }
-
-    /// Puts an adapter in a free slot; an older one of that name is retired.
-    pub fn load(&mut self, name: &str, adapter: &Adapter) -> Result<()> {
-        self.check(name, adapter)?;
-        self.sweep();
-        let old = self.get(name);
-        // An idle older version gives its slot to the new one even when the bank is full.
-        let reusable = old.as_ref().filter(|slot| Arc::strong_count(slot) == 2).map(|slot| slot.index as usize);
-        let index = self.slots.iter().position(Option::is_none).or(reusable).ok_or_else(|| {
-            let n = self.slots.len();
-            Error::invalid(format!(
-                "adapter '{name}': all {n} adapter slots are in use: unload one or raise --max-loras"
-            ))
-        })?;
-        self.write(index, adapter)?;
-        if let Some(old) = old {
-            old.retire();
+    /// The version's place on the device, written there if need be; `None` while running requests hold all slots.
+    pub fn place(&mut self, version: &Version) -> Result<Option<Arc<Slot>>> {
+        self.clock += 1;
+        let holds = |slot: &Option<Arc<Slot>>| slot.as_ref().is_some_and(|slot| slot.version == version.number);
+        if let Some(index) = self.slots.iter().position(holds) {
+            self.used[index] = self.clock;
+            return Ok(self.slots[index].clone());
         }
-        let slot = Slot { index: index as u32, name: name.into(), current: true.into() };
-        self.slots[index] = Some(Arc::new(slot));
-        self.sweep();
-        Ok(())
-    }
-
-    /// Retires an adapter.
-    pub fn unload(&mut self, name: &str) -> Result<()> {
-        let slot = self.get(name).ok_or_else(|| Error::invalid(format!("no adapter '{name}' is loaded")))?;
-        slot.retire();
-        drop(slot);
-        self.sweep();
-        Ok(())
-    }
-
-    /// Frees slots whose adapter is retired and unused.
-    fn sweep(&mut self) {
-        for slot in &mut self.slots {
-            if slot.as_ref().is_some_and(|s| !s.is_current() && Arc::strong_count(s) == 1) {
-                *slot = None;
-            }
-        }
-    }
-
-    fn check(&self, name: &str, adapter: &Adapter) -> Result<()> {
-        for (module, weights) in &adapter.modules {
-            let entry = self.layout.entries.iter().find(|e| e.module == *module).ok_or_else(|| {
-                Error::invalid(format!("adapter '{name}': module '{module}' is not a projection of this model"))
-            })?;
-            let (rank, inputs) = (weights.a.rows(), weights.a.cols());
-            if rank > self.layout.rank {
-                let max = self.layout.rank;
-                return Err(Error::invalid(format!("adapter '{name}': rank {rank} is above the maximum of {max}")));
-            }
-            if inputs != entry.inputs || weights.b.rows() != entry.outputs || weights.b.cols() != rank {
-                return Err(Error::invalid(format!(
-                    "adapter '{name}': '{module}' has A {:?} and B {:?}, this model needs [r, {}] and [{}, r]",
-                    weights.a.shape, weights.b.shape, entry.inputs, entry.outputs
-                )));
-            }
-        }
-        Ok(())
+        let idle = |index: &usize| self.slots[*index].as_ref().is_none_or(|slot| Arc::strong_count(slot) == 1);
+        let Some(index) = (0..self.slots.len()).filter(idle).min_by_key(|index| self.used[*index]) else {
+            return Ok(None);
+        };
+        self.slots[index] = None;
+        self.write(index, &version.weights)?;
+        let slot = Arc::new(Slot { index: index as u32, version: version.number });
+        self.slots[index] = Some(slot.clone());
+        self.used[index] = self.clock;
+        Ok(Some(slot))
     }
 
     fn write(&self, slot: usize, adapter: &Adapter) -> Result<()> {
@@ -158,4 +160,24 @@ impl AdapterBank {
 
 fn numbers(tensor: &HostTensor, out: &mut [f32]) -> Result<()> {
     dequantise_row(tensor.dtype, &tensor.data, out)
+}
+
+fn check(layout: &LoraLayout, name: &str, adapter: &Adapter) -> Result<()> {
+    for (module, weights) in &adapter.modules {
+        let entry = layout.entries.iter().find(|e| e.module == *module).ok_or_else(|| {
+            Error::invalid(format!("adapter '{name}': module '{module}' is not a projection of this model"))
+        })?;
+        let (rank, inputs) = (weights.a.rows(), weights.a.cols());
+        if rank > layout.rank {
+            let max = layout.rank;
+            return Err(Error::invalid(format!("adapter '{name}': rank {rank} is above the maximum of {max}")));
+        }
+        if inputs != entry.inputs || weights.b.rows() != entry.outputs || weights.b.cols() != rank {
+            return Err(Error::invalid(format!(
+                "adapter '{name}': '{module}' has A {:?} and B {:?}, this model needs [r, {}] and [{}, r]",
+                weights.a.shape, weights.b.shape, entry.inputs, entry.outputs
+            )));
+        }
+    }
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! How fast a model runs on a device, beside the ceiling that the device's memory sets.
 
 use super::kv::PAGE;
-use super::{Engine, EngineOptions, Event, Request, Usage};
+use super::{Engine, EngineOptions, Event, KvSize, Request, Usage};
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
 use serde::Serialize;
@@ -85,7 +85,7 @@ pub fn run(model: Arc<LoadedModel>, options: &BenchOptions) -> Result<BenchRepor
     let sizes = EngineOptions {
         max_seqs: most,
         max_len: Some(max_len),
-        kv_tokens: Some(most * max_len.next_multiple_of(PAGE)),
+        kv: KvSize::Tokens(most * max_len.next_multiple_of(PAGE)),
         max_step_tokens: options.max_step_tokens.unwrap_or(defaults.max_step_tokens),
         ..defaults
     };
@@ -143,6 +143,7 @@ fn one_round(
         let mut first = None;
         let sink = move |event| {
             let done = match event {
+                Event::Started { .. } | Event::Prompt(_) => return ControlFlow::Continue(()),
                 Event::Token { .. } => {
                     first.get_or_insert_with(Instant::now);
                     return ControlFlow::Continue(());

@@ -6,25 +6,38 @@
 
 mod adapters;
 pub mod bench;
+mod grammar;
+mod guess;
 mod kv;
+mod memory;
 mod request;
 mod sampler;
 mod scheduler;
+mod sequence;
+mod stats;
 mod steps;
 pub mod text;
 mod worker;
 
+pub use grammar::Grammar;
+pub use memory::KvSize;
 pub use request::{Event, EventSink, FinishReason, Request, SamplingParams, TokenLogprobs, Usage};
+pub use stats::Stats;
 
+use crate::backend::Bindings;
 use crate::error::{Error, Result};
 use crate::format::peft::Adapter;
 use crate::model::LoadedModel;
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use adapters::{AdapterBank, Registry};
+use grammar::Grammars;
+use kv::{PAGE, PagePool};
+use sequence::{Arrival, Ticket};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use worker::{Command, Worker};
+use steps::{StepSizes, Steps};
+use worker::{Command, Parts, Text, Worker};
 
 /// Sizes of the engine.
 #[derive(Clone, Debug)]
@@ -35,18 +48,36 @@ pub struct EngineOptions {
     pub max_len: Option<usize>,
     /// Most tokens in one step: a long prompt is cut into chunks of this size.
     pub max_step_tokens: usize,
-    /// Tokens that the KV cache holds, for all requests together; `None`: `max_seqs` requests of `max_len`, but no
-    /// more than 512 MiB or one such request.
-    pub kv_tokens: Option<usize>,
-    /// Adapters that can be loaded at once; 0: none.
+    /// Size of the key/value cache.
+    pub kv: KvSize,
+    /// Keep what was computed for one prompt for others that begin in the same way.
+    pub prefix_cache: bool,
+    /// Tokens that may be guessed from the text so far and checked in one step, for each answer; 0: none.
+    pub guesses: usize,
+    /// Requests that may wait for their turn; a further one is refused with [`Error::Busy`].
+    pub max_waiting: Option<usize>,
+    /// Adapters on the device at once; any number can be loaded. 0: none.
     pub max_adapters: usize,
     /// Largest rank of an adapter.
     pub max_rank: usize,
+    /// Prepare the usual steps while there is nothing to do, not when the first request needs them.
+    pub warm: bool,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { max_seqs: 16, max_len: None, max_step_tokens: 512, kv_tokens: None, max_adapters: 0, max_rank: 16 }
+        Self {
+            max_seqs: 16,
+            max_len: None,
+            max_step_tokens: 512,
+            kv: KvSize::default(),
+            prefix_cache: true,
+            guesses: 0,
+            max_waiting: None,
+            max_adapters: 0,
+            max_rank: 16,
+            warm: false,
+        }
     }
 }
 
@@ -72,8 +103,14 @@ pub struct Engine {
 struct Shared {
     model: Arc<LoadedModel>,
     max_len: usize,
+    max_waiting: usize,
     next_id: AtomicU64,
-    adapters: Mutex<BTreeSet<String>>,
+    waiting: Arc<AtomicUsize>,
+    registry: Mutex<Registry>,
+    /// Made when the first request needs it.
+    grammars: OnceLock<std::result::Result<Grammars, String>>,
+    ends: Vec<u32>,
+    stats: Arc<Mutex<Stats>>,
     commands: Sender<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -111,7 +148,45 @@ impl Engine {
             return Err(Error::invalid(format!("max_len {max_len} is more than the model's {own} positions")));
         }
         let (commands, inbox) = channel();
-        let worker = Worker::new(model.clone(), &options, max_len, inbox)?;
+        let c = model.config();
+        let limits = model.device.limits();
+        let bank = match options.max_adapters {
+            0 => None,
+            slots => Some(AdapterBank::new(model.clone(), slots, options.max_rank)?),
+        };
+        let max_rows = options.max_step_tokens.min(limits.max_step_rows).max(options.max_seqs);
+        let mut sizes = StepSizes {
+            max_rows,
+            max_seqs: options.max_seqs,
+            // Guesses, and prompts whose log-probabilities are wanted, take more rows than one a sequence.
+            max_gathered: (options.max_seqs * (1 + options.guesses)).max(16).min(max_rows),
+            max_len,
+            kv_rows: 0,
+        };
+        let pages = options.kv.pages(&model, &sizes)?;
+        sizes.kv_rows = pages * PAGE;
+        let none = Bindings::new();
+        let adapters = bank.as_ref().map_or(&none, AdapterBank::bindings);
+        let layout = bank.as_ref().map(|bank| bank.layout().clone());
+        let runner = Box::new(Steps::new(model.clone(), sizes, layout.clone(), adapters)?);
+        let mut ends = c.eos.clone();
+        ends.extend(model.tokenizer.iter().flat_map(|t| t.end_ids()));
+        ends.sort_unstable();
+        ends.dedup();
+        let stats = Arc::new(Mutex::new(Stats::default()));
+        let parts = Parts {
+            inbox,
+            runner,
+            pool: PagePool::new(pages, options.prefix_cache),
+            bank,
+            ends: ends.clone(),
+            vocab: c.vocab,
+            guesses: options.guesses,
+            runs_ahead: limits.runs_ahead,
+            warm: options.warm,
+            stats: stats.clone(),
+        };
+        let worker = Worker::new(parts);
         let thread = std::thread::Builder::new()
             .name("runtime-engine".into())
             .spawn(move || worker.run())
@@ -119,8 +194,13 @@ impl Engine {
         let shared = Shared {
             model,
             max_len,
+            max_waiting: options.max_waiting.unwrap_or(usize::MAX),
             next_id: AtomicU64::new(1),
-            adapters: Mutex::default(),
+            waiting: Arc::default(),
+            registry: Mutex::new(Registry::new(layout)),
+            grammars: OnceLock::new(),
+            ends,
+            stats,
             commands,
             thread: Mutex::new(Some(thread)),
         };
@@ -153,9 +233,16 @@ impl Engine {
                 self.max_len()
             )));
         }
-        self.check_adapter(request.adapter.as_deref())?;
+        let adapter = request.adapter.as_deref().map(|name| self.registry().get(name)).transpose()?;
+        let constraint = request.grammar.as_ref().map(|grammar| self.grammars()?.constraint(grammar)).transpose()?;
+        let waiting = self.shared.waiting.load(Ordering::Relaxed);
+        if waiting >= self.shared.max_waiting {
+            return Err(Error::Busy(format!("{waiting} requests are waiting already, which is the limit")));
+        }
+        let ticket = Ticket::new(&self.shared.waiting);
         let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
-        self.send(Command::Submit { id, request, sink })?;
+        let arrival = Arrival { id, request, sink, adapter, constraint, ticket };
+        self.send(Command::Submit(Box::new(arrival)))?;
         Ok(id)
     }
 
@@ -164,16 +251,13 @@ impl Engine {
         let _ = self.send(Command::Cancel(id));
     }
 
-    /// Makes an adapter available under `name` (replaces one of that name; running requests keep theirs).
+    /// Makes an adapter available under `name`, in the place of one of that name: requests that began with the older version
+    /// end with it. It goes to the device when a request first needs it.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where it does not fit the model, or no slot or rank is left.
+    /// [`Error::Invalid`] where it does not fit the model or the engine's largest rank.
     pub fn load_adapter(&self, name: &str, adapter: &Adapter) -> Result<()> {
-        let (reply, answer) = channel();
-        self.send(Command::LoadAdapter { name: name.into(), adapter: Box::new(adapter.clone()), reply })?;
-        answer.recv().map_err(|_| stopped())??;
-        self.names().insert(name.into());
-        Ok(())
+        self.registry().load(name, adapter)
     }
 
     /// Forgets an adapter; requests that are using it keep it until they end.
@@ -181,17 +265,12 @@ impl Engine {
     /// # Errors
     /// [`Error::Invalid`] where there is none of that name.
     pub fn unload_adapter(&self, name: &str) -> Result<()> {
-        self.check_adapter(Some(name))?;
-        let (reply, answer) = channel();
-        self.send(Command::UnloadAdapter { name: name.into(), reply })?;
-        answer.recv().map_err(|_| stopped())??;
-        self.names().remove(name);
-        Ok(())
+        self.registry().unload(name)
     }
 
     /// Names of the loaded adapters.
     pub fn adapters(&self) -> Vec<String> {
-        self.names().iter().cloned().collect()
+        self.registry().names()
     }
 
     /// Teacher-forced log-probabilities of `ids` (at least one token); waits for the result.
@@ -199,15 +278,54 @@ impl Engine {
     /// # Errors
     /// As [`Engine::submit`].
     pub fn score(&self, ids: &[u32], adapter: Option<&str>) -> Result<Scores> {
-        self.check_tokens(ids)?;
-        self.check_adapter(adapter)?;
+        let text = self.text(ids, adapter)?;
         let (reply, answer) = channel();
-        self.send(Command::Score { ids: ids.to_vec(), adapter: adapter.map(str::to_owned), reply })?;
+        self.send(Command::Score { text, reply })?;
         answer.recv().map_err(|_| stopped())?
     }
 
-    fn names(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.shared.adapters.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The last token's output of the last layer, after the norm: what models that are trained for it use as the embedding of
+    /// the whole text. Not normalised; waits for the result.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    pub fn embed(&self, ids: &[u32], adapter: Option<&str>) -> Result<Vec<f32>> {
+        let text = self.text(ids, adapter)?;
+        let (reply, answer) = channel();
+        self.send(Command::Embed { text, reply })?;
+        answer.recv().map_err(|_| stopped())?
+    }
+
+    /// What the engine is doing and has done, as of its last step.
+    pub fn stats(&self) -> Stats {
+        let mut stats = *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that have arrived since are counted at once.
+        stats.waiting = stats.waiting.max(self.shared.waiting.load(Ordering::Relaxed));
+        stats
+    }
+
+    /// Whether the engine's thread is there.
+    pub fn is_alive(&self) -> bool {
+        let thread = self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    fn text(&self, ids: &[u32], adapter: Option<&str>) -> Result<Text> {
+        self.check_tokens(ids)?;
+        let adapter = adapter.map(|name| self.registry().get(name)).transpose()?;
+        Ok(Text { ids: ids.to_vec(), adapter })
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.shared.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn grammars(&self) -> Result<&Grammars> {
+        let made = self.shared.grammars.get_or_init(|| match &self.shared.model.tokenizer {
+            Some(tokenizer) => Grammars::new(tokenizer, &self.shared.ends).map_err(|error| error.to_string()),
+            None => Err("grammars need a tokenizer, and the model has none".into()),
+        });
+        made.as_ref().map_err(|message| Error::Text(message.clone()))
     }
 
     fn check_tokens(&self, ids: &[u32]) -> Result<()> {
@@ -222,15 +340,6 @@ impl Engine {
         match ids.iter().position(|id| *id as usize >= vocab) {
             Some(at) => Err(Error::invalid(format!("token {} at {at} is outside the vocabulary of {vocab}", ids[at]))),
             None => Ok(()),
-        }
-    }
-
-    fn check_adapter(&self, name: Option<&str>) -> Result<()> {
-        match name {
-            Some(name) if !self.names().contains(name) => {
-                Err(Error::invalid(format!("no adapter '{name}' is loaded; loaded: [{}]", self.adapters().join(", "))))
-            }
-            _ => Ok(()),
         }
     }
 

@@ -1,7 +1,9 @@
 //! What callers ask of the engine, and what they get back, in tokens. Text is `engine::text`'s business.
 
+use super::grammar::Grammar;
 use crate::error::Error;
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 /// How the next token is chosen. The default is greedy.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,8 +61,16 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// Report log-probabilities, with this many alternatives.
     pub logprobs: Option<usize>,
+    /// Report log-probabilities of the prompt's tokens, with this many alternatives.
+    pub prompt_logprobs: Option<usize>,
     /// Name of a loaded adapter; `None`: the base model.
     pub adapter: Option<String>,
+    /// What the answer must look like.
+    pub grammar: Option<Grammar>,
+    /// Requests with smaller numbers are served first, and give up their pages last.
+    pub priority: i32,
+    /// When the request ends even if its answer has not.
+    pub deadline: Option<Instant>,
 }
 
 impl Default for Request {
@@ -73,7 +83,11 @@ impl Default for Request {
             stop_ids: Vec::new(),
             sampling: SamplingParams::default(),
             logprobs: None,
+            prompt_logprobs: None,
             adapter: None,
+            grammar: None,
+            priority: 0,
+            deadline: None,
         }
     }
 }
@@ -96,15 +110,18 @@ pub enum FinishReason {
     Length,
     /// The caller cancelled.
     Cancelled,
+    /// The deadline came.
+    Deadline,
 }
 
 impl FinishReason {
-    /// OpenAI's word for it.
+    /// OpenAI's word for it, vLLM's where OpenAI has none.
     pub fn as_str(self) -> &'static str {
         match self {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
             FinishReason::Cancelled => "cancelled",
+            FinishReason::Deadline => "abort",
         }
     }
 }
@@ -114,8 +131,12 @@ impl FinishReason {
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// How many of them were found in the prefix cache.
+    pub cached_tokens: usize,
     /// Tokens generated, the end-of-text token included.
     pub completion_tokens: usize,
+    /// Seconds from its arrival to the first prefill step.
+    pub queue_s: f64,
     /// Seconds from the first prefill step to the first token.
     pub prefill_s: f64,
     /// Seconds from the first token to the last.
@@ -125,6 +146,15 @@ pub struct Usage {
 /// What the engine reports about a request. Exactly one `Done` or `Failed` comes, last.
 #[derive(Debug)]
 pub enum Event {
+    /// Computing began.
+    Started {
+        /// Tokens of the prompt that were found in the prefix cache.
+        cached_tokens: usize,
+        /// Seconds that the request waited.
+        queue_s: f64,
+    },
+    /// Log-probabilities of the prompt's tokens after the first, where they were asked for; comes before the first token.
+    Prompt(Vec<TokenLogprobs>),
     /// One more token. End-of-text and stop tokens are not reported.
     Token {
         /// The token.

@@ -1,5 +1,6 @@
 //! Chooses the next token from a row of logits.
 
+use super::grammar::Mask;
 use super::request::{SamplingParams, TokenLogprobs};
 use crate::backend::cpu::sample;
 use crate::error::{Error, Result};
@@ -76,14 +77,21 @@ impl Sampler {
         [p.temperature, p.top_k as f32, p.top_p, p.min_p]
     }
 
-    /// The request's next random number, from [0, 1): one a token, wherever the token is chosen.
-    pub fn uniform(&mut self) -> f32 {
-        if self.params.temperature == 0.0 { 0.0 } else { self.rng.random() }
+    /// The random number, from [0, 1), that the answer's token at `position` is drawn with, wherever that happens.
+    pub fn uniform(&mut self, position: usize) -> f32 {
+        if self.params.temperature == 0.0 {
+            return 0.0;
+        }
+        self.rng.set_word_pos(position as u128);
+        self.rng.random()
     }
 
-    /// The next token. `logits` are changed.
-    pub fn next(&mut self, logits: &mut [f32], uniform: f32) -> u32 {
+    /// The next token, which `allowed` lets pass. `logits` are changed.
+    pub fn next(&mut self, logits: &mut [f32], uniform: f32, allowed: Option<&Mask>) -> u32 {
         self.adjust(logits);
+        if let Some(allowed) = allowed {
+            allowed.apply(logits);
+        }
         let id = sample(logits, self.how(), uniform);
         if self.tracks() {
             *self.seen.entry(id).or_default() += 1;

@@ -3,6 +3,7 @@
 use super::kv::PAGE;
 use crate::backend::{Bindings, BufferDesc, Executable};
 use crate::error::{Error, Result};
+use crate::format::quant::dequantise_row;
 use crate::model::LoadedModel;
 use crate::model::decoder::{ServeHead, ServeProgram, ServeShape, buffers, serve_program};
 use crate::model::lora::LoraLayout;
@@ -39,18 +40,64 @@ pub struct StepSizes {
     pub max_rows: usize,
     /// Most sequences in a step.
     pub max_seqs: usize,
+    /// Most rows whose logits are computed in a step.
+    pub max_gathered: usize,
     /// Longest context.
     pub max_len: usize,
     /// Positions that the cache holds.
     pub kv_rows: usize,
 }
 
+/// What runs steps: the device, or in tests something that is easier to predict.
+pub trait Runner {
+    /// The sizes that steps must keep to.
+    fn sizes(&self) -> &StepSizes;
+
+    /// Begins a step whose next tokens are wanted.
+    ///
+    /// # Errors
+    /// [`Error::Device`] and its like.
+    fn launch(&mut self, input: &StepInput) -> Result<()>;
+
+    /// Waits for the step: the next token of each gathered row, and the logits of the first `rows` of them, to be changed in
+    /// place.
+    ///
+    /// # Errors
+    /// As [`Runner::launch`].
+    fn finish(&mut self, rows: usize) -> Result<(Vec<u32>, &mut [f32])>;
+
+    /// Runs a step; negative log-likelihood (nat) of `labels` (one a row, `u32::MAX`: 0).
+    ///
+    /// # Errors
+    /// As [`Runner::launch`].
+    fn losses(&mut self, input: &StepInput, labels: &[u32]) -> Result<Vec<f32>>;
+
+    /// Runs a step; the last layer's output, after the norm, of the gathered rows.
+    ///
+    /// # Errors
+    /// As [`Runner::launch`].
+    fn hidden(&mut self, input: &StepInput) -> Result<Vec<f32>>;
+
+    /// Prepares one more of the shapes that steps will have; false when all are prepared.
+    ///
+    /// # Errors
+    /// As [`Runner::launch`].
+    fn prepare(&mut self) -> Result<bool>;
+}
+
+impl StepSizes {
+    /// Pages in a sequence's row of the table.
+    pub fn pages_per_seq(&self) -> usize {
+        self.max_len.div_ceil(PAGE)
+    }
+}
+
 /// What a step ends in.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Wanted {
-    Logits,
     Tokens,
     Losses,
+    Hidden,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,6 +121,8 @@ pub struct Steps {
     bindings: Bindings,
     lora: Option<LoraLayout>,
     compiled: HashMap<Key, Compiled>,
+    /// The step that was launched, and its gathered rows.
+    launched: Option<(Key, usize)>,
     logits: Vec<f32>,
 }
 
@@ -96,76 +145,37 @@ impl Steps {
                 bindings.insert(name, model.device.allocate(desc)?);
             }
         }
-        Ok(Self { model, sizes, bindings, lora, compiled: HashMap::new(), logits: Vec::new() })
+        Ok(Self { model, sizes, bindings, lora, compiled: HashMap::new(), launched: None, logits: Vec::new() })
     }
 
-    /// Pages in a sequence's row of the table.
-    pub fn pages_per_seq(&self) -> usize {
-        self.sizes.max_len.div_ceil(PAGE)
-    }
-
-    /// Most rows of a step.
-    pub fn max_rows(&self) -> usize {
-        self.sizes.max_rows
-    }
-
-    /// Runs a step; logits of the gathered rows, `vocab` numbers each, ready to be changed in place.
-    pub fn logits(&mut self, input: &StepInput) -> Result<&mut [f32]> {
-        let mut numbers = std::mem::take(&mut self.logits);
-        numbers.resize(input.gather.len() * self.model.config().vocab, 0.0);
-        let c = self.run(input, Wanted::Logits, None)?;
-        let ServeHead::Logits { logits, .. } = c.ids.head else {
-            return Err(Error::internal("a step without logits"));
-        };
-        if !numbers.is_empty() {
-            c.executable.read(logits, bytemuck::cast_slice_mut(&mut numbers))?;
-        }
-        self.logits = numbers;
-        Ok(&mut self.logits)
-    }
-
-    /// Runs a step; next tokens of the gathered rows.
-    pub fn tokens(&mut self, input: &StepInput) -> Result<Vec<u32>> {
-        let mut ids = vec![0; input.gather.len()];
-        let c = self.run(input, Wanted::Tokens, None)?;
-        let ServeHead::Tokens { tokens, .. } = c.ids.head else {
-            return Err(Error::internal("a step without tokens"));
-        };
-        if !ids.is_empty() {
-            c.executable.read(tokens, bytemuck::cast_slice_mut(&mut ids))?;
-        }
-        Ok(ids)
-    }
-
-    /// Runs a step; negative log-likelihood (nat) of `labels` (one a row, `u32::MAX`: 0).
-    pub fn losses(&mut self, input: &StepInput, labels: &[u32]) -> Result<Vec<f32>> {
-        let c = self.run(input, Wanted::Losses, Some(labels))?;
-        let ServeHead::Loss { loss, .. } = c.ids.head else { return Err(Error::internal("a step without loss")) };
-        let mut numbers = vec![0f32; labels.len()];
-        c.executable.read(loss, bytemuck::cast_slice_mut(&mut numbers))?;
-        Ok(numbers)
-    }
-
+    /// The bucket of a step. Rows are live up to a count that the device reads, so a larger bucket costs little; few of them
+    /// mean few recordings.
     fn key(&self, input: &StepInput, wanted: Wanted) -> Key {
         let rows = input.ids.len().next_power_of_two().min(self.sizes.max_rows);
-        let gathered = match wanted {
-            Wanted::Losses => 0,
-            _ => input.gather.len().next_power_of_two().min(self.sizes.max_seqs.next_power_of_two()),
+        let gathered = match (wanted, input.gather.len()) {
+            (Wanted::Losses, _) => 0,
+            (_, 0 | 1) => 1,
+            // A step of answers alone, one row each.
+            (_, n) if n == input.ids.len() => rows.min(self.sizes.max_gathered),
+            _ => self.sizes.max_gathered,
         };
         Key { rows, gathered, wanted, adapters: input.adapters.iter().any(|slot| *slot != u32::MAX) }
     }
 
-    fn run(&mut self, input: &StepInput, wanted: Wanted, labels: Option<&[u32]>) -> Result<&mut Compiled> {
-        let key = self.key(input, wanted);
-        let pages = self.pages_per_seq();
-        let c = match self.compiled.entry(key) {
-            Entry::Occupied(entry) => entry.into_mut(),
+    fn get(&mut self, key: Key) -> Result<&mut Compiled> {
+        match self.compiled.entry(key) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
                 let lora = self.lora.as_ref().filter(|_| key.adapters);
-                entry.insert(compile(&self.model, &self.sizes, pages, key, lora, &self.bindings)?)
+                Ok(entry.insert(compile(&self.model, &self.sizes, key, lora, &self.bindings)?))
             }
-        };
-        let counts = [input.ids.len() as u32, input.gather.len() as u32, (input.table.len() / pages) as u32, 0];
+        }
+    }
+
+    fn run(&mut self, key: Key, input: &StepInput, labels: Option<&[u32]>) -> Result<&mut Compiled> {
+        let seqs = input.table.len() / self.sizes.pages_per_seq();
+        let c = self.get(key)?;
+        let counts = [input.ids.len() as u32, input.gather.len() as u32, seqs as u32, 0];
         let e = &mut c.executable;
         let counts_id = e.program().counts;
         let mut write = |id, data: &[u32]| e.write(id, bytemuck::cast_slice(data));
@@ -179,7 +189,7 @@ impl Steps {
             write(adapters, &input.adapters)?;
         }
         match (c.ids.head, labels) {
-            (ServeHead::Logits { rows, .. }, None) => write(rows, &input.gather)?,
+            (ServeHead::Hidden { rows, .. }, None) => write(rows, &input.gather)?,
             (ServeHead::Tokens { rows, sampling, uniforms, .. }, None) => {
                 write(rows, &input.gather)?;
                 e.write(sampling, bytemuck::cast_slice(&input.sampling))?;
@@ -191,12 +201,84 @@ impl Steps {
         e.run()?;
         Ok(c)
     }
+
+    /// The shapes of steady serving: answers alone, and answers with prompts.
+    fn usual(&self) -> impl Iterator<Item = Key> {
+        let (max_rows, max_gathered) = (self.sizes.max_rows, self.sizes.max_gathered);
+        let powers = std::iter::successors(Some(1), move |n| (*n < max_rows).then(|| (n * 2).min(max_rows)));
+        let keys = powers.flat_map(move |rows| {
+            [rows.min(max_gathered), 1, max_gathered].map(|gathered| Key {
+                rows,
+                gathered,
+                wanted: Wanted::Tokens,
+                adapters: false,
+            })
+        });
+        keys.filter(|key| key.gathered <= key.rows)
+    }
+}
+
+impl Runner for Steps {
+    fn sizes(&self) -> &StepSizes {
+        &self.sizes
+    }
+
+    fn launch(&mut self, input: &StepInput) -> Result<()> {
+        let key = self.key(input, Wanted::Tokens);
+        self.launched = None;
+        self.run(key, input, None)?;
+        self.launched = Some((key, input.gather.len()));
+        Ok(())
+    }
+
+    fn finish(&mut self, rows: usize) -> Result<(Vec<u32>, &mut [f32])> {
+        let launched = self.launched.take().and_then(|(key, gathered)| Some((self.compiled.get_mut(&key)?, gathered)));
+        let Some((c, gathered)) = launched else { return Err(Error::internal("no step was launched")) };
+        let ServeHead::Tokens { logits, tokens, .. } = c.ids.head else {
+            return Err(Error::internal("a step without tokens"));
+        };
+        let mut ids = vec![0; gathered];
+        if !ids.is_empty() {
+            c.executable.read(tokens, bytemuck::cast_slice_mut(&mut ids))?;
+        }
+        self.logits.resize(rows * self.model.config().vocab, 0.0);
+        if rows > 0 {
+            c.executable.read(logits, bytemuck::cast_slice_mut(&mut self.logits))?;
+        }
+        Ok((ids, &mut self.logits))
+    }
+
+    fn losses(&mut self, input: &StepInput, labels: &[u32]) -> Result<Vec<f32>> {
+        let key = self.key(input, Wanted::Losses);
+        let c = self.run(key, input, Some(labels))?;
+        let ServeHead::Loss { loss, .. } = c.ids.head else { return Err(Error::internal("a step without loss")) };
+        let mut numbers = vec![0f32; labels.len()];
+        c.executable.read(loss, bytemuck::cast_slice_mut(&mut numbers))?;
+        Ok(numbers)
+    }
+
+    fn hidden(&mut self, input: &StepInput) -> Result<Vec<f32>> {
+        let key = self.key(input, Wanted::Hidden);
+        let mut numbers = vec![0f32; input.gather.len() * self.model.config().hidden];
+        let c = self.run(key, input, None)?;
+        let ServeHead::Hidden { hidden, .. } = c.ids.head else { return Err(Error::internal("a step without end")) };
+        let dtype = c.executable.program().decl(hidden).dtype;
+        let mut bytes = vec![0; dtype.bytes_for(numbers.len()).unwrap_or(0)];
+        c.executable.read(hidden, &mut bytes)?;
+        dequantise_row(dtype, &bytes, &mut numbers)?;
+        Ok(numbers)
+    }
+
+    fn prepare(&mut self) -> Result<bool> {
+        let Some(key) = self.usual().find(|key| !self.compiled.contains_key(key)) else { return Ok(false) };
+        self.get(key)?;
+        Ok(true)
+    }
 }
 
 fn compile(
     model: &LoadedModel,
     sizes: &StepSizes,
-    pages: usize,
     key: Key,
     lora: Option<&LoraLayout>,
     bindings: &Bindings,
@@ -205,11 +287,11 @@ fn compile(
         rows: key.rows,
         gathered: key.gathered,
         seqs: sizes.max_seqs,
-        pages,
+        pages: sizes.pages_per_seq(),
         page: PAGE,
         kv_rows: sizes.kv_rows,
         kv_dtype: model.device.limits().kv_dtype,
-        sample: key.wanted == Wanted::Tokens,
+        hidden: key.wanted == Wanted::Hidden,
     };
     let mut ids = model.with_shape(sizes.max_len, |m| serve_program(m, &shape, lora))?;
     let program = Arc::new(std::mem::replace(&mut ids.program, crate::program::Builder::new("").finish()));

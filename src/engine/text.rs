@@ -48,6 +48,8 @@ pub struct TokenPiece {
 /// What happened to a request, as text. Exactly one `Done` or `Failed` comes, last.
 #[derive(Debug)]
 pub enum TextEvent {
+    /// Log-probabilities of the prompt's tokens after the first, where they were asked for; comes first.
+    Prompt(Vec<TokenLogprobs>),
     /// More of the answer.
     Delta {
         /// Whole characters that no stop string will take back. Empty only at the end of an answer whose last
@@ -60,7 +62,7 @@ pub enum TextEvent {
     Done {
         /// Why.
         reason: FinishReason,
-        /// Counts and times. After a stop string they are counted here, with queueing as a part of prefill.
+        /// Counts and times.
         usage: Usage,
         /// The stop string that ended the answer.
         stop: Option<String>,
@@ -87,6 +89,8 @@ pub struct Completion {
     pub stop: Option<String>,
     /// The tokens in detail.
     pub tokens: Vec<TokenPiece>,
+    /// Log-probabilities of the prompt's tokens after the first, where they were asked for.
+    pub prompt: Vec<TokenLogprobs>,
 }
 
 /// Submits a request whose answer is wanted as text. Of a model without a tokenizer there are only ids: they
@@ -110,16 +114,17 @@ pub fn generate_text(engine: &Engine, request: Request, options: TextOptions) ->
         Err(_) => ControlFlow::Break(()),
     };
     submit_text(engine, request, options, Box::new(sink))?;
-    let (mut text, mut tokens) = (String::new(), Vec::new());
+    let (mut text, mut tokens, mut prompt) = (String::new(), Vec::new(), Vec::new());
     for event in events {
         match event {
+            TextEvent::Prompt(logprobs) => prompt = logprobs,
             TextEvent::Delta { text: more, tokens: pieces } => {
                 text.push_str(&more);
                 tokens.extend(pieces);
             }
             TextEvent::Done { reason, usage, stop } => {
                 let ids = tokens.iter().map(|piece: &TokenPiece| piece.id).collect();
-                return Ok(Completion { ids, text, reason, usage, stop, tokens });
+                return Ok(Completion { ids, text, reason, usage, stop, tokens, prompt });
             }
             TextEvent::Failed(error) => return Err(error),
         }
@@ -140,10 +145,16 @@ fn text_sink(
         return Err(Error::invalid("stop strings need a tokenizer, and the model has none"));
     }
     let mut assembler = Assembler::new(tokenizer, options, request.min_tokens);
-    let prompt_tokens = request.prompt.len();
-    let submitted = Instant::now();
+    let mut usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
+    let mut started = Instant::now();
     let mut first_token = None;
     Ok(Box::new(move |event| match event {
+        Event::Started { cached_tokens, queue_s } => {
+            started = Instant::now();
+            usage = Usage { cached_tokens, queue_s, ..usage };
+            ControlFlow::Continue(())
+        }
+        Event::Prompt(logprobs) => sink(TextEvent::Prompt(logprobs)),
         Event::Token { id, logprobs } => {
             let first = *first_token.get_or_insert_with(Instant::now);
             let Output { text, tokens, stop } = assembler.push(id, logprobs);
@@ -153,12 +164,9 @@ fn text_sink(
             if stop.is_none() {
                 return ControlFlow::Continue(());
             }
-            let usage = Usage {
-                prompt_tokens,
-                completion_tokens: assembler.count,
-                prefill_s: (first - submitted).as_secs_f64(),
-                decode_s: first.elapsed().as_secs_f64(),
-            };
+            usage.completion_tokens = assembler.count;
+            usage.prefill_s = (first - started).as_secs_f64();
+            usage.decode_s = first.elapsed().as_secs_f64();
             let _ = sink(TextEvent::Done { reason: FinishReason::Stop, usage, stop });
             ControlFlow::Break(())
         }

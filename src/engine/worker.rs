@@ -1,114 +1,91 @@
 //! The thread that owns the device: takes commands, runs steps, hands out tokens.
 
-use super::adapters::{AdapterBank, Slot};
-use super::kv::{PAGE, PagePool};
-use super::request::{Event, EventSink, FinishReason, Request, Usage};
+use super::adapters::{AdapterBank, Version};
+use super::kv::{PAGE, PagePool, Pages, Prefix};
+use super::request::FinishReason;
 use super::sampler::top_logprobs;
-use super::scheduler::{Next, Sequence, Share, shares};
-use super::steps::{StepInput, StepSizes, Steps};
-use super::{EngineOptions, RequestId, Scores};
-use crate::backend::Bindings;
+use super::scheduler::{Budget, Share, shares};
+use super::sequence::{Arrival, Next, Sequence};
+use super::stats::Stats;
+use super::steps::{Runner, StepInput};
+use super::{RequestId, Scores};
 use crate::error::{Error, Result};
-use crate::format::peft::Adapter;
-use crate::model::LoadedModel;
-use std::collections::VecDeque;
-use std::ops::ControlFlow;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::{ControlFlow, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// What handles ask of the worker.
 pub enum Command {
-    Submit { id: RequestId, request: Request, sink: EventSink },
+    Submit(Box<Arrival>),
     Cancel(RequestId),
-    LoadAdapter { name: String, adapter: Box<Adapter>, reply: Sender<Result<()>> },
-    UnloadAdapter { name: String, reply: Sender<Result<()>> },
-    Score { ids: Vec<u32>, adapter: Option<String>, reply: Sender<Result<Scores>> },
+    Score { text: Text, reply: Sender<Result<Scores>> },
+    Embed { text: Text, reply: Sender<Result<Vec<f32>>> },
     Shutdown,
 }
 
-/// A request without pages yet. It holds its adapter from the start, so unloading cannot pull it away.
-struct Waiting {
-    id: RequestId,
-    request: Request,
-    sink: EventSink,
-    adapter: Option<Arc<Slot>>,
+/// A text that is computed alone, without an answer.
+pub struct Text {
+    pub ids: Vec<u32>,
+    pub adapter: Option<Arc<Version>>,
 }
 
-struct ScoreJob {
-    ids: Vec<u32>,
-    adapter: Option<Arc<Slot>>,
-    reply: Sender<Result<Scores>>,
+/// Work on a text, done as soon as there is room for it in the cache.
+enum Job {
+    Score(Text, Sender<Result<Scores>>),
+    Embed(Text, Sender<Result<Vec<f32>>>),
+}
+
+/// What a worker is made of.
+pub struct Parts {
+    pub inbox: Receiver<Command>,
+    pub runner: Box<dyn Runner + Send>,
+    pub pool: PagePool,
+    pub bank: Option<AdapterBank>,
+    /// Tokens that end an answer.
+    pub ends: Vec<u32>,
+    pub vocab: usize,
+    /// Tokens to guess in a step, for each answer; 0: none.
+    pub guesses: usize,
+    /// The device computes while the host does other things.
+    pub runs_ahead: bool,
+    /// Prepare the usual steps while there is nothing else to do.
+    pub warm: bool,
+    pub stats: Arc<Mutex<Stats>>,
 }
 
 /// State of the engine's thread.
 pub struct Worker {
-    inbox: Receiver<Command>,
-    max_seqs: usize,
-    ends: Vec<u32>,
-    vocab: usize,
-    pool: PagePool,
-    steps: Steps,
-    bank: Option<AdapterBank>,
-    waiting: VecDeque<Waiting>,
-    /// In order of arrival.
+    parts: Parts,
+    /// Those without pages, in the order in which they are to get them.
+    waiting: BTreeMap<(i32, RequestId), Sequence>,
+    /// In the order of their keys.
     running: Vec<Sequence>,
-    /// Sequences that had to give up their pages, oldest first; they come before those that wait.
-    parked: VecDeque<Sequence>,
-    scores: VecDeque<ScoreJob>,
+    /// Requests that are over; their callers may not know yet.
+    over: Vec<Sequence>,
+    jobs: VecDeque<Job>,
+    counts: Stats,
 }
 
-/// Memory for keys and values unless the user says otherwise.
-const DEFAULT_KV_BYTES: usize = 512 << 20;
+/// Waiting requests that admission looks past, at most, when it finds one that cannot run yet for a reason of its own.
+const LOOK_AHEAD: usize = 64;
 
 impl Worker {
-    /// Allocates cache and adapter bank.
-    pub fn new(
-        model: Arc<LoadedModel>,
-        options: &EngineOptions,
-        max_len: usize,
-        inbox: Receiver<Command>,
-    ) -> Result<Self> {
-        let c = model.config();
-        let limits = model.device.limits();
-        let bytes_per_token = 2 * c.layers * c.kv_heads * c.head_dim * limits.kv_dtype.block_bytes();
-        let whole = max_len.next_multiple_of(PAGE);
-        let affordable = (DEFAULT_KV_BYTES / bytes_per_token).max(whole);
-        let tokens = options.kv_tokens.unwrap_or(affordable.min(whole.saturating_mul(options.max_seqs)));
-        if tokens < whole {
-            return Err(Error::invalid(format!("a cache of {tokens} tokens cannot hold one context of {max_len}")));
-        }
-        let pool = PagePool::new(tokens / PAGE);
-        let bank = match options.max_adapters {
-            0 => None,
-            slots => Some(AdapterBank::new(model.clone(), slots, options.max_rank)?),
-        };
-        let sizes = StepSizes {
-            max_rows: options.max_step_tokens.min(limits.max_step_rows).max(options.max_seqs),
-            max_seqs: options.max_seqs,
-            max_len,
-            kv_rows: pool.total() * PAGE,
-        };
-        let none = Bindings::new();
-        let adapters = bank.as_ref().map_or(&none, AdapterBank::bindings);
-        let steps = Steps::new(model.clone(), sizes, bank.as_ref().map(|b| b.layout().clone()), adapters)?;
-        let mut ends = c.eos.clone();
-        ends.extend(model.tokenizer.iter().flat_map(|t| t.end_ids()));
-        ends.sort_unstable();
-        ends.dedup();
-        Ok(Self {
-            inbox,
-            max_seqs: options.max_seqs,
-            ends,
-            vocab: c.vocab,
-            pool,
-            steps,
-            bank,
-            waiting: VecDeque::new(),
+    /// A worker with nothing to do yet.
+    pub fn new(parts: Parts) -> Self {
+        let counts = Stats { kv_pages: parts.pool.total(), kv_page_size: PAGE, ..Stats::default() };
+        let mut worker = Self {
+            parts,
+            waiting: BTreeMap::new(),
             running: Vec::new(),
-            parked: VecDeque::new(),
-            scores: VecDeque::new(),
-        })
+            over: Vec::new(),
+            jobs: VecDeque::new(),
+            counts,
+        };
+        worker.publish();
+        worker
     }
 
     /// Works until told to stop. A panic in a step fails the requests that were in it; the engine lives on.
@@ -122,22 +99,33 @@ impl Worker {
             };
             self.fail_all(&failure);
         }
-        for mut sequence in self.running.drain(..).chain(self.parked.drain(..)) {
+        let waiting = std::mem::take(&mut self.waiting).into_values();
+        for mut sequence in self.running.drain(..).chain(waiting) {
             sequence.finish(FinishReason::Cancelled);
+            self.over.push(sequence);
         }
-        for mut waiting in self.waiting.drain(..) {
-            cancelled(&mut waiting);
-        }
+        self.deliver();
+    }
+
+    fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty() && self.jobs.is_empty()
     }
 
     fn take_commands(&mut self) -> ControlFlow<()> {
         loop {
-            let idle =
-                self.running.is_empty() && self.parked.is_empty() && self.waiting.is_empty() && self.scores.is_empty();
-            let command =
-                if idle { self.inbox.recv().map_err(|_| TryRecvError::Disconnected) } else { self.inbox.try_recv() };
+            let prepares = self.is_idle() && self.parts.warm;
+            let command = if self.is_idle() && !prepares {
+                self.parts.inbox.recv().map_err(|_| TryRecvError::Disconnected)
+            } else {
+                self.parts.inbox.try_recv()
+            };
             match command {
                 Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return ControlFlow::Break(()),
+                // What cannot be prepared fails again, and is reported, when it is needed.
+                Err(TryRecvError::Empty) if prepares => {
+                    self.parts.warm =
+                        matches!(catch_unwind(AssertUnwindSafe(|| self.parts.runner.prepare())), Ok(Ok(true)));
+                }
                 Err(TryRecvError::Empty) => return ControlFlow::Continue(()),
                 Ok(command) => self.obey(command),
             }
@@ -146,186 +134,308 @@ impl Worker {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Submit { id, request, mut sink } => match self.adapter(request.adapter.as_deref()) {
-                Ok(adapter) => self.waiting.push_back(Waiting { id, request, sink, adapter }),
-                Err(error) => {
-                    let _ = sink(Event::Failed(error));
-                }
-            },
+            Command::Submit(arrival) => {
+                let sequence = Sequence::new(*arrival, &self.parts.ends);
+                self.waiting.insert(sequence.key(), sequence);
+            }
             Command::Cancel(id) => self.cancel(id),
-            Command::LoadAdapter { name, adapter, reply } => {
-                let done = match &mut self.bank {
-                    Some(bank) => bank.load(&name, &adapter),
-                    None => Err(Error::invalid("this engine was started without room for adapters (max_adapters 0)")),
-                };
-                let _ = reply.send(done);
-            }
-            Command::UnloadAdapter { name, reply } => {
-                let done = self.bank.as_mut().map_or(Ok(()), |bank| bank.unload(&name));
-                let _ = reply.send(done);
-            }
-            Command::Score { ids, adapter, reply } => match self.adapter(adapter.as_deref()) {
-                Ok(adapter) => self.scores.push_back(ScoreJob { ids, adapter, reply }),
-                Err(error) => {
-                    let _ = reply.send(Err(error));
-                }
-            },
+            Command::Score { text, reply } => self.jobs.push_back(Job::Score(text, reply)),
+            Command::Embed { text, reply } => self.jobs.push_back(Job::Embed(text, reply)),
             Command::Shutdown => {}
         }
     }
 
-    fn adapter(&self, name: Option<&str>) -> Result<Option<Arc<Slot>>> {
-        let Some(name) = name else { return Ok(None) };
-        let slot = self.bank.as_ref().and_then(|bank| bank.get(name));
-        slot.map(Some).ok_or_else(|| Error::invalid(format!("no adapter '{name}' is loaded")))
-    }
-
     fn cancel(&mut self, id: RequestId) {
-        if let Some(at) = self.running.iter().position(|s| s.id == id) {
-            let mut sequence = self.running.remove(at);
+        let waiting = self.waiting.keys().find(|key| key.1 == id).copied();
+        let found = match self.running.iter().position(|s| s.id == id) {
+            Some(at) => Some(self.retire(at)),
+            None => waiting.and_then(|key| self.waiting.remove(&key)),
+        };
+        if let Some(mut sequence) = found {
             sequence.finish(FinishReason::Cancelled);
-            self.pool.give_back(sequence.pages);
-        } else if let Some(at) = self.parked.iter().position(|s| s.id == id)
-            && let Some(mut sequence) = self.parked.remove(at)
-        {
-            sequence.finish(FinishReason::Cancelled);
-        } else if let Some(at) = self.waiting.iter().position(|w| w.id == id)
-            && let Some(mut waiting) = self.waiting.remove(at)
-        {
-            cancelled(&mut waiting);
+            self.over.push(sequence);
+            self.deliver();
         }
     }
 
-    /// Admits what fits, then runs one step or one scoring job.
+    /// Takes a sequence out of the running ones, its pages back.
+    fn retire(&mut self, at: usize) -> Sequence {
+        let mut sequence = self.running.remove(at);
+        self.parts.pool.give_back(sequence.park());
+        sequence
+    }
+
+    /// Admits what fits, then runs one step or one job.
     fn work(&mut self) -> Result<()> {
-        self.admit();
+        self.end_late_ones();
+        self.run_job()?;
+        // A text that waits for pages gets those that become free.
+        if self.jobs.is_empty() {
+            self.admit()?;
+        }
         if !self.running.is_empty() {
             self.step()?;
         }
-        if let Some(job) = self.scores.pop_front() {
-            match self.pool.take(job.ids.len()) {
-                None => self.scores.push_front(job),
-                Some(pages) => {
-                    let scores = self.score(&job, &pages);
-                    self.pool.give_back(pages);
-                    let _ = job.reply.send(scores);
-                }
+        self.deliver_idle();
+        self.publish();
+        Ok(())
+    }
+
+    fn end_late_ones(&mut self) {
+        let now = Instant::now();
+        let late: Vec<_> = self.waiting.iter().filter(|(_, s)| s.is_late(now)).map(|(key, _)| *key).collect();
+        let mut ended: Vec<Sequence> = late.iter().filter_map(|key| self.waiting.remove(key)).collect();
+        for at in (0..self.running.len()).rev() {
+            if self.running[at].gone {
+                self.retire(at);
+            } else if self.running[at].is_late(now) {
+                ended.push(self.retire(at));
             }
+        }
+        for mut sequence in ended {
+            sequence.finish(FinishReason::Deadline);
+            self.over.push(sequence);
+        }
+    }
+
+    /// Lets waiting requests run, in order, as far as there are pages. One whose adapter has to wait for a place, or whose
+    /// prompt begins with what another one is computing right now, lets others past.
+    fn admit(&mut self) -> Result<()> {
+        let max_seqs = self.parts.runner.sizes().max_seqs;
+        let mut passed = 0;
+        let mut after = None;
+        while self.running.len() < max_seqs && passed < LOOK_AHEAD {
+            let next = match after {
+                None => self.waiting.first_key_value(),
+                Some(key) => self.waiting.range((std::ops::Bound::Excluded(key), std::ops::Bound::Unbounded)).next(),
+            };
+            let Some((&key, sequence)) = next else { return Ok(()) };
+            let (found, prefix) = match sequence.may_skip() {
+                true => self.parts.pool.look_up(sequence.root(), sequence.tokens()),
+                false => (Vec::new(), sequence.root()),
+            };
+            if self.parts.pool.remembers()
+                && self.running.iter().any(|other| is_computing(other, sequence, found.len()))
+            {
+                (passed, after) = (passed + 1, Some(key));
+                continue;
+            }
+            let slot = match (sequence.adapter(), &mut self.parts.bank) {
+                (None, _) => None,
+                (Some(_), None) => return Err(Error::internal("an adapter without a bank")),
+                (Some(version), Some(bank)) => match bank.place(version)? {
+                    Some(slot) => Some(slot),
+                    None => {
+                        (passed, after) = (passed + 1, Some(key));
+                        continue;
+                    }
+                },
+            };
+            // Those that run will want pages soon: without a reserve the newcomer would be parked at once.
+            let free = self.parts.pool.total() - self.parts.pool.used();
+            let (positions, reserve) = (sequence.tokens().len() + 1, self.running.len().min(free / 16));
+            let needed = positions.div_ceil(PAGE) - found.len();
+            if !self.running.is_empty() && free < needed + reserve {
+                return Ok(());
+            }
+            let Some(pages) = self.parts.pool.take(&found, prefix, positions) else { return Ok(()) };
+            let Some(mut sequence) = self.waiting.remove(&key) else { return Ok(()) };
+            let skipped = found.len() * PAGE;
+            if sequence.is_new() {
+                self.counts.prompt_tokens += sequence.prompt_len() as u64;
+                self.counts.prefix_queries += sequence.prompt_len() as u64;
+                self.counts.prefix_hits += skipped as u64;
+            }
+            sequence.start(pages, skipped, slot);
+            let at = self.running.partition_point(|other| other.key() < key);
+            self.running.insert(at, sequence);
         }
         Ok(())
     }
 
-    fn admit(&mut self) {
-        while self.running.len() < self.max_seqs {
-            // Room for what is there and the next token.
-            if let Some(next) = self.parked.front() {
-                let Some(pages) = self.pool.take(next.len() + 1) else { return };
-                let Some(mut sequence) = self.parked.pop_front() else { return };
-                sequence.pages = pages;
-                self.running.push(sequence);
-                self.running.sort_by_key(|s| s.id);
-                continue;
-            }
-            let Some(next) = self.waiting.front() else { return };
-            let Some(pages) = self.pool.take(next.request.prompt.len() + 1) else { return };
-            let Some(Waiting { id, request, sink, adapter }) = self.waiting.pop_front() else { return };
-            self.running.push(Sequence::new(id, request, sink, pages, adapter, &self.ends));
-        }
-    }
-
-    /// The next step's shares, with pages for all of them: while there are too few, the youngest is parked. One
+    /// The next step's shares, with pages for all of them: while there are too few, the last one in order is parked. One
     /// sequence alone always fits, since the pool holds a whole context.
     fn plan(&mut self) -> Vec<Share> {
+        let sizes = self.parts.runner.sizes();
+        let budget = Budget { rows: sizes.max_rows, gathered: sizes.max_gathered };
+        for sequence in self.running.iter_mut().filter(|_| self.parts.guesses > 0) {
+            sequence.guess(self.parts.guesses);
+        }
         loop {
-            let plan = shares(&self.running, self.steps.max_rows());
+            let needs: Vec<_> = self.running.iter().map(Sequence::need).collect();
+            let mut plan = shares(&needs, budget);
             let grown = plan.iter().all(|share| {
                 let sequence = &mut self.running[share.index];
-                let positions = sequence.positions_after(share.rows);
-                self.pool.grow(&mut sequence.pages, positions)
+                let positions = sequence.computed() + share.rows;
+                self.parts.pool.grow(&mut sequence.pages, positions)
             });
             if grown || self.running.len() < 2 {
+                // Rows whose logits are wanted come first: only those are read.
+                plan.sort_by_key(|share| self.running[share.index].is_plain());
                 return plan;
             }
-            if let Some(mut youngest) = self.running.pop() {
-                self.pool.give_back(youngest.park());
-                self.parked.push_front(youngest);
-            }
+            let parked = self.retire(self.running.len() - 1);
+            self.counts.preemptions += 1;
+            self.waiting.insert(parked.key(), parked);
         }
     }
 
     fn step(&mut self) -> Result<()> {
-        let plan = self.plan();
-        let pages = self.steps.pages_per_seq();
+        let mut plan = self.plan();
+        let pages = self.parts.runner.sizes().pages_per_seq();
         let mut input = StepInput::default();
-        let mut plain = true;
-        for share in &plan {
+        let mut with_logits = 0;
+        for share in &mut plan {
             let sequence = &mut self.running[share.index];
             sequence.fill(share, &mut input, pages);
-            plain &= sequence.is_plain() || share.gathered.is_none();
+            if !sequence.is_plain() {
+                with_logits = input.gather.len();
+            }
         }
-        // One row that needs its logits brings those of all: the tokens are the same either way.
-        let (tokens, logits) =
-            if plain { (self.steps.tokens(&input)?, &mut [][..]) } else { (Vec::new(), self.steps.logits(&input)?) };
+        self.parts.runner.launch(&input)?;
+        if self.parts.runs_ahead {
+            self.deliver();
+        }
+        plan.iter().for_each(|share| self.running[share.index].prepare());
+        let (tokens, logits) = self.parts.runner.finish(with_logits)?;
+        self.counts.steps += 1;
         let mut over = Vec::new();
         for share in &plan {
-            let next = share.gathered.map(|at| match tokens.get(at) {
-                Some(id) => Next::Token(*id),
-                None => Next::Logits(&mut logits[at * self.vocab..(at + 1) * self.vocab], input.uniforms[at]),
-            });
-            if self.running[share.index].advance(share, next).is_break() {
+            let sequence = &mut self.running[share.index];
+            let rows = share.gathered.clone();
+            let next = match rows.end <= with_logits {
+                true => Next::Logits(&mut logits[rows.start * self.parts.vocab..rows.end * self.parts.vocab]),
+                false => Next::Tokens(&tokens[rows.clone()]),
+            };
+            let before = sequence.generated();
+            self.counts.guessed_tokens += sequence.need().guesses as u64;
+            let end = sequence.advance(share, next, &input.uniforms[rows]);
+            self.counts.generated_tokens += (sequence.generated() - before) as u64;
+            self.counts.accepted_tokens += end.accepted as u64;
+            sequence.remember(&mut self.parts.pool);
+            if end.over || sequence.gone {
                 over.push(share.index);
             }
         }
+        over.sort_unstable();
         for index in over.into_iter().rev() {
-            let sequence = self.running.remove(index);
-            self.pool.give_back(sequence.pages);
+            let sequence = self.retire(index);
+            self.over.push(sequence);
         }
         Ok(())
     }
 
-    /// Teacher-forced scoring, chunk by chunk; the last token runs once more for its logits.
-    fn score(&mut self, job: &ScoreJob, pages: &super::kv::Pages) -> Result<Scores> {
-        let mut logprobs = Vec::with_capacity(job.ids.len());
-        let all = 0..job.ids.len();
-        for start in all.clone().step_by(self.steps.max_rows()) {
-            let rows = start..(start + self.steps.max_rows()).min(all.end);
-            let labels: Vec<u32> = rows.clone().map(|t| job.ids.get(t + 1).copied().unwrap_or(u32::MAX)).collect();
-            let losses = self.steps.losses(&rows_of(job, pages, rows, self.steps.pages_per_seq()), &labels)?;
-            logprobs.extend(losses.into_iter().map(|loss| -loss));
+    /// Tells callers what is new. A sequence that nobody listens to ends before the next step.
+    fn deliver(&mut self) {
+        self.running.iter_mut().for_each(Sequence::deliver);
+        self.over.drain(..).for_each(|mut sequence| sequence.deliver());
+    }
+
+    /// Where the device runs ahead, callers hear of a step while the next one runs, if there is one.
+    fn deliver_idle(&mut self) {
+        if !self.parts.runs_ahead || self.running.is_empty() {
+            self.deliver();
         }
-        logprobs.truncate(job.ids.len() - 1);
-        let last = all.end - 1;
-        let mut input = rows_of(job, pages, last..all.end, self.steps.pages_per_seq());
+    }
+
+    fn run_job(&mut self) -> Result<()> {
+        let text = match self.jobs.front() {
+            None => return Ok(()),
+            Some(Job::Score(text, _) | Job::Embed(text, _)) => text,
+        };
+        let slot = match (&text.adapter, &mut self.parts.bank) {
+            (Some(version), Some(bank)) => match bank.place(version)? {
+                Some(slot) => Some(slot),
+                None => return Ok(()),
+            },
+            _ => None,
+        };
+        let Some(pages) = self.parts.pool.take(&[], Prefix::root(None), text.ids.len()) else { return Ok(()) };
+        let slot = slot.as_ref().map_or(u32::MAX, |slot| slot.index);
+        match self.jobs.pop_front() {
+            Some(Job::Score(text, reply)) => drop(reply.send(self.score(&text.ids, slot, &pages))),
+            Some(Job::Embed(text, reply)) => drop(reply.send(self.embed(&text.ids, slot, &pages))),
+            None => {}
+        }
+        self.parts.pool.give_back(pages);
+        Ok(())
+    }
+
+    /// Teacher-forced scoring, chunk by chunk; the last token runs once more for its logits.
+    fn score(&mut self, ids: &[u32], slot: u32, pages: &Pages) -> Result<Scores> {
+        let mut logprobs = Vec::with_capacity(ids.len());
+        let max_rows = self.parts.runner.sizes().max_rows;
+        for start in (0..ids.len()).step_by(max_rows) {
+            let rows = start..(start + max_rows).min(ids.len());
+            let labels: Vec<u32> = rows.clone().map(|t| ids.get(t + 1).copied().unwrap_or(u32::MAX)).collect();
+            let input = self.rows_of(ids, slot, pages, rows);
+            logprobs.extend(self.parts.runner.losses(&input, &labels)?.into_iter().map(|loss| -loss));
+        }
+        logprobs.truncate(ids.len() - 1);
+        let last = ids.len() - 1;
+        let mut input = self.rows_of(ids, slot, pages, last..ids.len());
         input.gather.push(0);
-        let next_top5 = top_logprobs(self.steps.logits(&input)?, 5);
-        Ok(Scores { logprobs, next_top5 })
+        input.sampling.push([0.0; 4]);
+        input.uniforms.push(0.0);
+        self.parts.runner.launch(&input)?;
+        let (_, logits) = self.parts.runner.finish(1)?;
+        Ok(Scores { logprobs, next_top5: top_logprobs(logits, 5) })
+    }
+
+    /// The last row of the text.
+    fn embed(&mut self, ids: &[u32], slot: u32, pages: &Pages) -> Result<Vec<f32>> {
+        let max_rows = self.parts.runner.sizes().max_rows;
+        let mut hidden = Vec::new();
+        for start in (0..ids.len()).step_by(max_rows) {
+            let rows = start..(start + max_rows).min(ids.len());
+            let mut input = self.rows_of(ids, slot, pages, rows.clone());
+            input.gather.push(rows.len() as u32 - 1);
+            hidden = self.parts.runner.hidden(&input)?;
+        }
+        Ok(hidden)
+    }
+
+    /// Rows of a text that is computed alone.
+    fn rows_of(&self, ids: &[u32], adapter: u32, pages: &Pages, rows: Range<usize>) -> StepInput {
+        let mut table = pages.as_slice().to_vec();
+        table.resize(self.parts.runner.sizes().pages_per_seq(), 0);
+        StepInput {
+            ids: ids[rows.clone()].to_vec(),
+            positions: rows.clone().map(|t| t as u32).collect(),
+            seqs: vec![0; rows.len()],
+            slots: rows.clone().map(|t| pages.row(t)).collect(),
+            adapters: vec![adapter; rows.len()],
+            table,
+            ..StepInput::default()
+        }
     }
 
     fn fail_all(&mut self, message: &str) {
-        for mut sequence in self.running.drain(..) {
+        for at in (0..self.running.len()).rev() {
+            let mut sequence = self.retire(at);
             sequence.fail(Error::internal(message));
-            self.pool.give_back(sequence.pages);
+            self.over.push(sequence);
         }
+        self.deliver();
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        self.counts.running = self.running.len();
+        self.counts.waiting = self.waiting.len();
+        self.counts.kv_pages_used = self.parts.pool.used();
+        *self.parts.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.counts;
     }
 }
 
-/// Rows of a text that is scored alone.
-fn rows_of(job: &ScoreJob, pages: &super::kv::Pages, rows: std::ops::Range<usize>, pages_per_seq: usize) -> StepInput {
-    let mut table = pages.as_slice().to_vec();
-    table.resize(pages_per_seq, 0);
-    let adapter = job.adapter.as_ref().map_or(u32::MAX, |slot| slot.index);
-    StepInput {
-        ids: job.ids[rows.clone()].to_vec(),
-        positions: rows.clone().map(|t| t as u32).collect(),
-        seqs: vec![0; rows.len()],
-        slots: rows.clone().map(|t| pages.row(t)).collect(),
-        adapters: vec![adapter; rows.len()],
-        table,
-        ..StepInput::default()
-    }
-}
-
-fn cancelled(waiting: &mut Waiting) {
-    let usage = Usage { prompt_tokens: waiting.request.prompt.len(), ..Usage::default() };
-    let _ = (waiting.sink)(Event::Done { reason: FinishReason::Cancelled, usage });
+/// Whether `other` is about to compute the first page that `sequence` lacks: it is then worth waiting for.
+fn is_computing(other: &Sequence, sequence: &Sequence, known_pages: usize) -> bool {
+    let end = (known_pages + 1) * PAGE;
+    sequence.may_skip()
+        && other.computed() < end
+        && end < sequence.tokens().len()
+        && end <= other.tokens().len()
+        && other.root() == sequence.root()
+        && other.tokens()[end - PAGE..end] == sequence.tokens()[end - PAGE..end]
+        && other.tokens()[..end] == sequence.tokens()[..end]
 }

@@ -152,7 +152,7 @@ fn run(
                 engine.cancel(id);
                 return Err(Error::Cancelled.into());
             }
-            TextEvent::Delta { .. } => {}
+            TextEvent::Prompt(_) | TextEvent::Delta { .. } => {}
             TextEvent::Done { reason: FinishReason::Cancelled, .. } => return Err(Error::Cancelled.into()),
             TextEvent::Done { .. } => return Ok(()),
             TextEvent::Failed(error) => return Err(error.into()),

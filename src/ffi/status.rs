@@ -36,6 +36,8 @@ pub const RUNTIME_ERROR_INTERNAL: runtime_status = -11;
 /// A bug made the library panic. It was caught: the object of the call should be released, all others go on
 /// working. Please report it.
 pub const RUNTIME_ERROR_PANIC: runtime_status = -12;
+/// Too many requests are waiting already. The same call may succeed later.
+pub const RUNTIME_ERROR_BUSY: runtime_status = -13;
 
 /// The status that stands for `error`.
 pub(super) fn status_of(error: &Error) -> runtime_status {
@@ -48,6 +50,7 @@ pub(super) fn status_of(error: &Error) -> runtime_status {
         Error::OutOfMemory { .. } => RUNTIME_ERROR_OUT_OF_MEMORY,
         Error::Text(_) => RUNTIME_ERROR_TEXT,
         Error::Network(_) => RUNTIME_ERROR_NETWORK,
+        Error::Busy(_) => RUNTIME_ERROR_BUSY,
         Error::Cancelled => RUNTIME_ERROR_CANCELLED,
         Error::Internal(_) => RUNTIME_ERROR_INTERNAL,
     }
@@ -71,6 +74,7 @@ pub extern "C" fn runtime_status_name(status: runtime_status) -> *const c_char {
         RUNTIME_ERROR_CANCELLED => c"RUNTIME_ERROR_CANCELLED",
         RUNTIME_ERROR_INTERNAL => c"RUNTIME_ERROR_INTERNAL",
         RUNTIME_ERROR_PANIC => c"RUNTIME_ERROR_PANIC",
+        RUNTIME_ERROR_BUSY => c"RUNTIME_ERROR_BUSY",
         _ => c"RUNTIME_ERROR_UNKNOWN",
     };
     name.as_ptr()

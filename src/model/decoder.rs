@@ -61,7 +61,7 @@ pub struct ModelShape<'a> {
 pub struct ServeShape {
     /// Tokens of one step.
     pub rows: usize,
-    /// Rows whose logits are wanted; 0 asks for the loss of every row against `labels` instead.
+    /// Rows whose next tokens are wanted; 0 asks for the loss of every row against `labels` instead.
     pub gathered: usize,
     /// Sequences that a step may mix.
     pub seqs: usize,
@@ -73,8 +73,8 @@ pub struct ServeShape {
     pub kv_rows: usize,
     /// Type of the caches.
     pub kv_dtype: DType,
-    /// Choose the next token of the gathered rows on the device instead of handing out their logits.
-    pub sample: bool,
+    /// End with the gathered rows themselves, after the last norm.
+    pub hidden: bool,
 }
 
 /// A forward pass over paged keys and values, and the ids of its inputs and outputs.
@@ -100,14 +100,14 @@ pub struct ServeProgram {
 /// The end of a serving program.
 #[derive(Clone, Copy, Debug)]
 pub enum ServeHead {
-    /// Logits of chosen rows.
-    Logits {
+    /// Chosen rows after the last norm.
+    Hidden {
         /// u32 `[1, gathered]`: the rows.
         rows: TensorId,
-        /// f32 `[gathered, vocab]`.
-        logits: TensorId,
+        /// `[gathered, hidden]`, in the type of activations.
+        hidden: TensorId,
     },
-    /// Next tokens of chosen rows.
+    /// Next tokens of chosen rows, and the logits that they were chosen from.
     Tokens {
         /// u32 `[1, gathered]`: the rows.
         rows: TensorId,
@@ -115,6 +115,8 @@ pub enum ServeHead {
         sampling: TensorId,
         /// f32 `[1, gathered]`, from [0, 1).
         uniforms: TensorId,
+        /// f32 `[gathered, vocab]`.
+        logits: TensorId,
         /// u32 `[gathered, 1]`.
         tokens: TensorId,
     },
@@ -183,12 +185,15 @@ pub fn serve_program(model: &ModelShape, shape: &ServeShape, lora: Option<&LoraL
     } else {
         let gathered = shape.gathered;
         let rows = decoder.b.input("rows", DType::U32, 1, gathered);
-        if shape.sample {
-            decoder.tokens(h, rows, gathered)?
+        if shape.hidden {
+            let (place, live, dtype) = (Place::Output, Live::Gathered, decoder.b.decl(h).dtype);
+            let decl =
+                TensorDecl { name: "hidden".into(), rows: gathered, cols: model.config.hidden, dtype, place, live };
+            let hidden = decoder.b.tensor(decl);
+            decoder.b.push(Op::GatherRows { x: h, rows, out: hidden })?;
+            ServeHead::Hidden { rows, hidden }
         } else {
-            let logits = decoder.b.output("logits", gathered, model.config.vocab, Live::Gathered);
-            decoder.logits(h, rows, logits)?;
-            ServeHead::Logits { rows, logits }
+            decoder.tokens(h, rows, gathered)?
         }
     };
     Ok(ServeProgram { program: decoder.b.finish(), ids, positions, seqs, slots, table, adapters, head })
@@ -425,26 +430,21 @@ impl Decoder<'_> {
         self.b.push(Op::LoraExpand { u, b, slots, scales, rank, y })
     }
 
-    /// Writes the logits of the chosen rows.
-    fn logits(&mut self, h: TensorId, rows: TensorId, logits: TensorId) -> Result<()> {
-        let gathered = self.b.decl(logits).rows;
-        let picked = self.b.activation("picked", gathered, self.model.config.hidden, Live::Gathered);
-        self.b.push(Op::GatherRows { x: h, rows, out: picked })?;
-        let weight = self.head_weight();
-        self.b.push(Op::MatMul { x: picked, weight, bias: None, residual: None, out: logits })
-    }
-
-    /// Chooses the next token of the chosen rows.
+    /// Logits of the chosen rows, and the tokens that are chosen from them.
     fn tokens(&mut self, h: TensorId, rows: TensorId, gathered: usize) -> Result<ServeHead> {
-        let logits = self.b.temp("logits", gathered, self.model.config.vocab, Live::Gathered);
-        self.logits(h, rows, logits)?;
+        let c = self.model.config;
+        let picked = self.b.activation("picked", gathered, c.hidden, Live::Gathered);
+        self.b.push(Op::GatherRows { x: h, rows, out: picked })?;
+        let logits = self.b.output("logits", gathered, c.vocab, Live::Gathered);
+        let weight = self.head_weight();
+        self.b.push(Op::MatMul { x: picked, weight, bias: None, residual: None, out: logits })?;
         let sampling = self.b.input("sampling", DType::F32, gathered, 4);
         let uniforms = self.b.input("uniforms", DType::F32, 1, gathered);
         let (place, live) = (Place::Output, Live::Gathered);
         let decl = TensorDecl { name: "tokens".into(), rows: gathered, cols: 1, dtype: DType::U32, place, live };
         let tokens = self.b.tensor(decl);
         self.b.push(Op::Sample { logits, sampling, uniforms, tokens })?;
-        Ok(ServeHead::Tokens { rows, sampling, uniforms, tokens })
+        Ok(ServeHead::Tokens { rows, sampling, uniforms, logits, tokens })
     }
 
     fn loss(&mut self, h: TensorId, labels: TensorId, scale: TensorId) -> Result<TensorId> {

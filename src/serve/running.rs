@@ -2,7 +2,7 @@
 
 use super::openai::ApiError;
 use crate::engine::text::{TextEvent, TextOptions, TokenPiece, submit_text};
-use crate::engine::{Engine, FinishReason, Request, RequestId, Usage};
+use crate::engine::{Engine, FinishReason, Request, RequestId, TokenLogprobs, Usage};
 use crate::error::Error;
 use std::future::poll_fn;
 use std::ops::ControlFlow;
@@ -28,6 +28,8 @@ pub(super) struct Running {
 pub(super) struct Finished {
     pub text: String,
     pub tokens: Vec<TokenPiece>,
+    /// Of the prompt's tokens after the first.
+    pub prompt: Vec<TokenLogprobs>,
     pub reason: Option<FinishReason>,
     pub usage: Usage,
     pub stop: Option<String>,
@@ -89,6 +91,7 @@ impl Running {
         while let Some((choice, event)) = poll_fn(|context| self.poll_next(context)).await {
             let finished = &mut all[choice];
             match event {
+                TextEvent::Prompt(logprobs) => finished.prompt = logprobs,
                 TextEvent::Delta { text, tokens } => {
                     finished.text.push_str(&text);
                     finished.tokens.extend(tokens);

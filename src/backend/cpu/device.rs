@@ -87,6 +87,7 @@ impl Device for CpuDevice {
         Limits {
             max_step_rows: 512,
             max_tensor_bytes: usize::MAX,
+            runs_ahead: false,
             kv_dtype: DType::F32,
             activations: DType::F32,
             // Larger chunks stopped paying at this size on 2 cores.

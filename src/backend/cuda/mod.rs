@@ -105,6 +105,7 @@ impl Device for CudaDevice {
         Limits {
             max_step_rows: 8192,
             max_tensor_bytes: usize::MAX,
+            runs_ahead: true,
             kv_dtype: activations,
             activations,
             // 512 rows of a vocabulary of 151,936: 256 cost 8 % of a small model's training step.
@@ -131,6 +132,12 @@ impl Device for CudaDevice {
 
     fn compile(&self, program: Arc<Program>, bindings: &Bindings) -> Result<Box<dyn Executable>> {
         Ok(Box::new(executable::CudaExecutable::new(self.context.clone(), program, bindings)?))
+    }
+
+    fn free_memory(&self) -> Result<Option<(u64, u64)>> {
+        self.context.bind()?;
+        let (free, total) = result::mem_get_info().map_err(|e| device_error("asking for free memory", e))?;
+        Ok(Some((free as u64, total as u64)))
     }
 
     fn copy_bandwidth(&self) -> Result<f64> {

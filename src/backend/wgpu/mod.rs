@@ -88,6 +88,7 @@ impl Device for WgpuDevice {
             // A software adapter computes 64 rows in seconds: more only delay the first token.
             max_step_rows: if caps.software { 256 } else { 4096 },
             max_tensor_bytes: usize::try_from(caps.max_binding).unwrap_or(usize::MAX),
+            runs_ahead: true,
             kv_dtype: if caps.half_cache { DType::F16 } else { DType::F32 },
             activations: DType::F32,
             logits_chunk_bytes: 32 << 20,

@@ -94,6 +94,7 @@ pub fn stream(
     submit_text(engine, request, options, Box::new(sink))?;
     for event in events {
         match event {
+            TextEvent::Prompt(_) => {}
             TextEvent::Delta { text, .. } => on_text(&text)?,
             TextEvent::Done { reason, usage, .. } => return Ok((reason, usage)),
             TextEvent::Failed(error) => return Err(error),

@@ -27,6 +27,7 @@ fn play(answer: &str, options: TextOptions, min_tokens: usize) -> Got {
     let sink = move |event| {
         let mut got = into.lock().unwrap();
         match event {
+            TextEvent::Prompt(_) => {}
             TextEvent::Delta { text, tokens } => {
                 got.deltas.push(text);
                 got.tokens.extend(tokens.iter().map(|piece| piece.id));

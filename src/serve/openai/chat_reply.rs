@@ -105,6 +105,8 @@ impl Render for ChatReply {
             self.write(ChunkChoice { index, delta, ..ChunkChoice::default() }, lines);
         }
         match event {
+            // Asked for in no stream.
+            TextEvent::Prompt(_) => {}
             TextEvent::Delta { text, tokens } => {
                 let delta = Delta { role: None, content: Some(text) };
                 let logprobs = self.logprobs.then(|| ChatLogprobs::new(tokens, &self.tokenizer));

@@ -86,6 +86,8 @@ impl CompletionsReply {
 impl Render for CompletionsReply {
     fn event(&mut self, index: usize, event: TextEvent, lines: &mut Lines) -> Result<(), ApiError> {
         match event {
+            // Asked for in no stream.
+            TextEvent::Prompt(_) => {}
             TextEvent::Delta { text, tokens } => {
                 let choice = self.piece(index, text, tokens);
                 self.write(choice, lines);

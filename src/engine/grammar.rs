@@ -1,0 +1,146 @@
+//! Answers of a given form: JSON, a JSON schema, a regular expression, a choice, a grammar. llguidance parses along and says
+//! which tokens may come next.
+
+use crate::error::{Error, Result};
+use crate::token::Tokenizer;
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// What an answer must look like.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Grammar {
+    /// Any JSON object.
+    JsonObject,
+    /// JSON that a schema describes.
+    JsonSchema(Value),
+    /// Text that a regular expression matches as a whole.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A grammar in Lark's syntax, with llguidance's extensions; its start rule is `start`.
+    Lark(String),
+}
+
+/// A model's vocabulary, prepared for grammars.
+pub struct Grammars(ParserFactory);
+
+struct Vocabulary(TokTrie);
+
+impl TokenizerEnv for Vocabulary {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.0
+    }
+
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
+        self.0.greedy_tokenize(bytes)
+    }
+
+    fn tokenize_is_canonical(&self) -> bool {
+        false
+    }
+}
+
+impl Grammars {
+    /// Prepares a vocabulary; takes a fraction of a second for a large one.
+    ///
+    /// # Errors
+    /// [`Error::Text`] where it cannot be used.
+    pub fn new(tokenizer: &Tokenizer, ends: &[u32]) -> Result<Self> {
+        let word = |id: u32| match tokenizer.is_special(id) {
+            // Special tokens have no text that a grammar could match.
+            true => [&[TokTrie::SPECIAL_TOKEN_MARKER], tokenizer.token_str(id).unwrap_or_default().as_bytes()].concat(),
+            false => tokenizer.token_bytes(id).to_vec(),
+        };
+        let size = tokenizer.vocab_size() as u32;
+        let words: Vec<Vec<u8>> = (0..size).map(word).collect();
+        let Some(&end) = ends.first() else {
+            return Err(Error::Text("grammars need a model with an end-of-text token".into()));
+        };
+        let trie = TokTrie::from(&TokRxInfo::new(size, end), &words).with_eos_tokens(ends);
+        let environment: TokEnv = Arc::new(Vocabulary(trie));
+        let mut factory = ParserFactory::new_simple(&environment).map_err(|e| Error::Text(format!("grammars: {e}")))?;
+        factory.quiet();
+        Ok(Self(factory))
+    }
+
+    /// A constraint for one answer.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the place in the grammar that is wrong.
+    pub fn constraint(&self, grammar: &Grammar) -> Result<Constraint> {
+        let wrong = |e: &dyn std::fmt::Display| Error::invalid(format!("grammar: {}", e.to_string().trim()));
+        let grammar = match grammar {
+            Grammar::JsonObject => TopLevelGrammar::from_json_schema(json!({"type": "object"})),
+            Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
+            Grammar::Choice(texts) if texts.is_empty() => return Err(Error::invalid("grammar: an empty choice")),
+            Grammar::Choice(texts) => {
+                let quoted: Vec<String> = texts.iter().map(|text| json!(text).to_string()).collect();
+                TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
+            }
+            Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+        };
+        let parser = self.0.create_parser(grammar).map_err(|e| wrong(&e))?;
+        let matcher = Matcher::new(Ok(parser));
+        match matcher.get_error() {
+            Some(error) => Err(wrong(&error)),
+            None => Ok(Constraint { matcher, mask: None }),
+        }
+    }
+}
+
+/// Where an answer is in its grammar.
+pub struct Constraint {
+    matcher: Matcher,
+    mask: Option<Mask>,
+}
+
+/// The tokens that may come next.
+pub struct Mask(SimpleVob);
+
+impl Constraint {
+    /// Works out which tokens may come next.
+    ///
+    /// # Errors
+    /// [`Error::Text`] where the grammar leads nowhere or grows beyond llguidance's limits.
+    pub fn prepare(&mut self) -> Result<()> {
+        if self.mask.is_none() {
+            let mask = self.matcher.compute_mask_or_eos();
+            self.mask = Some(Mask(mask.map_err(|e| Error::Text(format!("grammar: {e}")))?));
+        }
+        Ok(())
+    }
+
+    /// What the last [`Constraint::prepare`] found.
+    pub fn mask(&self) -> Option<&Mask> {
+        self.mask.as_ref()
+    }
+
+    /// Takes the next token; true when the answer is complete and nothing may follow.
+    ///
+    /// # Errors
+    /// [`Error::Text`] for a token that may not come here.
+    pub fn accept(&mut self, id: u32) -> Result<bool> {
+        self.mask = None;
+        self.matcher.consume_token(id).map_err(|e| Error::Text(format!("grammar: {e}")))?;
+        Ok(self.matcher.is_stopped())
+    }
+}
+
+impl Mask {
+    /// Makes all other tokens impossible.
+    pub fn apply(&self, logits: &mut [f32]) {
+        let words = self.0.as_slice();
+        for (at, logits) in logits.chunks_mut(32).enumerate() {
+            let word = words.get(at).copied().unwrap_or(0);
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+}

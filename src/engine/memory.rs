@@ -1,0 +1,104 @@
+//! How much memory the key/value cache gets.
+
+use super::kv::PAGE;
+use super::steps::StepSizes;
+use crate::error::{Error, Result};
+use crate::model::LoadedModel;
+
+/// Size of the key/value cache. Whatever is asked for, it is no larger than all requests of an engine can fill.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum KvSize {
+    /// Tokens, for all requests together.
+    Tokens(usize),
+    /// Bytes, keys and values of all layers together.
+    Bytes(u64),
+    /// What is left of this share of the device's memory, weights, adapters and a step's intermediates taken off. Where the
+    /// device does not say how much memory it has, as [`KvSize::default`].
+    Share(f64),
+}
+
+impl Default for KvSize {
+    /// 512 MiB, which suits a program that has other things to do with the memory.
+    fn default() -> Self {
+        KvSize::Bytes(512 << 20)
+    }
+}
+
+/// Left for the driver and for what the estimate of a step's intermediates misses.
+const RESERVE: u64 = 512 << 20;
+
+impl KvSize {
+    /// Pages of a cache for the steps of an engine; one whole context at least.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where that does not fit what was asked for; [`Error::OutOfMemory`] where it does not fit the device.
+    pub(super) fn pages(self, model: &LoadedModel, sizes: &StepSizes) -> Result<usize> {
+        let c = model.config();
+        let limits = model.device.limits();
+        let per_token = (2 * c.layers * c.kv_heads * c.head_dim * limits.kv_dtype.block_bytes()) as u64;
+        let context = sizes.max_len.next_multiple_of(PAGE);
+        let useful = context.saturating_mul(sizes.max_seqs);
+        let tokens = match self {
+            KvSize::Tokens(tokens) if tokens < context => {
+                let max_len = sizes.max_len;
+                return Err(Error::invalid(format!("a cache of {tokens} tokens cannot hold one context of {max_len}")));
+            }
+            KvSize::Tokens(tokens) => tokens,
+            // A context that is longer than the default allows is still served.
+            KvSize::Bytes(_) if self == KvSize::default() => useful.min(self.affordable(per_token).max(context)),
+            KvSize::Bytes(bytes) => useful.min(at_least(self.affordable(per_token), context, || {
+                format!("a cache of {bytes} bytes holds {} tokens", bytes / per_token)
+            })?),
+            KvSize::Share(share) => match model.device.free_memory()? {
+                None => return KvSize::default().pages(model, sizes),
+                Some((free, total)) => {
+                    if !(share > 0.0 && share <= 1.0) {
+                        return Err(Error::invalid(format!("the share of memory must lie in (0, 1], got {share}")));
+                    }
+                    let used = total - free.min(total);
+                    let step = step_bytes(model, sizes);
+                    let left = ((total as f64 * share) as u64).saturating_sub(used + step + RESERVE);
+                    let tokens = (left / per_token) as usize;
+                    useful.min(at_least(tokens, context, || {
+                        format!(
+                            "{:.1} of {:.1} GiB are in use and a step takes {:.1}: the cache holds {tokens} tokens",
+                            gib(used),
+                            gib(total),
+                            gib(step + RESERVE)
+                        )
+                    })?)
+                }
+            },
+        };
+        Ok(tokens / PAGE)
+    }
+
+    fn affordable(self, per_token: u64) -> usize {
+        match self {
+            KvSize::Bytes(bytes) => (bytes / per_token) as usize,
+            _ => 0,
+        }
+    }
+}
+
+fn at_least(tokens: usize, context: usize, why: impl FnOnce() -> String) -> Result<usize> {
+    if tokens < context {
+        let why = why();
+        return Err(Error::invalid(format!(
+            "{why}, and one context takes {context}: ask for a shorter one or more memory"
+        )));
+    }
+    Ok(tokens)
+}
+
+/// Intermediates of the largest step: what lives at once in a layer, and the logits. An estimate from above, because the
+/// programs themselves can only be planned once the cache is there.
+fn step_bytes(model: &LoadedModel, sizes: &StepSizes) -> u64 {
+    let c = model.config();
+    let row = 4 * c.hidden + 3 * c.intermediate + 4 * (c.heads + c.kv_heads) * c.head_dim;
+    4 * (sizes.max_rows * row + sizes.max_gathered * c.vocab) as u64
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1u32 << 30)
+}

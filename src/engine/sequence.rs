@@ -1,0 +1,409 @@
+//! One request from its arrival to its end: tokens, pages, sampler, and what its caller has not been told yet.
+
+use super::RequestId;
+use super::adapters::{Slot, Version};
+use super::grammar::Constraint;
+use super::guess;
+use super::kv::{PagePool, Pages, Prefix};
+use super::request::{Event, EventSink, FinishReason, Request, TokenLogprobs, Usage};
+use super::sampler::{Sampler, logprobs_of};
+use super::scheduler::{Need, Share};
+use super::steps::StepInput;
+use crate::error::{Error, Result};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// What a request needs to become a sequence.
+pub struct Arrival {
+    /// The caller's name for it; later ones are larger.
+    pub id: RequestId,
+    /// What is asked for.
+    pub request: Request,
+    /// Who hears of it.
+    pub sink: EventSink,
+    /// The adapter's version that it is served with.
+    pub adapter: Option<Arc<Version>>,
+    /// The grammar of its answer, ready to use.
+    pub constraint: Option<Constraint>,
+    /// Its place in the queue.
+    pub ticket: Ticket,
+}
+
+/// Counts a request as waiting until it is dropped.
+pub struct Ticket(Arc<AtomicUsize>);
+
+impl Ticket {
+    /// One more waits.
+    pub fn new(waiting: &Arc<AtomicUsize>) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting.clone())
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A request, waiting or running.
+pub struct Sequence {
+    /// The caller's name for it.
+    pub id: RequestId,
+    /// Its part of the cache; none while it waits.
+    pub pages: Pages,
+    /// Its adapter's place on the device, held while it runs.
+    pub slot: Option<Arc<Slot>>,
+    /// Nobody listens any more.
+    pub gone: bool,
+    adapter: Option<Arc<Version>>,
+    request: Request,
+    sink: EventSink,
+    events: Vec<Event>,
+    sampler: Sampler,
+    constraint: Option<Constraint>,
+    /// Why the grammar cannot go on.
+    stuck: Option<Error>,
+    ticket: Option<Ticket>,
+    /// Prompt and answer.
+    tokens: Vec<u32>,
+    /// Positions whose keys and values are in the cache.
+    computed: usize,
+    /// Guesses at the tokens that follow.
+    guesses: Vec<u32>,
+    /// Of the prompt's tokens after the first, those so far.
+    prompt_logprobs: Vec<TokenLogprobs>,
+    /// Tokens that end the answer.
+    ends: Vec<u32>,
+    cached: usize,
+    arrived: Instant,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+}
+
+/// What a step says about the tokens that follow a sequence's gathered rows.
+pub enum Next<'a> {
+    /// They were chosen on the device.
+    Tokens(&'a [u32]),
+    /// Their logits, one row after the other.
+    Logits(&'a mut [f32]),
+}
+
+/// How a sequence came out of a step.
+pub struct Advance {
+    /// Guesses that were right.
+    pub accepted: usize,
+    /// The request is over, and its pages can be given back.
+    pub over: bool,
+}
+
+impl Sequence {
+    /// A sequence that waits.
+    pub fn new(arrival: Arrival, model_ends: &[u32]) -> Self {
+        let Arrival { id, request, sink, adapter, constraint, ticket } = arrival;
+        let mut ends = request.stop_ids.clone();
+        if !request.ignore_eos {
+            ends.extend_from_slice(model_ends);
+        }
+        let sampler = Sampler::new(request.sampling.clone(), &request.prompt, rand::random());
+        let tokens = request.prompt.clone();
+        Self {
+            id,
+            pages: Pages::none(),
+            slot: None,
+            gone: false,
+            adapter,
+            request,
+            sink,
+            events: Vec::new(),
+            sampler,
+            constraint,
+            stuck: None,
+            ticket: Some(ticket),
+            tokens,
+            computed: 0,
+            guesses: Vec::new(),
+            prompt_logprobs: Vec::new(),
+            ends,
+            cached: 0,
+            arrived: Instant::now(),
+            started: None,
+            first_token: None,
+        }
+    }
+
+    /// Sequences with smaller keys come first.
+    pub fn key(&self) -> (i32, RequestId) {
+        (self.request.priority, self.id)
+    }
+
+    /// The adapter's version that it is served with.
+    pub fn adapter(&self) -> Option<&Arc<Version>> {
+        self.adapter.as_ref()
+    }
+
+    /// What its pages are found by.
+    pub fn root(&self) -> Prefix {
+        Prefix::root(self.adapter.as_ref().map(|version| version.number))
+    }
+
+    /// Tokens whose keys and values must be in the cache before the next one can be sampled.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Tokens of the prompt.
+    pub fn prompt_len(&self) -> usize {
+        self.request.prompt.len()
+    }
+
+    /// Tokens of the answer so far.
+    pub fn generated(&self) -> usize {
+        self.tokens.len() - self.request.prompt.len()
+    }
+
+    /// Positions that are in the cache.
+    pub fn computed(&self) -> usize {
+        self.computed
+    }
+
+    /// Whether it has never run.
+    pub fn is_new(&self) -> bool {
+        self.started.is_none()
+    }
+
+    /// Whether cached pages may stand in for computing: not where every position's logits are wanted.
+    pub fn may_skip(&self) -> bool {
+        !self.wants_prompt_logprobs()
+    }
+
+    /// Whether its time is over.
+    pub fn is_late(&self, now: Instant) -> bool {
+        self.request.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Begins to run on `pages`, of which the first `computed` positions are in the cache already.
+    pub fn start(&mut self, pages: Pages, computed: usize, slot: Option<Arc<Slot>>) {
+        self.pages = pages;
+        self.computed = computed;
+        self.slot = slot;
+        self.ticket = None;
+        if self.started.is_none() {
+            self.started = Some(Instant::now());
+            self.cached = computed.min(self.prompt_len());
+            let queue_s = self.arrived.elapsed().as_secs_f64();
+            self.events.push(Event::Started { cached_tokens: self.cached, queue_s });
+        }
+    }
+
+    /// Gives up pages and adapter; what was computed is found or computed again when it has new ones.
+    pub fn park(&mut self) -> Pages {
+        self.computed = 0;
+        self.slot = None;
+        self.guesses.clear();
+        if self.first_token.is_none() {
+            self.prompt_logprobs.clear();
+        }
+        std::mem::replace(&mut self.pages, Pages::none())
+    }
+
+    fn wants_prompt_logprobs(&self) -> bool {
+        self.request.prompt_logprobs.is_some() && self.generated() == 0
+    }
+
+    /// Guesses up to `most` of the next tokens from the text so far.
+    pub fn guess(&mut self, most: usize) {
+        self.guesses.clear();
+        let missing = self.tokens.len() - self.computed;
+        let room = self.request.max_tokens.saturating_sub(self.generated() + 1);
+        if missing == 1 && self.constraint.is_none() && !self.wants_prompt_logprobs() {
+            self.guesses.extend_from_slice(guess::look_up(&self.tokens, most.min(room)));
+        }
+    }
+
+    /// What it could use in the next step.
+    pub fn need(&self) -> Need {
+        Need {
+            rows: self.tokens.len() - self.computed + self.guesses.len(),
+            guesses: self.guesses.len(),
+            all_logits: self.wants_prompt_logprobs(),
+        }
+    }
+
+    /// Whether the device can choose the next tokens: nobody asks for more than it does.
+    pub fn is_plain(&self) -> bool {
+        self.request.logprobs.is_none()
+            && !self.wants_prompt_logprobs()
+            && self.constraint.is_none()
+            && self.sampler.is_plain()
+            && (self.generated() >= self.request.min_tokens || self.ends.is_empty())
+    }
+
+    /// Appends this sequence's rows to a step.
+    pub fn fill(&mut self, share: &mut Share, input: &mut StepInput, pages_per_seq: usize) {
+        let seq = (input.table.len() / pages_per_seq) as u32;
+        let adapter = self.slot.as_ref().map_or(u32::MAX, |slot| slot.index);
+        let known = self.tokens.len();
+        let end = self.computed + share.rows;
+        self.guesses.truncate(end.saturating_sub(known));
+        let first_gathered = if self.wants_prompt_logprobs() { self.computed } else { known - 1 };
+        let start = input.gather.len();
+        for position in self.computed..end {
+            if position >= first_gathered {
+                input.gather.push(input.ids.len() as u32);
+                input.sampling.push(self.sampler.how());
+                input.uniforms.push(self.sampler.uniform((position + 1).saturating_sub(self.prompt_len())));
+            }
+            let id = if position < known { self.tokens[position] } else { self.guesses[position - known] };
+            input.ids.push(id);
+            input.positions.push(position as u32);
+            input.seqs.push(seq);
+            input.slots.push(self.pages.row(position));
+            input.adapters.push(adapter);
+        }
+        share.gathered = start..input.gather.len();
+        input.table.extend_from_slice(self.pages.as_slice());
+        input.table.resize((seq as usize + 1) * pages_per_seq, 0);
+    }
+
+    /// Works out which tokens may come next, while the device is busy.
+    pub fn prepare(&mut self) {
+        self.stuck = self.constraint.as_mut().and_then(|constraint| constraint.prepare().err());
+    }
+
+    /// Takes note of a step's results: `next` and `uniforms` are those of its gathered rows.
+    pub fn advance(&mut self, share: &Share, mut next: Next, uniforms: &[f32]) -> Advance {
+        let complete = self.computed + share.rows >= self.tokens.len();
+        let guesses = std::mem::take(&mut self.guesses);
+        if let (Some(n), true, Next::Logits(logits)) =
+            (self.request.prompt_logprobs, self.wants_prompt_logprobs(), &next)
+        {
+            self.note_prompt(logits, share, n);
+        }
+        if !complete {
+            self.computed += share.rows;
+            return Advance { accepted: 0, over: false };
+        }
+        if self.wants_prompt_logprobs() {
+            self.events.push(Event::Prompt(std::mem::take(&mut self.prompt_logprobs)));
+        }
+        let first = share.gathered.len() - 1 - guesses.len();
+        let mut accepted = 0;
+        loop {
+            self.computed = self.tokens.len();
+            let row = first + accepted;
+            let over = match self.choose(&mut next, row, uniforms) {
+                Ok((id, logprobs)) => self.push(id, logprobs),
+                Err(error) => {
+                    self.fail(error);
+                    ControlFlow::Break(())
+                }
+            };
+            if over.is_break() {
+                return Advance { accepted, over: true };
+            }
+            if guesses.get(accepted) != self.tokens.last() {
+                return Advance { accepted, over: false };
+            }
+            accepted += 1;
+        }
+    }
+
+    /// Keeps the log-probabilities of the prompt's tokens that follow a step's rows.
+    fn note_prompt(&mut self, logits: &[f32], share: &Share, n: usize) {
+        let vocab = logits.len() / share.gathered.len();
+        for (row, position) in logits.chunks_exact(vocab).zip(self.computed..) {
+            if let Some(&id) = self.request.prompt.get(position + 1) {
+                self.prompt_logprobs.push(logprobs_of(row, id, n));
+            }
+        }
+    }
+
+    fn choose(&mut self, next: &mut Next, row: usize, uniforms: &[f32]) -> Result<(u32, Option<TokenLogprobs>)> {
+        match next {
+            Next::Tokens(tokens) => {
+                let id = tokens.get(row).ok_or_else(|| Error::internal("a step without its token"))?;
+                Ok((*id, None))
+            }
+            Next::Logits(logits) => {
+                if let Some(error) = self.stuck.take() {
+                    return Err(error);
+                }
+                let vocab = logits.len() / uniforms.len();
+                let logits = &mut logits[row * vocab..(row + 1) * vocab];
+                let original = self.request.logprobs.map(|n| (n, logits.to_vec()));
+                let early = self.generated() < self.request.min_tokens;
+                self.sampler.forbidden = if early { self.ends.clone() } else { Vec::new() };
+                let allowed = self.constraint.as_ref().and_then(Constraint::mask);
+                let id = self.sampler.next(logits, uniforms[row], allowed);
+                Ok((id, original.map(|(n, logits)| logprobs_of(&logits, id, n))))
+            }
+        }
+    }
+
+    /// Adds a token to the answer. `Break` when it was the last one.
+    fn push(&mut self, id: u32, logprobs: Option<TokenLogprobs>) -> ControlFlow<()> {
+        self.first_token.get_or_insert_with(Instant::now);
+        self.tokens.push(id);
+        if self.ends.contains(&id) {
+            self.finish(FinishReason::Stop);
+            return ControlFlow::Break(());
+        }
+        self.events.push(Event::Token { id, logprobs });
+        let complete = match self.constraint.as_mut().map_or(Ok(false), |constraint| constraint.accept(id)) {
+            Ok(complete) => complete,
+            Err(error) => {
+                self.fail(error);
+                return ControlFlow::Break(());
+            }
+        };
+        if complete {
+            self.finish(FinishReason::Stop);
+            return ControlFlow::Break(());
+        }
+        if self.generated() >= self.request.max_tokens {
+            self.finish(FinishReason::Length);
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Makes its full pages known to sequences that begin in the same way.
+    pub fn remember(&mut self, pool: &mut PagePool) {
+        pool.remember(&mut self.pages, &self.tokens[..self.computed]);
+    }
+
+    /// Ends the request; its caller hears of it at the next [`Sequence::deliver`].
+    pub fn finish(&mut self, reason: FinishReason) {
+        let between = |from: Option<Instant>, to: Option<Instant>| {
+            from.zip(to).map_or(0.0, |(from, to)| to.duration_since(from).as_secs_f64())
+        };
+        let now = Some(Instant::now());
+        let usage = Usage {
+            prompt_tokens: self.prompt_len(),
+            cached_tokens: self.cached,
+            completion_tokens: self.generated(),
+            queue_s: between(Some(self.arrived), self.started.or(now)),
+            prefill_s: between(self.started, self.first_token),
+            decode_s: between(self.first_token, self.first_token.and(now)),
+        };
+        self.events.push(Event::Done { reason, usage });
+    }
+
+    /// Ends the request with an error.
+    pub fn fail(&mut self, error: Error) {
+        self.events.push(Event::Failed(error));
+    }
+
+    /// Tells the caller what happened since the last time.
+    pub fn deliver(&mut self) {
+        for event in self.events.drain(..) {
+            self.gone = self.gone || (self.sink)(event).is_break();
+            if self.gone {
+                break;
+            }
+        }
+    }
+}
