@@ -13,7 +13,7 @@ mod common;
 use common::device::{load, repository};
 use runtime::backend::BackendChoice;
 use runtime::engine::text::{TextOptions, generate_text};
-use runtime::engine::{Engine, EngineOptions, KvSize, Request, SamplingParams};
+use runtime::engine::{Engine, EngineOptions, FinishReason, Grammar, KvSize, Request, SamplingParams};
 
 fn engine(kv_tokens: usize, max_seqs: usize) -> Engine {
     let model = load(&repository("tests/golden/tiny/chat"), BackendChoice::Cpu);
@@ -112,4 +112,113 @@ fn tokens_chosen_on_the_device_and_on_the_host_are_the_same() {
         });
         assert_eq!((&left, &right), (&want, &want), "together: {n}");
     }
+}
+
+fn chat_engine(change: impl FnOnce(&mut EngineOptions)) -> Engine {
+    let model = load(&repository("tests/golden/tiny/chat"), BackendChoice::Cpu);
+    let mut options = EngineOptions { max_len: Some(160), max_step_tokens: 24, ..EngineOptions::default() };
+    change(&mut options);
+    Engine::start(model, options).unwrap()
+}
+
+#[test]
+fn a_prompt_that_was_seen_before_is_found_again() {
+    let engine = chat_engine(|_| {});
+    let first = generate_text(&engine, request(30), TextOptions::default()).unwrap();
+    let again = generate_text(&engine, request(30), TextOptions::default()).unwrap();
+    // A prompt of 50 tokens fills three pages of 16.
+    assert_eq!((first.usage.cached_tokens, again.usage.cached_tokens), (0, 48));
+    assert_eq!(first.ids, again.ids);
+    let without = chat_engine(|options| options.prefix_cache = false);
+    for _ in 0..2 {
+        let plain = generate_text(&without, request(30), TextOptions::default()).unwrap();
+        assert_eq!((plain.usage.cached_tokens, &plain.ids), (0, &first.ids));
+    }
+    let stats = engine.stats();
+    assert_eq!((stats.prefix_queries, stats.prefix_hits, stats.kv_pages_used), (100, 48, 0));
+}
+
+#[test]
+fn guesses_change_speed_and_nothing_else() {
+    let (plain, guessing) = (chat_engine(|_| {}), chat_engine(|options| options.guesses = 4));
+    for n in 0..4 {
+        // Greedy answers of a tiny model repeat themselves, so guesses are right; sampled ones hardly do.
+        for temperature in [0.0, 0.8] {
+            let mut request = request(n);
+            request.sampling.temperature = temperature;
+            request.logprobs = (n % 2 == 1).then_some(1);
+            let ids = |engine: &Engine| generate_text(engine, request.clone(), TextOptions::default()).unwrap().ids;
+            assert_eq!(ids(&guessing), ids(&plain), "request {n} at temperature {temperature}");
+        }
+    }
+    let (stats, plain) = (guessing.stats(), plain.stats());
+    assert!(stats.accepted_tokens > 50, "{stats:?}");
+    assert!(stats.steps < plain.steps, "{} steps with guesses, {} without", stats.steps, plain.steps);
+}
+
+#[test]
+fn a_prompts_log_probabilities_are_those_of_score() {
+    let engine = chat_engine(|_| {});
+    let asked = Request { prompt_logprobs: Some(2), max_tokens: 3, ..request(9) };
+    // In the company of others, and after the prompt is in the cache.
+    for _ in 0..2 {
+        let answers = std::thread::scope(|scope| {
+            let other = scope.spawn(|| ids(&engine, 3));
+            let mine = generate_text(&engine, asked.clone(), TextOptions::default()).unwrap();
+            other.join().unwrap();
+            mine
+        });
+        let want = engine.score(&asked.prompt, None).unwrap().logprobs;
+        let got: Vec<f32> = answers.prompt.iter().map(|token| token.logprob).collect();
+        assert_eq!(got.len(), want.len());
+        for (got, want) in got.iter().zip(&want) {
+            assert!((got - want).abs() < 1e-4, "{got} instead of {want}");
+        }
+        assert!(answers.prompt.iter().all(|token| token.top.len() == 2 && token.top[0].1 >= token.logprob));
+    }
+}
+
+#[test]
+fn a_late_request_ends_and_a_full_queue_refuses() {
+    let engine = chat_engine(|options| (options.max_seqs, options.max_waiting) = (1, Some(0)));
+    let late = Request { deadline: Some(std::time::Instant::now()), ..request(0) };
+    let busy = generate_text(&engine, late.clone(), TextOptions::default()).unwrap_err();
+    assert!(matches!(busy, runtime::Error::Busy(_)), "{busy}");
+    let engine = chat_engine(|_| {});
+    let done = generate_text(&engine, late, TextOptions::default()).unwrap();
+    assert_eq!((done.reason, done.ids.len()), (FinishReason::Deadline, 0));
+    assert_eq!(engine.stats().kv_pages_used, 0);
+}
+
+#[test]
+fn answers_keep_to_their_grammar() {
+    let engine = chat_engine(|_| {});
+    let answer = |grammar: Grammar| {
+        let mut request = Request { grammar: Some(grammar), ignore_eos: false, max_tokens: 60, ..request(1) };
+        request.sampling.temperature = 1.5;
+        generate_text(&engine, request, TextOptions::default()).unwrap()
+    };
+    for _ in 0..5 {
+        let choice = answer(Grammar::Choice(vec!["yes".into(), "no \"way\"".into()]));
+        assert!(["yes", "no \"way\""].contains(&choice.text.as_str()), "{choice:?}");
+        let date = answer(Grammar::Regex("[0-9]{4}-[0-9]{2}".into()));
+        assert!(date.text.len() == 7 && date.text.as_bytes()[4] == b'-', "{date:?}");
+    }
+    let schema = serde_json::json!({
+        "type": "object",
+        "properties": {"sky": {"enum": ["blue", "grey"]}, "birds": {"type": "integer", "maximum": 99, "minimum": 0}},
+        "required": ["sky", "birds"],
+        "additionalProperties": false,
+    });
+    let json = answer(Grammar::JsonSchema(schema));
+    assert_eq!(json.reason, FinishReason::Stop, "{json:?}");
+    let value: serde_json::Value = serde_json::from_str(&json.text).unwrap();
+    assert!(value["birds"].as_i64().is_some_and(|n| (0..100).contains(&n)), "{value}");
+    let wrong = |grammar: Grammar| {
+        let request = Request { grammar: Some(grammar), ..request(1) };
+        generate_text(&engine, request, TextOptions::default()).unwrap_err().to_string()
+    };
+    assert!(wrong(Grammar::Regex("(".into())).starts_with("grammar: "));
+    assert!(wrong(Grammar::JsonSchema(serde_json::json!({"type": "colour"}))).contains("colour"));
+    assert!(wrong(Grammar::Choice(Vec::new())).contains("empty"));
 }

@@ -439,3 +439,7 @@ fn is_computing(other: &Sequence, sequence: &Sequence, known_pages: usize) -> bo
         && other.tokens()[end - PAGE..end] == sequence.tokens()[end - PAGE..end]
         && other.tokens()[..end] == sequence.tokens()[..end]
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;
