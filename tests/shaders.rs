@@ -51,6 +51,24 @@ fn heads() -> Vec<Set> {
         .collect()
 }
 
+fn head_tiles(sums: i64) -> Vec<Set> {
+    [(16, 32, 2), (64, 32, 1), (80, 32, 3), (128, 16, 4), (256, 8, 2)]
+        .into_iter()
+        .map(|(d, chunk, per): (i64, i64, i64)| {
+            let d4 = d / 4;
+            vec![
+                ("D", d),
+                ("QUADS", d4),
+                ("DV", (d4 + 15) / 16),
+                ("CHUNK", chunk),
+                ("PER", per),
+                ("SUMS", sums),
+                ("WG", 256),
+            ]
+        })
+        .collect()
+}
+
 fn variants() -> Vec<(&'static str, Set)> {
     let group = || vec![vec![("WG", 64)]];
     let norms = || vec![vec![], vec![("Q_NORM", 1), ("K_NORM", 1), ("NORMS", 1)], vec![("K_NORM", 1), ("NORMS", 1)]];
@@ -124,10 +142,16 @@ fn variants() -> Vec<(&'static str, Set)> {
                 flag("LSE"),
             ],
         ),
+        (
+            "attention_prefill",
+            vec![head_tiles(1), vec![vec![], vec![("PAGED", 1)], vec![("PAGED", 1), ("KV_F16", 1)]], flag("LSE")],
+        ),
         ("attention_combine", vec![heads(), flag("LSE")]),
         ("attention_delta", vec![heads()]),
         ("attention_dq", vec![heads()]),
         ("attention_dkv", vec![heads()]),
+        ("attention_dq_tile", vec![head_tiles(1)]),
+        ("attention_dkv_tile", vec![head_tiles(2)]),
         ("glu", vec![group(), vec![vec![("ACT", 0)], vec![("ACT", 1)]]]),
         ("glu_backward", vec![group(), vec![vec![("ACT", 0)], vec![("ACT", 1)]]]),
         ("gather_rows", vec![group()]),
@@ -173,7 +197,7 @@ fn every_variant_is_valid_and_becomes_spirv() {
 
 #[test]
 fn every_file_is_used() {
-    let parts = ["common", "live", "reduce", "decode", "tile", "activation", "attention_mask"];
+    let parts = ["common", "live", "reduce", "decode", "tile", "activation", "attention_mask", "attention_tile"];
     let shaders: std::collections::BTreeSet<_> = variants().into_iter().map(|(shader, _)| shader).collect();
     for name in FILES {
         let stem = name.trim_end_matches(".wgsl");

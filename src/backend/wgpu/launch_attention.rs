@@ -3,8 +3,13 @@
 use super::record::{Bind, Recorder, defines};
 use super::template::Defines;
 use crate::error::{Error, Result};
-use crate::program::{Geometry, KvLayout, Op, TensorId};
+use crate::program::{Geometry, KvLayout, Live, Op, TensorId};
 use crate::tensor::DType;
+
+/// Rows and columns of the tiles of attention_tile.wgsl.
+const TILE: usize = 64;
+/// Rows up to which workgroups share the keys of a row.
+const FEW_ROWS: usize = 16;
 
 impl Recorder<'_> {
     pub(super) fn attention_ops(&mut self, op: &Op) -> Result<()> {
@@ -87,12 +92,18 @@ impl Recorder<'_> {
                 params.extend([g.kv_heads as u32, self.shape(*k).0 as u32]);
                 params.extend(masking(g));
                 params.extend([0, 0, sequences as u32]);
-                let set = self.chunked(g.head_dim, 64);
                 let work = (rows * rows / 2 * g.heads * g.head_dim * 3) as u64;
-                let bindings = self.binds(&[counts, *q, *k, *v, *seqs, *bounds, *dout, *lse, *delta, *dq])?;
-                self.dispatch("attention_dq", set.clone(), bindings, &params, (rows * g.heads) as u64, work)?;
-                let bindings = self.binds(&[counts, *q, *k, *v, *seqs, *bounds, *dout, *lse, *delta, *dk, *dv])?;
-                self.dispatch("attention_dkv", set, bindings, &params, (rows * g.kv_heads) as u64, work)
+                let to_q = self.binds(&[counts, *q, *k, *v, *seqs, *bounds, *dout, *lse, *delta, *dq])?;
+                let to_kv = self.binds(&[counts, *q, *k, *v, *seqs, *bounds, *dout, *lse, *delta, *dk, *dv])?;
+                if self.tiled(g) {
+                    let groups = self.item_tiles(rows, g);
+                    self.dispatch("attention_dq_tile", tiles(g, 1), to_q, &params, groups, work)?;
+                    let groups = (rows.div_ceil(TILE) * g.kv_heads) as u64;
+                    return self.dispatch("attention_dkv_tile", tiles(g, 2), to_kv, &params, groups, work);
+                }
+                let set = self.chunked(g.head_dim, 64);
+                self.dispatch("attention_dq", set.clone(), to_q, &params, (rows * g.heads) as u64, work)?;
+                self.dispatch("attention_dkv", set, to_kv, &params, (rows * g.kv_heads) as u64, work)
             }
             other => Err(Error::internal(format!("attention_ops: {}", other.name()))),
         }
@@ -113,7 +124,7 @@ impl Recorder<'_> {
         // Few rows: several workgroups share the keys of one, so that a GPU is busy (flash decoding,
         // https://pytorch.org/blog/flash-decoding/); with many rows there is enough to do.
         let splits = match layout {
-            KvLayout::Paged { .. } if rows <= 16 && !self.caps.software => (longest / 256).clamp(1, 32),
+            KvLayout::Paged { .. } if rows <= FEW_ROWS && !self.caps.software => (longest / 256).clamp(1, 32),
             _ => 1,
         };
         let mut params = self.head(out, g.heads);
@@ -123,17 +134,21 @@ impl Recorder<'_> {
         // Lanes as rows: registers hold D numbers of q and of out, so heads wider than 128 take the other shader.
         let lanes =
             self.caps.software && self.caps.subgroup == Some(8) && g.head_dim.is_multiple_of(32) && g.head_dim <= 128;
+        let tiled = self.tiled(g) && (page == 0 || (rows > FEW_ROWS && !self.decodes(rows)));
         let mut set = self.reducing(64);
         let group = set.get("WG").copied().unwrap_or(64) as usize;
         set.extend(defines(&[("D", g.head_dim as i64), ("DPT", g.head_dim.div_ceil(group) as i64)]));
         if lanes {
             set = defines(&[("WG", 8), ("SUBGROUPS", 1), ("C", g.head_dim as i64 / 4), ("C8", g.head_dim as i64 / 32)]);
         }
+        if tiled {
+            set = tiles(g, 1);
+        }
         let partial_bytes = (rows * g.heads * splits * (g.head_dim + 2) * 4) as u64;
         let mut bindings = self.binds(&[counts, q, k, v, seqs, table])?;
         bindings.push(if splits > 1 { Bind::Scratch(partial_bytes) } else { self.bind(out)? });
         for (flag, on) in
-            [("D4", g.head_dim.is_multiple_of(4) && !lanes), ("KV_F16", self.half(k)?), ("SPLIT", splits > 1)]
+            [("D4", g.head_dim.is_multiple_of(4) && !lanes && !tiled), ("KV_F16", self.half(k)?), ("SPLIT", splits > 1)]
         {
             set.insert(flag, on.into());
         }
@@ -147,6 +162,9 @@ impl Recorder<'_> {
             bindings.push(self.bind(lse)?);
         }
         let work = (rows * g.heads * g.head_dim * longest) as u64;
+        if tiled {
+            return self.dispatch("attention_prefill", set, bindings, &params, self.item_tiles(rows, g), work);
+        }
         if lanes {
             let per_group = rows * (g.heads / g.kv_heads);
             return self.dispatch(
@@ -178,6 +196,23 @@ impl Recorder<'_> {
             (rows * g.heads) as u64,
             (rows * g.heads * g.head_dim * splits) as u64,
         )
+    }
+
+    /// Whether the shaders of attention_tile.wgsl take heads like these.
+    fn tiled(&self, g: &Geometry) -> bool {
+        let fits = self.caps.max_group >= 256 && self.caps.group_bytes >= 32 << 10;
+        fits && !self.caps.software && g.head_dim.is_multiple_of(4) && g.head_dim <= 256
+    }
+
+    /// Workgroups that have a tile of items (row, head) of a group each.
+    fn item_tiles(&self, rows: usize, g: &Geometry) -> u64 {
+        ((rows * (g.heads / g.kv_heads)).div_ceil(TILE) * g.kv_heads) as u64
+    }
+
+    /// Whether most rows of the step may be sequences of their own: a tile of rows then shares no keys.
+    fn decodes(&self, rows: usize) -> bool {
+        let gathered = self.program.tensors.iter().filter(|t| t.live == Live::Gathered).map(|t| t.rows).max();
+        gathered.is_some_and(|gathered| gathered * 4 > rows)
     }
 
     /// Constants of the shaders that go through keys or queries in chunks of a workgroup.
@@ -215,6 +250,22 @@ impl Recorder<'_> {
         }
         Ok(())
     }
+}
+
+/// Constants of attention_tile.wgsl.
+fn tiles(g: &Geometry, sums: i64) -> Defines {
+    let d4 = g.head_dim / 4;
+    // As many rows of an operand as its workgroup memory holds, but for short loops: a power of two.
+    let chunk = 1 << (640 / d4).ilog2().min(5);
+    let set = [
+        ("D", g.head_dim),
+        ("QUADS", d4),
+        ("DV", d4.div_ceil(16)),
+        ("CHUNK", chunk),
+        ("PER", g.heads / g.kv_heads),
+        ("WG", 256),
+    ];
+    set.into_iter().map(|(name, value)| (name, value as i64)).chain([("SUMS", sums)]).collect()
 }
 
 /// Window, scale and soft-cap as parameters.
