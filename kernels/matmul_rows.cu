@@ -34,28 +34,7 @@
 // 80, torch 89 / 90 / 90), 4096x4096 87 / 83 / 79 %, 4096x12288 91 / 69 / 80 % (torch 85 / 84 / 84), 151936x4096
 // 97 / 96 / 94 %. q4_k 12288x4096 67 / 51 / 41 %, 4096x4096 46 / 34 / 27 %, 151936x4096 76 / 68 / 57 %. q6_k 12288x4096
 // 77 / 54 / 44 %, q8_0 88 / 75 / 67 %. 1024x1024, 1 row: 2.9 us (bf16 and q4_k).
-#include "activation.cuh"
-#include "decode.cuh"
-#include "mma.cuh"
-
-struct RowsPart {
-    WeightView w;
-    const float* bias;
-    const void* residual;
-    void* out;
-    u32 ldo;
-    u32 pad;
-};
-
-struct RowsArgs {
-    RowsPart part[3];
-    const void* x;
-    const float* norm;
-    const u32* counts;
-    u32 which, rows, ldx, parts;
-    float eps;
-    u32 act, out_f32, chunk;
-};
+#include "matmul_rows.cuh"
 
 // Weights pass through once: they need no place in L1.
 DEVICE uint4 load_once16(const u8* p) {
@@ -80,17 +59,6 @@ DEVICE u32 load2_bytes(const u8* p) {
     asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
     return v;
 }
-DEVICE uint4 shared16(u32 address) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
-    return v;
-}
-DEVICE float f16_low(u32 word) {
-    f16 h;
-    h.bits = (u16)word;
-    return to_float(h);
-}
-
 // (x & MASK) | magic in one instruction: one of the constants must come in a register.
 template <u32 MASK> DEVICE u32 and_or(u32 x, u32 magic) {
     u32 y;
@@ -98,35 +66,10 @@ template <u32 MASK> DEVICE u32 and_or(u32 x, u32 magic) {
     return y;
 }
 
-template <typename A, typename B> struct Same {
-    static const bool value = false;
-};
-template <typename A> struct Same<A, A> {
-    static const bool value = true;
-};
-
 // Where the planes of a row of w start.
 struct Source {
     const u8 *quants, *above, *scale, *super;
 };
-
-// How a quantised type is stored. ABOVE: bytes of a group's bits above the fourth. SCALE: what stands in the scale
-// plane.
-enum { HALF_D, PAIR_DM, K_SCALES, Q6_SCALES, ABSMAX };
-template <typename W> struct Format;
-#define FORMAT(W, above, scale)                                                                                       \
-    template <> struct Format<W> {                                                                                    \
-        static const int ABOVE = above, SCALE = scale;                                                                \
-    };
-FORMAT(q4_0, 0, HALF_D)
-FORMAT(q4_1, 0, PAIR_DM)
-FORMAT(q5_0, 4, HALF_D)
-FORMAT(q5_1, 4, PAIR_DM)
-FORMAT(q8_0, 0, HALF_D)
-FORMAT(q4_k, 0, K_SCALES)
-FORMAT(q5_k, 4, K_SCALES)
-FORMAT(q6_k, 8, Q6_SCALES)
-FORMAT(nf4, 0, ABSMAX)
 
 // ---- A step of a warp: 16 rows of w (this lane: row g and row g + 8) by STEP elements of k ----
 
@@ -658,33 +601,6 @@ DEVICE void stage_x(const RowsArgs& a, const Layout& l, u8* shared, float (&squa
 
 // The sums of a tile leave a warp as red[token][20] (16 rows of w; 20 spreads the banks).
 #define RED_ROW 20
-
-DEVICE u32 tiles_of(const RowsArgs& a, u32 part) {
-    if (part >= (a.act ? 1u : a.parts)) return 0;
-    return a.act ? (a.part[part].w.n + 7) / 8 : (a.part[part].w.n + 15) / 16;
-}
-
-// A tile's weight and first row.
-struct Tile {
-    u32 part, row;
-};
-DEVICE Tile find_tile(const RowsArgs& a, u32 tile) {
-    Tile at = {0, tile};
-    u32 first = tiles_of(a, 0), second = tiles_of(a, 1);
-    if (at.row >= first) {
-        at.part = 1, at.row -= first;
-        if (at.row >= second) at.part = 2, at.row -= second;
-    }
-    at.row <<= a.act ? 3 : 4;
-    return at;
-}
-
-template <typename T> DEVICE void store_out(const RowsArgs& a, const RowsPart& p, u32 token, u32 n, float v) {
-    size_t at = (size_t)token * p.ldo + n;
-    if (p.residual) v += to_float(((const T*)p.residual)[at]);
-    if (a.out_f32) ((float*)p.out)[at] = v;
-    else ((T*)p.out)[at] = from_float<T>(v);
-}
 
 // Adds up what the warps left of a tile and writes the outputs first, first + step, .. of its 16 * live (one a lane).
 // With more than one chunk of x, `partial` keeps the sums until the last.

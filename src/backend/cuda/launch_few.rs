@@ -1,7 +1,8 @@
-//! Products of up to 16 rows, at the speed of memory (`kernels/matmul_rows.cu`).
+//! Products of up to 16 rows, at the speed of memory (`kernels/matmul_rows.cu`, `kernels/matmul_dots.cu`).
 
 use super::context::Caps;
 use super::launch::Args;
+use super::launch_dots::{DOTS, dots};
 use super::launch_matmul::Product;
 use super::places::{WeightView, suffix};
 use super::record::Recorder;
@@ -74,8 +75,9 @@ impl Recorder<'_> {
         }
         let multiprocessors = self.caps.multiprocessors as usize;
         let widths: Vec<usize> = products.iter().map(|p| p.weight.n as usize).collect();
-        let plan = plan(&widths, k, first.rows, first.dtype, act, self.caps)
-            .filter(|_| t != DType::F32 && k.is_multiple_of(8));
+        let few = Few { widths: &widths, k, rows: first.rows, dtype: first.dtype, gated: act.is_some() };
+        let plan =
+            dots(&few, self.caps).or_else(|| plan(&few, self.caps)).filter(|_| t != DType::F32 && k.is_multiple_of(8));
         let of_weight = suffix(first.dtype);
         let Some(plan) = plan else {
             let rows: usize = widths[..if act.is_some() { 1 } else { widths.len() }].iter().sum();
@@ -85,10 +87,13 @@ impl Recorder<'_> {
             return self.launch(&format!("matmul_rows/{of_weight}"), &name, [grid, 1, 1], 256, 0, args).map(drop);
         };
         args.chunk = plan.chunk as u32;
-        let name = format!("matmul_rows{}_{of_weight}_{}", plan.most, suffix(t));
-        let file = format!("matmul_rows/{of_weight}");
+        let name = format!("{}{}_{of_weight}_{}", plan.kernel, plan.most, suffix(t));
+        let file = format!("{}/{of_weight}", plan.kernel);
         let hopper = self.caps.hopper();
-        let blocks = self.blocks_at_once(&file, &name, plan.block, plan.shared)?;
+        let blocks = match plan.kernel {
+            DOTS => 1, // a second one is the next launch's
+            _ => self.blocks_at_once(&file, &name, plan.block, plan.shared)?,
+        };
         let grid = plan.tiles.min(blocks * multiprocessors);
         let args = Args::new().bytes(bytemuck::bytes_of(&args));
         let launch = self.launch(&file, &name, [grid, 1, 1], plan.block, plan.shared, args)?;
@@ -98,31 +103,53 @@ impl Recorder<'_> {
     }
 }
 
-/// How a launch of `matmul_rows` is cut.
-struct Plan {
-    most: usize,
-    block: usize,
-    shared: usize,
-    chunk: usize,
-    tiles: usize,
+/// What decides how a launch is cut.
+pub struct Few<'a> {
+    /// Rows of each weight.
+    pub widths: &'a [usize],
+    pub k: usize,
+    pub rows: usize,
+    pub dtype: DType,
+    /// Two weights, gate and up.
+    pub gated: bool,
+}
+
+impl Few<'_> {
+    /// Tiles of 16 rows of weights: with a gate, 8 of each.
+    pub fn tiles(&self) -> usize {
+        match self.gated {
+            true => self.widths[0].div_ceil(8),
+            false => self.widths.iter().map(|n| n.div_ceil(16)).sum(),
+        }
+    }
+}
+
+/// How a launch is cut.
+pub struct Plan {
+    /// The kernel's name and that of its file.
+    pub kernel: &'static str,
+    /// Most rows of x.
+    pub most: usize,
+    pub block: usize,
+    pub shared: usize,
+    pub chunk: usize,
+    pub tiles: usize,
 }
 
 /// Shared memory that a block may use, beside what the kernel itself declares.
-fn shared_limit(caps: Caps) -> usize {
+pub fn shared_limit(caps: Caps) -> usize {
     (caps.max_shared as usize).saturating_sub(2 << 10)
 }
 
 /// The plan in `kernels/matmul_rows.cu`; `None` where the tensor-core kernels cannot take the rows.
-fn plan(widths: &[usize], k: usize, rows: usize, dtype: DType, act: Option<Activation>, caps: Caps) -> Option<Plan> {
+fn plan(few: &Few<'_>, caps: Caps) -> Option<Plan> {
+    let Few { k, rows, dtype, .. } = *few;
+    let tiles = few.tiles();
     let most = [2, 4, 8, 16].into_iter().find(|most| *most >= rows)?;
     let sums = match dtype {
         DType::F32 | DType::BF16 | DType::F16 | DType::Q8_0 => 0,
         DType::Q6_K => 2,
         _ => 1,
-    };
-    let tiles = match act {
-        Some(_) => widths[0].div_ceil(8),
-        None => widths.iter().map(|n| n.div_ceil(16)).sum(),
     };
     let x_rows = if rows == 1 { 1 } else { most };
     let whole = k.next_multiple_of(128);
@@ -143,5 +170,5 @@ fn plan(widths: &[usize], k: usize, rows: usize, dtype: DType, act: Option<Activ
     let chunk = (1..=whole / 128)
         .map(|i| whole.div_ceil(i).next_multiple_of(128))
         .find(|c| *c <= most_chunk && shared(*c) <= shared_limit(caps))?;
-    Some(Plan { most, block, shared: shared(chunk), chunk, tiles })
+    Some(Plan { kernel: "matmul_rows", most, block, shared: shared(chunk), chunk, tiles })
 }

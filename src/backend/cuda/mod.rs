@@ -10,6 +10,7 @@ mod executable;
 mod fuse;
 mod launch;
 mod launch_attention;
+mod launch_dots;
 mod launch_few;
 mod launch_flat;
 mod launch_lora;

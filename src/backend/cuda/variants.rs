@@ -4,6 +4,9 @@
 /// Names of weight types, as in `DType::name`.
 const WEIGHTS: &[&str] = &["f32", "bf16", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "nf4"];
 
+/// Those of them that have integer dot products.
+const DOTS: &[&str] = &["q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"];
+
 /// Head widths of the tensor cores' kernels; 0 leaves only the plain ones.
 const HEADS: &[&str] = &["0", "64", "80", "96", "128", "256"];
 
@@ -16,6 +19,7 @@ pub const VARIANTS: &[(&str, &str, &[&str])] = &[
     ("sm90_attention_backward", "HEAD_DIM", &["64", "128"]),
     ("embed", "WEIGHT_ONLY", WEIGHTS),
     ("matmul_decode", "WEIGHT_ONLY", WEIGHTS),
+    ("matmul_dots", "WEIGHT_ONLY", DOTS),
     ("matmul_rows", "WEIGHT_ONLY", WEIGHTS),
 ];
 

@@ -1,0 +1,89 @@
+// What the kernels for few rows of x share (matmul_rows.cu, matmul_dots.cu): their argument, how quantised weights are
+// stored, tiles of 16 rows of w, outputs. Up to three weights share x; with `act` there are two, gate and up, of which a
+// tile has 8 rows each.
+#pragma once
+#include "activation.cuh"
+#include "decode.cuh"
+#include "mma.cuh"
+
+struct RowsPart {
+    WeightView w;
+    const float* bias;
+    const void* residual;
+    void* out;
+    u32 ldo;
+    u32 pad;
+};
+
+struct RowsArgs {
+    RowsPart part[3];
+    const void* x;
+    const float* norm;
+    const u32* counts;
+    u32 which, rows, ldx, parts;
+    float eps;
+    u32 act, out_f32, chunk;
+};
+
+DEVICE uint4 shared16(u32 address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
+    return v;
+}
+DEVICE float f16_low(u32 word) {
+    f16 h;
+    h.bits = (u16)word;
+    return to_float(h);
+}
+
+template <typename A, typename B> struct Same {
+    static const bool value = false;
+};
+template <typename A> struct Same<A, A> {
+    static const bool value = true;
+};
+
+// How a quantised type is stored. ABOVE: bytes of a group's bits above the fourth. SCALE: what stands in the scale
+// plane.
+enum { HALF_D, PAIR_DM, K_SCALES, Q6_SCALES, ABSMAX };
+template <typename W> struct Format;
+#define FORMAT(W, above, scale)                                                                                       \
+    template <> struct Format<W> {                                                                                    \
+        static const int ABOVE = above, SCALE = scale;                                                                \
+    };
+FORMAT(q4_0, 0, HALF_D)
+FORMAT(q4_1, 0, PAIR_DM)
+FORMAT(q5_0, 4, HALF_D)
+FORMAT(q5_1, 4, PAIR_DM)
+FORMAT(q8_0, 0, HALF_D)
+FORMAT(q4_k, 0, K_SCALES)
+FORMAT(q5_k, 4, K_SCALES)
+FORMAT(q6_k, 8, Q6_SCALES)
+FORMAT(nf4, 0, ABSMAX)
+
+DEVICE u32 tiles_of(const RowsArgs& a, u32 part) {
+    if (part >= (a.act ? 1u : a.parts)) return 0;
+    return a.act ? (a.part[part].w.n + 7) / 8 : (a.part[part].w.n + 15) / 16;
+}
+
+// A tile's weight and first row.
+struct Tile {
+    u32 part, row;
+};
+DEVICE Tile find_tile(const RowsArgs& a, u32 tile) {
+    Tile at = {0, tile};
+    u32 first = tiles_of(a, 0), second = tiles_of(a, 1);
+    if (at.row >= first) {
+        at.part = 1, at.row -= first;
+        if (at.row >= second) at.part = 2, at.row -= second;
+    }
+    at.row <<= a.act ? 3 : 4;
+    return at;
+}
+
+template <typename T> DEVICE void store_out(const RowsArgs& a, const RowsPart& p, u32 token, u32 n, float v) {
+    size_t at = (size_t)token * p.ldo + n;
+    if (p.residual) v += to_float(((const T*)p.residual)[at]);
+    if (a.out_f32) ((float*)p.out)[at] = v;
+    else ((T*)p.out)[at] = from_float<T>(v);
+}
