@@ -1,29 +1,35 @@
-// out[t, n] = sum_k x[t, k] * w[n, k] (+ bias[n]) (+ residual[t, n]) for 1..8 rows of x and quantised weights, by integer
-// dot products on tensor cores, at the speed of memory. Up to three weights that share x go in one launch (q, k, v);
-// `act` makes silu(x wg) * (x wu), or the same with GELU, out of two; `norm` puts the RMS norm of x in front.
+// out[t, n] = sum_k x[t, k] * w[n, k] (+ bias[n]) (+ residual[t, n]) for 1..4 rows of x and quantised weights, by
+// integer dot products on tensor cores. Up to three weights that share x go in one launch (q, k, v); `act` makes
+// silu(x wg) * (x wu), or the same with GELU, out of two; `norm` puts the RMS norm of x in front.
 //
-// matmul_dots<N>_<W>_<T>, N = 1, 2, 4, 8 rows at most, T = bf16 or f16, W = q4_0 .. q6_k.
-// x becomes 16-bit integers with one scale for each group of 32, off by at most 2^-16 of the group's largest, which is less
-// than bf16 and f16 have lost before; split in two signed bytes, q = 256 upper + lower. A weight's quant, shifted left until
-// it fills its byte, is the other factor of mma.sync m16n8k32. Both sums are exact.
+// matmul_dots<N>_<W>_<T>, N = 1, 2, 4 rows at most, T = bf16 or f16, W = q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k.
+// x becomes 16-bit integers with one scale for each group of 32, off by at most 2^-16 of the group's largest, which is
+// less than bf16 and f16 have lost before; split in two signed bytes, q = 256 upper + lower. A weight's quant, shifted
+// left until it fills its byte, is the other factor of mma.sync m16n8k32. Both sums are exact.
 //
-// A warp's step is 16 rows of w by 8 groups. Lane (g, t) has groups 2t and 2t + 1 of rows g and g + 8. The four lanes of a
-// quad hold different groups, whose products no column of D may mix: B is diagonal. Its columns 2c and 2c + 1, the
+// A warp's step is 16 rows of w by 8 groups. Lane (g, t) has groups 2t and 2t + 1 of rows g and g + 8. The four lanes
+// of a quad hold different groups, whose products no column of D may mix: B is diagonal. Its columns 2c and 2c + 1, the
 // upper and lower bytes of x, are zero except where the A of lane c of a quad meets them. So D gives each lane the sums
-// of the two groups that it holds, beside their scales, and lanes meet once a tile.
+// of the group that it holds, beside its scales, and lanes meet once a tile.
 // value = s * q + m, where m * sum(x) is added for each group, or, with a centre and no m, quants are signed bytes.
 //
 // A block has a span of tiles of 16 rows (`act`: 8 of gate, 8 of up). Its warps cut the steps of all of them evenly,
 // wherever a tile ends, and leave a tile's part sums in shared memory to the end. Weights come through a ring of RING
-// steps a warp in shared memory by cp.async; two blocks fit an SM for N <= 2, so that the next launch's block fills its ring
-// while this one ends.
+// steps a warp in shared memory by cp.async; with one row of x and small steps two blocks fit an SM (64 registers), so
+// that the next launch's block fills its ring while this one ends.
 //
-// Limits: parts of one launch have the same type and k; k % 256 == 0; ldx % 8 == 0; x, norm and data aligned to 16 bytes.
-// Weights are read before the previous kernel has ended where launches are dependent (programmatic), so no kernel just
-// before may write them.
+// Limits: parts of one launch have the same type and k; k % 256 == 0; ldx % 8 == 0; x, norm and data aligned to 16
+// bytes. Weights are read before the previous kernel has ended where launches are dependent (programmatic), so no
+// kernel just before may write them.
 // Launch: block 512, grid min(tiles, SMs), tiles = the parts' sum of ceil(n / 16) (act: ceil(n / 8)),
 // shared = rows * (9 * k / 4 + k / 64) + 16 * RING * step + (ceil(tiles / grid) + 16) * N * 64, with RING = 2 and
 // step = 2368 (q4_k), 2304 (q4_0), 2560 (q4_1), 2816 (q5_0), 3072 (q5_1), 2880 (q5_k), 3392 (q6_k) bytes.
+//
+// Measured on an H100, 2026-11-24, in graphs with dependent launches, q4_k, bf16, 1 row, as a share of the copy
+// bandwidth (3.02 TB/s), in brackets matmul_rows2 in the same run: q, k, v of 4096x4096 with norm 68 % (45), 4096x4096
+// 61 % (45), gate and up of 12288x4096 81 % (66), 4096x12288 73 % (60), 151936x4096 88 % (75); those of a layer one
+// after the other 52.8 us (64.9). 4 rows: 45, 37, 72, 54, 81 % (37, 32, 56, 47, 65). 8 rows were slower than
+// matmul_rows8.
 #include "matmul_rows.cuh"
 
 #define RING 2
@@ -79,11 +85,13 @@ DEVICE float max_or_nan(float a, float b) {
 // d += a * b: a 16 x 32 bytes, signed or not, b 32 x 8 signed bytes.
 template <bool SIGNED> DEVICE void mma16832(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     if constexpr (SIGNED) {
-        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+                     "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
     } else {
-        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+                     "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
     }
@@ -231,8 +239,11 @@ template <typename W> struct Loader {
             copy16_async(to + S::ABOVE + lane * 16, above[0], valid & 16);
             if (S::ABOVE_ROW == 64) copy16_async(to + S::ABOVE + 512 + lane * 16, above[1], valid & 32);
         }
-        if (S::SCALE_ROW == 32 || lane < 16) copy16_async(to + S::SCALE + lane * 16, small, valid & 64);
-        else if (S::SUPER_ROW) copy4_async(to + S::SUPER + (lane - 16) * 4, (const u8*)((u64)small & ~3ull), valid & 64);
+        if (S::SCALE_ROW == 32 || lane < 16) {
+            copy16_async(to + S::SCALE + lane * 16, small, valid & 64);
+        } else if (S::SUPER_ROW) {
+            copy4_async(to + S::SUPER + (lane - 16) * 4, (const u8*)((u64)small & ~3ull), valid & 64);
+        }
     }
     DEVICE void advance() {
         quants[0] += 128, quants[1] += 128;
@@ -306,7 +317,8 @@ template <typename W> struct Stage {
 
     // acc[token][row] += the products. `x`: this lane's B of the first token, `unit`: its group's {unit, unit * sum}.
     template <int N>
-    DEVICE void multiply(float (&acc)[N][2], uint4 (&b)[2], bool on, u32 x, u32 unit, u32 x_row, u32 last, u32 odd) const {
+    DEVICE void multiply(float (&acc)[N][2], uint4 (&b)[2], bool on, u32 x, u32 unit, u32 x_row, u32 last,
+                         u32 odd) const {
         uint2 f[2][4];
         float2 s[2];
 #pragma unroll
@@ -458,18 +470,18 @@ template <typename W, typename T, int N> DEVICE void matmul_dots(const RowsArgs&
     }
 }
 
+// 64 registers hold one row of x; q6_k's ring leaves no room for a second block.
 #define DOTS_KERNEL(name, W, T, N)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(512, N <= 2 ? 2 : 1) name(const __grid_constant__ RowsArgs a) {      \
+    extern "C" __global__ void __launch_bounds__(512, N == 1 && Step<W>::HALVES == 1 ? 2 : 1)                         \
+        name(const __grid_constant__ RowsArgs a) {                                                                    \
         matmul_dots<W, T, N>(a);                                                                                      \
     }
 #define KERNEL1(name, W, T) DOTS_KERNEL(name, W, T, 1)
 #define KERNEL2(name, W, T) DOTS_KERNEL(name, W, T, 2)
 #define KERNEL4(name, W, T) DOTS_KERNEL(name, W, T, 4)
-#define KERNEL8(name, W, T) DOTS_KERNEL(name, W, T, 8)
 #define INSTANTIATE_DOTS(KERNEL, name)                                                                                \
     WEIGHT_PAIR(KERNEL, name, WEIGHT_ONLY, bf16)                                                                      \
     WEIGHT_PAIR(KERNEL, name, WEIGHT_ONLY, f16)
 INSTANTIATE_DOTS(KERNEL1, matmul_dots1)
 INSTANTIATE_DOTS(KERNEL2, matmul_dots2)
 INSTANTIATE_DOTS(KERNEL4, matmul_dots4)
-INSTANTIATE_DOTS(KERNEL8, matmul_dots8)

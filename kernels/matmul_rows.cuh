@@ -1,6 +1,6 @@
 // What the kernels for few rows of x share (matmul_rows.cu, matmul_dots.cu): their argument, how quantised weights are
-// stored, tiles of 16 rows of w, outputs. Up to three weights share x; with `act` there are two, gate and up, of which a
-// tile has 8 rows each.
+// stored, tiles of 16 rows of w, outputs. Up to three weights share x; with `act` there are two, gate and up, of which
+// a tile has 8 rows each.
 #pragma once
 #include "activation.cuh"
 #include "decode.cuh"

@@ -1,4 +1,4 @@
-//! Products of up to 8 rows and quantised weights by integer dot products: the plan in `kernels/matmul_dots.cu`.
+//! Products of up to 4 rows and quantised weights by integer dot products: the plan in `kernels/matmul_dots.cu`.
 
 use super::context::Caps;
 use super::launch_few::{Few, Plan, shared_limit};
@@ -18,7 +18,7 @@ const STEP: usize = 256;
 
 /// How the kernel is launched; `None` where it cannot take the weight, or x does not fit in shared memory.
 pub fn dots(few: &Few<'_>, caps: Caps) -> Option<Plan> {
-    let most = [1, 2, 4, 8].into_iter().find(|most| *most >= few.rows)?;
+    let most = [1, 2, 4].into_iter().find(|most| *most >= few.rows)?;
     // 16 rows of w by 8 groups.
     let step = match few.dtype {
         DType::Q4_0 => 2304,
