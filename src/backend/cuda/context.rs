@@ -1,5 +1,6 @@
 //! One NVIDIA device: its context, its stream, and copies between it and the host.
 
+use super::candidates::Candidates;
 use super::library::Library;
 use super::memory::{Memory, Pinned};
 use crate::backend::DeviceInfo;
@@ -66,6 +67,7 @@ struct Stage {
 pub struct Context {
     // Fields drop in order: everything that needs the context comes before it.
     pub library: Library,
+    pub candidates: Candidates,
     staging: Mutex<Vec<Stage>>,
     /// The largest allocation of each use that is alive; executables own it.
     shared: Mutex<[Common; 2]>,
@@ -106,6 +108,7 @@ impl Context {
         let library = Library::new(caps.arch, caps.max_shared as usize);
         Ok(Arc::new(Self {
             library,
+            candidates: Candidates::new()?,
             staging: Mutex::new(Vec::new()),
             shared: Mutex::default(),
             stream,
@@ -163,10 +166,15 @@ impl Context {
 
     /// Zeroes a range; ordered with runs.
     pub fn clear(&self, address: u64, bytes: usize) -> Result<()> {
+        self.fill(address, 0, bytes)
+    }
+
+    /// Sets each byte of a range; ordered with runs.
+    pub fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<()> {
         // SAFETY: the range lies in a live allocation (callers check), and the stream orders it before later use.
-        unsafe { sys::cuMemsetD8Async(address, 0, bytes, self.stream) }
+        unsafe { sys::cuMemsetD8Async(address, byte, bytes, self.stream) }
             .result()
-            .map_err(|e| device_error("clearing memory", e))
+            .map_err(|e| device_error("filling memory", e))
     }
 
     /// Copies from the host, through pinned staging; ordered before the next run. Returns when `data` may be reused.
@@ -228,7 +236,7 @@ impl Context {
         Ok(())
     }
 
-    /// Milliseconds that `work` takes on the device, by its own clock.
+    /// Seconds that `work` takes on the device, by its own clock.
     pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<f64> {
         self.bind()?;
         let fail = |e| device_error("timing", e);

@@ -1,6 +1,7 @@
-//! One kernel launch: recorded when a program is compiled, captured into a graph, replayed with it.
+//! What a step launches: recorded when a program is compiled, captured into a graph, replayed with it.
 
 use super::context::{Context, device_error};
+use super::cublaslt::Call;
 use super::library::Function;
 use crate::error::Result;
 use cudarc::driver::sys;
@@ -57,6 +58,23 @@ impl Args {
     }
 }
 
+/// What a step puts on the stream.
+pub enum Work {
+    Kernel(Launch),
+    /// cuBLASLt's.
+    Product(Call),
+}
+
+impl Work {
+    /// Puts it on the context's stream.
+    pub fn submit(&self, context: &Context) -> Result<()> {
+        match self {
+            Self::Kernel(launch) => launch.submit(context),
+            Self::Product(call) => call.submit(context),
+        }
+    }
+}
+
 /// A kernel with everything that its launch needs.
 pub struct Launch {
     /// Its name, for messages.
@@ -79,7 +97,7 @@ pub struct Launch {
 
 impl Launch {
     /// Puts the kernel on the context's stream.
-    pub fn submit(&self, context: &Context) -> Result<()> {
+    fn submit(&self, context: &Context) -> Result<()> {
         let mut pointers: Vec<*mut c_void> =
             self.args.0.iter().map(|chunks| chunks.as_ptr().cast_mut().cast()).collect();
         let mut attributes = Vec::with_capacity(2);

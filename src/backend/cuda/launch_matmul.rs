@@ -8,7 +8,9 @@
 //! | more | 16 bit | quantised | `matmul_decode` to scratch, then as above |
 //! | more | 16 bit | rows of no whole 16 bytes, or another plain type | `matmul`, `matmul_dx` |
 
+use super::candidates::Dense;
 use super::context::Caps;
+use super::cublaslt::Shape;
 use super::launch::Args;
 use super::launch_lora::{Expand, MAX_RANK, Shrink};
 use super::places::{WeightView, suffix};
@@ -124,18 +126,7 @@ impl Recorder<'_> {
             return self.matmul_rows(&[*p], t, None, None);
         }
         match self.dense(p.weight, p.dtype, t)? {
-            Some(weight) if self.caps.hopper() => {
-                self.sm90_matmul(&[Product { weight, ..*p }], t, p.dtype == t && !self.is_scratch(p.weight.data))
-            }
-            Some(weight) => {
-                let (tile, rows, columns, threads, shared) = tile_of(true, p.rows, weight.n as usize, self.caps);
-                let infix = if p.out_f32 { "_to_f32" } else { "" };
-                let args = Args::new().ptrs(&[p.x, weight.data, p.bias, p.residual, p.out, self.counts()?]);
-                let args = args.u32(p.which).u32(p.rows).u32(weight.k as usize).u32(weight.n as usize);
-                let grid = [p.rows.div_ceil(rows), (weight.n as usize).div_ceil(columns), 1];
-                let name = format!("matmul_tile_{tile}{infix}_{}", suffix(t));
-                self.launch("matmul_tile", &name, grid, threads, shared, args).map(drop)
-            }
+            Some(weight) => self.dense_products(&[Product { weight, ..*p }], t),
             None => {
                 let (weight, dtype) = self.plain(p.weight, p.dtype, t)?;
                 let p = &Product { weight, dtype, ..*p };
@@ -148,27 +139,51 @@ impl Recorder<'_> {
         }
     }
 
+    /// Products with dense weights that share x, by whoever is the fastest.
+    pub fn dense_products(&mut self, products: &[Product], t: DType) -> Result<()> {
+        let constant = products.iter().all(|p| !self.is_scratch(p.weight.data));
+        // cuBLASLt adds no f32 bias to a 16-bit result; what is decoded for one product is not worth its time.
+        if !constant || products.iter().any(|p| p.bias != 0) {
+            return self.own_products(products, t, constant);
+        }
+        let dense = |p: &Product| {
+            let (width, inner) = (p.weight.n as usize, p.weight.k as usize);
+            let (pitch, transposed, out_f32, add) = (inner, true, p.out_f32, p.residual != 0);
+            let shape = Shape { rows: p.rows, width, inner, pitch, transposed, dtype: t, out_f32, add };
+            Dense { shape, x: p.x, weight: p.weight.data, add: p.residual, out: p.out, which: p.which }
+        };
+        let dense: Vec<Dense> = products.iter().map(dense).collect();
+        self.fastest(&dense, |me, trial| {
+            let product = |(p, d): (&Product, &Dense)| {
+                let weight = WeightView { data: d.weight, ..p.weight };
+                let residual = if d.shape.add { d.add } else { 0 };
+                Product { x: d.x, weight, residual, out: d.out, which: d.which, ..*p }
+            };
+            let products: Vec<Product> = products.iter().zip(trial).map(product).collect();
+            me.own_products(&products, t, true)
+        })
+    }
+
+    /// The same by the kernels of this crate. `constant`: no kernel of the step writes the weights.
+    fn own_products(&mut self, products: &[Product], t: DType, constant: bool) -> Result<()> {
+        if self.caps.hopper() {
+            return self.sm90_matmul(products, t, constant);
+        }
+        for p in products {
+            let (tile, rows, columns, threads, shared) = tile_of(true, p.rows, p.weight.n as usize, self.caps);
+            let infix = if p.out_f32 { "_to_f32" } else { "" };
+            let args = Args::new().ptrs(&[p.x, p.weight.data, p.bias, p.residual, p.out, self.counts()?]);
+            let args = args.u32(p.which).u32(p.rows).u32(p.weight.k as usize).u32(p.weight.n as usize);
+            let grid = [p.rows.div_ceil(rows), (p.weight.n as usize).div_ceil(columns), 1];
+            let name = format!("matmul_tile_{tile}{infix}_{}", suffix(t));
+            self.launch("matmul_tile", &name, grid, threads, shared, args)?;
+        }
+        Ok(())
+    }
+
     fn matmul_dx(&mut self, p: &ProductDx, t: DType) -> Result<()> {
         match self.dense(p.weight, p.dtype, t)? {
-            Some(weight) if self.caps.hopper() => {
-                let (n, k) = (weight.n as usize, weight.k as usize);
-                let mut output = MatmulOutput::<6>::EMPTY;
-                let dy = TensorMap::strided(t, p.dy, p.rows, n, p.dy_pitch.unwrap_or(2 * n), 64)?;
-                output.push(dy, TensorMap::new(t, weight.data, n, k, 64)?, n);
-                output.n = weight.k;
-                (output.out, output.scale) = (p.dx, p.scale);
-                output.residual = if p.accumulate { p.dx } else { 0 };
-                self.sm90_matmul_dx(output, Rows { rows: p.rows, cols: k, which: p.which }, t)
-            }
-            Some(weight) => {
-                let (tile, rows, columns, threads, shared) = tile_of(false, p.rows, weight.k as usize, self.caps);
-                let args = Args::new().ptrs(&[p.dy, weight.data, p.scale, p.dx, self.counts()?]);
-                let args = args.u32(p.which).u32(p.rows).u32(weight.n as usize).u32(weight.k as usize);
-                let args = args.u32(usize::from(p.accumulate));
-                let grid = [p.rows.div_ceil(rows), (weight.k as usize).div_ceil(columns), 1];
-                let name = format!("matmul_dx_tile_{tile}_{}", suffix(t));
-                self.launch("matmul_dx_tile", &name, grid, threads, shared, args).map(drop)
-            }
+            Some(weight) => self.dense_dx(&ProductDx { weight, ..*p }, t),
             None => {
                 let (weight, dtype) = self.plain(p.weight, p.dtype, t)?;
                 let p = &ProductDx { weight, dtype, ..*p };
@@ -179,6 +194,43 @@ impl Recorder<'_> {
                 self.launch("matmul_dx", &name, grid, 256, 0, args).map(drop)
             }
         }
+    }
+
+    /// A gradient through a dense weight, by whoever is the fastest.
+    fn dense_dx(&mut self, p: &ProductDx, t: DType) -> Result<()> {
+        if p.scale != 0 || self.is_scratch(p.weight.data) || self.is_scratch(p.dy) {
+            return self.own_dx(p, t);
+        }
+        let (width, inner) = (p.weight.k as usize, p.weight.n as usize);
+        let (pitch, transposed) = (p.dy_pitch.map_or(inner, |bytes| bytes / 2), false);
+        let (out_f32, add) = (false, p.accumulate);
+        let shape = Shape { rows: p.rows, width, inner, pitch, transposed, dtype: t, out_f32, add };
+        let dense = Dense { shape, x: p.dy, weight: p.weight.data, add: p.dx, out: p.dx, which: p.which };
+        self.fastest(&[dense], |me, trial| {
+            let d = &trial[0];
+            let weight = WeightView { data: d.weight, ..p.weight };
+            me.own_dx(&ProductDx { dy: d.x, weight, dx: d.out, which: d.which, ..*p }, t)
+        })
+    }
+
+    /// The same by the kernels of this crate.
+    fn own_dx(&mut self, p: &ProductDx, t: DType) -> Result<()> {
+        let (n, k) = (p.weight.n as usize, p.weight.k as usize);
+        if self.caps.hopper() {
+            let mut output = MatmulOutput::<6>::EMPTY;
+            let dy = TensorMap::strided(t, p.dy, p.rows, n, p.dy_pitch.unwrap_or(2 * n), 64)?;
+            output.push(dy, TensorMap::new(t, p.weight.data, n, k, 64)?, n);
+            output.n = p.weight.k;
+            (output.out, output.scale) = (p.dx, p.scale);
+            output.residual = if p.accumulate { p.dx } else { 0 };
+            return self.sm90_matmul_dx(output, Rows { rows: p.rows, cols: k, which: p.which }, t);
+        }
+        let (tile, rows, columns, threads, shared) = tile_of(false, p.rows, k, self.caps);
+        let args = Args::new().ptrs(&[p.dy, p.weight.data, p.scale, p.dx, self.counts()?]);
+        let args = args.u32(p.which).u32(p.rows).u32(n).u32(k).u32(usize::from(p.accumulate));
+        let grid = [p.rows.div_ceil(rows), k.div_ceil(columns), 1];
+        let name = format!("matmul_dx_tile_{tile}_{}", suffix(t));
+        self.launch("matmul_dx_tile", &name, grid, threads, shared, args).map(drop)
     }
 
     /// The weight as a matrix of `t` whose rows are whole 16 bytes, decoded to scratch where it is quantised; `None` where
@@ -206,7 +258,7 @@ impl Recorder<'_> {
     }
 
     /// Up to three products that share x, on Hopper.
-    pub fn sm90_matmul(&mut self, products: &[Product], t: DType, constant: bool) -> Result<()> {
+    fn sm90_matmul(&mut self, products: &[Product], t: DType, constant: bool) -> Result<()> {
         let first = &products[0];
         let (rows, k) = (first.rows, first.weight.k as usize);
         let x = TensorMap::new(t, first.x, rows, k, self.a_box(rows))?;

@@ -3,9 +3,12 @@
 //! The driver is loaded when it is there: one program starts with or without it. [`compile`](Device::compile) walks a
 //! program once: `record.rs` and the `launch_*` files turn each op into kernel launches, `fuse.rs` those runs of ops that one
 //! kernel does together; `executable.rs` captures the launches in a CUDA graph and replays it. Kernels are in `kernels/`;
-//! `library.rs` finds them compiled in the program, in the disk cache, or compiles them with NVRTC.
+//! `library.rs` finds them compiled in the program, in the disk cache, or compiles them with NVRTC. Dense products may be
+//! cuBLASLt's instead (`candidates.rs`).
 
+mod candidates;
 mod context;
+mod cublaslt;
 mod executable;
 mod fuse;
 mod launch;

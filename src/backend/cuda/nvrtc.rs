@@ -38,7 +38,7 @@ impl Nvrtc {
             let path = PathBuf::from(path);
             return Self::load(&path).map_err(|e| format!("RUNTIME_NVRTC is {}: {e}", path.display()));
         }
-        let places = places();
+        let places = places(["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"], "nvrtc", "cuda_nvrtc");
         places.iter().find_map(|path| Self::load(path).ok()).ok_or_else(|| {
             let names = places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>();
             format!("NVRTC is not installed (looked for {})", names.join(", "))
@@ -158,21 +158,22 @@ unsafe fn symbol<'a, F>(library: &'a Library, name: &[u8]) -> Result<libloading:
     unsafe { library.get(name) }.map_err(|e| e.to_string())
 }
 
-/// By name for the system's loader, in CUDA's usual folders, and in Python environments in sight.
-fn places() -> Vec<PathBuf> {
+/// Where a library of CUDA's may lie: by name for the system's loader, in CUDA's usual folders, and in Python environments in
+/// sight (`wheel` is the folder of CUDA 12's package there).
+pub fn places(windows: [&str; 2], name: &str, wheel: &str) -> Vec<PathBuf> {
     if cfg!(windows) {
-        return ["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"].map(PathBuf::from).to_vec();
+        return windows.map(PathBuf::from).to_vec();
     }
-    let names = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
-    let mut list: Vec<PathBuf> = names.map(PathBuf::from).to_vec();
-    list.extend(names.map(|name| Path::new("/usr/local/cuda/lib64").join(name)));
+    let names = ["so.13", "so.12", "so"].map(|ending| format!("lib{name}.{ending}"));
+    let mut list: Vec<PathBuf> = names.iter().map(PathBuf::from).collect();
+    list.extend(names.iter().map(|name| Path::new("/usr/local/cuda/lib64").join(name)));
     let roots = [std::env::var_os("VIRTUAL_ENV").map(PathBuf::from), Some(PathBuf::from(".venv"))];
     for root in roots.into_iter().flatten() {
         let Ok(versions) = std::fs::read_dir(root.join("lib")) else { continue };
         for version in versions.flatten() {
             let nvidia = version.path().join("site-packages/nvidia");
-            list.push(nvidia.join("cu13/lib/libnvrtc.so.13"));
-            list.push(nvidia.join("cuda_nvrtc/lib/libnvrtc.so.12"));
+            list.push(nvidia.join("cu13/lib").join(&names[0]));
+            list.push(nvidia.join(wheel).join("lib").join(&names[1]));
         }
     }
     list

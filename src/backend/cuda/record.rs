@@ -2,7 +2,7 @@
 //! beside the program's own tensors, the second records them with its addresses.
 
 use super::context::{Caps, Context};
-use super::launch::{Args, Launch};
+use super::launch::{Args, Launch, Work};
 use super::places::{Places, WeightView, suffix};
 use crate::error::{Error, Result};
 use crate::program::{Access, Live, Op, Program, TensorDecl, TensorId};
@@ -15,7 +15,7 @@ pub struct Recorder<'a> {
     pub caps: Caps,
     pub program: &'a Program,
     pub places: &'a Places,
-    pub launches: Vec<Launch>,
+    pub launches: Vec<Work>,
     /// The group of each op: ops that one launch or a few do together share a number.
     pub groups: Vec<usize>,
     /// How often each tensor is read.
@@ -261,8 +261,10 @@ impl<'a> Recorder<'a> {
             overlaps: false,
             args,
         };
-        self.launches.push(launch);
-        let last = self.launches.len() - 1;
-        Ok(&mut self.launches[last])
+        self.launches.push(Work::Kernel(launch));
+        match self.launches.last_mut() {
+            Some(Work::Kernel(launch)) => Ok(launch),
+            _ => Err(Error::internal("a launch was lost")),
+        }
     }
 }
