@@ -1,4 +1,5 @@
-//! Who computes a dense product: the kernels of this crate, or cuBLASLt where it is installed.
+//! Who computes a dense product: the kernels of this crate, or cuBLASLt where it is installed. Products that share a launch
+//! (`fuse.rs`) are the own kernels' alone: none of the library's sums was faster.
 //!
 //! The first program on a device that has a product of some shape times both and the faster one is remembered as long as
 //! the device is open, so that a shape is always computed by the same kernel, whatever program asks: serving and
@@ -15,11 +16,12 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Rows for which both are timed.
+/// Rows for which both are timed: below, a product reads its weight as fast as memory gives it; above, both are within a few
+/// per cent of each other (H100, 2026-11-24).
 const ROWS: RangeInclusive<usize> = 64..=512;
 
-/// Algorithms of the library that are timed.
-const ALGORITHMS: usize = 4;
+/// Algorithms of the library that are timed, 3 ms each to load: among more of them the best was 2 % faster.
+const ALGORITHMS: usize = 3;
 
 /// What the library must be faster by: less is noise.
 const MARGIN: f64 = 0.97;
@@ -27,8 +29,8 @@ const MARGIN: f64 = 0.97;
 /// Bytes of weights that one round of a timing walks through: several times any L2, so that they come from memory as in a step.
 const ROUND: usize = 256 << 20;
 
-/// Most turns of a round.
-const MOST_TURNS: usize = 24;
+/// Most launches of a round.
+const MOST_LAUNCHES: usize = 24;
 
 /// In the place of a count: all rows of the bucket are live. The counts hold nothing yet when products are timed.
 const ALL_ROWS: usize = 2;
@@ -41,16 +43,14 @@ enum Mode {
     Always,
 }
 
-/// Products that share a launch.
-type Shapes = Vec<Shape>;
-/// The library's plan for each of them; `None` where the own kernels are taken.
-type Choice = Option<Vec<Arc<Plan>>>;
+/// The library's plan; `None` where the own kernel is taken.
+type Choice = Option<Arc<Plan>>;
 
 #[derive(Default)]
 struct Known {
     /// `None` before the first question.
     library: Option<Option<Arc<CublasLt>>>,
-    choices: HashMap<Shapes, Choice>,
+    choices: HashMap<Shape, Choice>,
 }
 
 /// The choices made on one device.
@@ -116,95 +116,80 @@ impl Dense {
 }
 
 impl Recorder<'_> {
-    /// Records products that share x: the library's, or those that `own` records. Weights lie in the program's own memory.
-    pub fn fastest(&mut self, products: &[Dense], own: impl Fn(&mut Self, &[Dense]) -> Result<()>) -> Result<()> {
+    /// Records a product with a weight of the program's: the library's way, or as `own` records it.
+    pub fn fastest(&mut self, p: &Dense, own: impl Fn(&mut Self, &Dense) -> Result<()>) -> Result<()> {
         let context = self.context.clone();
         let candidates = &context.candidates;
         let wanted = match candidates.mode {
             Mode::Off => false,
-            Mode::Auto => ROWS.contains(&products[0].shape.rows),
+            Mode::Auto => ROWS.contains(&p.shape.rows),
             Mode::Always => true,
         };
         if !wanted {
-            return own(self, products);
+            return own(self, p);
         }
-        let shapes: Shapes = products.iter().map(|p| p.shape).collect();
         let mut known = candidates.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known.choices.contains_key(&shapes) {
-            let choice = match known.library() {
-                Some(library) => self.compare(&library, products, &own)?,
-                None => None,
-            };
-            known.choices.insert(shapes.clone(), choice);
-        }
-        let Some(plans) = known.choices.get(&shapes).cloned().flatten() else { return own(self, products) };
-        let workspace = self.scratch(plans.iter().map(|plan| plan.workspace).max().unwrap_or(0));
-        self.launches.extend(products.iter().zip(&plans).map(|(p, plan)| p.call(plan, workspace)));
+        let choice = match known.choices.get(&p.shape) {
+            Some(choice) => choice.clone(),
+            None => {
+                let choice = match known.library() {
+                    Some(library) => self.compare(&library, p, &own)?,
+                    None => None,
+                };
+                known.choices.entry(p.shape).or_insert(choice).clone()
+            }
+        };
+        let Some(plan) = choice else { return own(self, p) };
+        let workspace = self.scratch(plan.workspace);
+        self.launches.push(p.call(&plan, workspace));
         Ok(())
     }
 
-    /// Times both; the library's plans where they are faster.
+    /// Times both; the library's fastest plan where it wins.
     fn compare(
         &mut self,
         library: &Arc<CublasLt>,
-        products: &[Dense],
-        own: impl Fn(&mut Self, &[Dense]) -> Result<()>,
+        p: &Dense,
+        own: impl Fn(&mut Self, &Dense) -> Result<()>,
     ) -> Result<Choice> {
         let context = self.context.clone();
-        let plans = products.iter().map(|p| library.plans(p.shape, ALGORITHMS)).collect::<Result<Vec<_>>>()?;
-        let shapes = || products.iter().map(|p| p.shape);
-        let x_bytes = shapes().map(|s| 2 * s.rows * s.pitch).max().unwrap_or(0).next_multiple_of(256);
-        let out_bytes = shapes().map(|s| (2 << u8::from(s.out_f32)) * s.rows * s.width).max().unwrap_or(0);
-        let out_bytes = out_bytes.next_multiple_of(256);
-        let workspace = plans.iter().flatten().map(|plan| plan.workspace).max().unwrap_or(0);
+        let shape = p.shape;
+        let plans: Vec<Arc<Plan>> = library.plans(shape, ALGORITHMS)?.into_iter().map(Arc::new).collect();
+        let x_bytes = (2 * shape.rows * shape.pitch).next_multiple_of(256);
+        let out_bytes = (shape.rows * shape.width * if shape.out_f32 { 4 } else { 2 }).next_multiple_of(256);
+        let workspace = plans.iter().map(|plan| plan.workspace).max().unwrap_or(0);
         // Where memory is that short, the own kernels do.
         let Ok(memory) = context.allocate("timing a product", x_bytes + out_bytes + workspace) else { return Ok(None) };
         let [x, out, workspace] = [0, x_bytes, x_bytes + out_bytes].map(|offset| memory.address + offset as u64);
         // Small numbers: with zeros the chip would clock higher than it can.
         context.fill(x, 0x3c, x_bytes + out_bytes)?;
-        let weights = products.iter().map(|p| self.weights_like(p)).collect::<Result<Vec<_>>>()?;
-        let bytes: usize = shapes().map(|s| 2 * s.width * s.inner).sum();
-        let distinct = weights.iter().map(Vec::len).min().unwrap_or(1).div_ceil(products.len());
-        let turns = ROUND.div_ceil(bytes).min(distinct).min(MOST_TURNS);
-        let product = |turn: usize, i: usize| {
-            let weight = weights[i][(turn * products.len() + i) % weights[i].len()];
-            Dense { x, weight, add: out, out, which: ALL_ROWS, ..products[i] }
-        };
+        let mut weights = self.weights_like(p)?;
+        weights.truncate(ROUND.div_ceil(2 * shape.width * shape.inner).min(MOST_LAUNCHES));
+        let trials: Vec<Dense> =
+            weights.iter().map(|weight| Dense { x, weight: *weight, add: out, out, which: ALL_ROWS, ..*p }).collect();
         let recorded = self.launches.len();
-        for turn in 0..turns {
-            let together: Vec<Dense> = (0..products.len()).map(|i| product(turn, i)).collect();
-            own(self, &together)?;
-        }
-        let launches = self.launches.split_off(recorded);
-        let own_seconds = time(&context, &launches)? / turns as f64;
-        let (mut seconds, mut best) = (0.0, Vec::new());
-        for (i, plans) in plans.into_iter().enumerate() {
-            let timed = plans.into_iter().map(Arc::new).filter_map(|plan| {
-                let calls: Vec<Work> = (0..turns).map(|turn| product(turn, i).call(&plan, workspace)).collect();
-                // An algorithm that fails is none.
-                Some((time(&context, &calls).ok()? / turns as f64, plan))
-            });
-            let Some((least, plan)) = timed.min_by(|a, b| a.0.total_cmp(&b.0)) else { return Ok(None) };
-            seconds += least;
-            best.push(plan);
-        }
-        let shapes: Shapes = shapes().collect();
-        tracing::debug!(?shapes, own_us = own_seconds * 1e6, library_us = seconds * 1e6, "timed a product");
-        let wins = seconds < MARGIN * own_seconds || context.candidates.mode == Mode::Always;
-        Ok(wins.then_some(best))
+        trials.iter().try_for_each(|trial| own(self, trial))?;
+        let own_us = time(&context, &self.launches.split_off(recorded))? / trials.len() as f64 * 1e6;
+        let timed = plans.into_iter().filter_map(|plan| {
+            let calls: Vec<Work> = trials.iter().map(|trial| trial.call(&plan, workspace)).collect();
+            // An algorithm that fails is none.
+            Some((time(&context, &calls).ok()? / trials.len() as f64 * 1e6, plan))
+        });
+        let Some((library_us, plan)) = timed.min_by(|a, b| a.0.total_cmp(&b.0)) else { return Ok(None) };
+        tracing::debug!(?shape, own_us, library_us, "timed a product");
+        let wins = library_us < MARGIN * own_us || context.candidates.mode == Mode::Always;
+        Ok(wins.then_some(plan))
     }
 
     /// Addresses of the program's weights of one shape: as many as it has, so that a timing finds them where a step does.
     fn weights_like(&self, p: &Dense) -> Result<Vec<u64>> {
         let Shape { width, inner, transposed, dtype, .. } = p.shape;
         let size = if transposed { (width, inner) } else { (inner, width) };
-        let mut list = Vec::new();
-        for id in self.program.ids() {
-            let decl = self.decl(id);
-            if decl.place == Place::Weight && (decl.rows, decl.cols) == size && decl.dtype == dtype {
-                list.push(self.at(id)?);
-            }
-        }
+        let like = self.program.ids().filter(|id| {
+            let decl = self.decl(*id);
+            decl.place == Place::Weight && (decl.rows, decl.cols) == size && decl.dtype == dtype
+        });
+        let mut list = like.map(|id| self.at(id)).collect::<Result<Vec<_>>>()?;
         if list.is_empty() {
             list.push(p.weight);
         }

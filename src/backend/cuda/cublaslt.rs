@@ -28,6 +28,7 @@ const COMPUTE_F32: c_int = 68;
 const TRANSPOSE_A: c_int = 3;
 const WORKSPACE: c_int = 1;
 const REDUCTIONS: c_int = 3;
+const ALIGNMENTS: [c_int; 4] = [5, 6, 7, 8];
 
 /// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: parts of a split inner dimension are added in f32, so that a sum is rounded once.
 const IN_F32: u32 = 2;
@@ -216,6 +217,8 @@ impl CublasLt {
         let preference = make(&|raw| unsafe { (api.preference_create)(raw) }, api.preference_destroy)?;
         set(api.preference_set, &preference, WORKSPACE, MOST_WORKSPACE)?;
         set(api.preference_set, &preference, REDUCTIONS, IN_F32)?;
+        // Chunks of rows start anywhere; rows are whole 16 bytes.
+        ALIGNMENTS.iter().try_for_each(|matrix| set(api.preference_set, &preference, *matrix, 16u32))?;
         let mut found = vec![Found::default(); most];
         let mut count = 0;
         // SAFETY: every description is alive, and `found` has room for as many as are asked for.

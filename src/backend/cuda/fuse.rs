@@ -134,11 +134,6 @@ impl Recorder<'_> {
         if !self.caps.hopper() || list.is_empty() || !list.iter().all(fits) || (list.len() == 1 && !adapted) {
             return Ok(None);
         }
-        if !adapted {
-            let products: Vec<Product> = list.iter().map(|p| p.product).collect();
-            self.dense_products(&products, t)?;
-            return Ok(Some(nodes));
-        }
         self.shrink_all(x, &list)?;
         let a_box = self.a_box(r.rows);
         let x_map = TensorMap::new(t, self.at(x)?, r.rows, r.cols, a_box)?;
@@ -154,7 +149,7 @@ impl Recorder<'_> {
                 output.push(u, TensorMap::new(t, shadow, n, p.rank, 64)?, p.rank);
             }
         }
-        self.sm90_outputs(outputs, list.len(), r, false, t, false)?;
+        self.sm90_outputs(outputs, list.len(), r, false, t, !adapted)?;
         Ok(Some(nodes))
     }
 
