@@ -43,6 +43,17 @@ enum Mode {
     Always,
 }
 
+impl Mode {
+    fn parse(word: &str) -> Result<Self> {
+        match word {
+            "" | "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            "always" => Ok(Self::Always),
+            other => Err(Error::unsupported(format!("RUNTIME_CUBLASLT is '{other}': it may be auto, off or always"))),
+        }
+    }
+}
+
 /// The library's plan; `None` where the own kernel is taken.
 type Choice = Option<Arc<Plan>>;
 
@@ -65,17 +76,8 @@ impl Candidates {
     /// # Errors
     /// `RUNTIME_CUBLASLT` is none of the words that it may be.
     pub fn new() -> Result<Self> {
-        let mode = match std::env::var_os("RUNTIME_CUBLASLT").as_deref().map(|word| word.to_string_lossy()) {
-            None => Mode::Auto,
-            Some(word) => match &*word {
-                "" | "auto" => Mode::Auto,
-                "off" => Mode::Off,
-                "always" => Mode::Always,
-                other => {
-                    return Err(Error::unsupported(format!("RUNTIME_CUBLASLT is '{other}': auto, off or always")));
-                }
-            },
-        };
+        let word = std::env::var_os("RUNTIME_CUBLASLT").unwrap_or_default();
+        let mode = Mode::parse(&word.to_string_lossy())?;
         Ok(Self { mode, known: Mutex::default() })
     }
 }
@@ -205,4 +207,16 @@ fn time(context: &Context, launches: &[Work]) -> Result<f64> {
     let first = context.time(round)?;
     round()?;
     Ok(first.min(context.time(round)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_choice_is_one_of_three_words() {
+        assert!(Mode::parse("").is_ok_and(|mode| mode == Mode::Auto));
+        assert!(Mode::parse("off").is_ok_and(|mode| mode == Mode::Off));
+        assert!(Mode::parse("never").is_err());
+    }
 }

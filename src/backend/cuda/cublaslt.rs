@@ -294,6 +294,11 @@ struct Descriptions {
     out: Descriptor,
 }
 
+// SAFETY: descriptions are plain host memory that is only read once they are made.
+unsafe impl Send for Descriptions {}
+// SAFETY: as above.
+unsafe impl Sync for Descriptions {}
+
 /// One way to compute a product, ready to be used again and again.
 pub struct Plan {
     library: Arc<CublasLt>,
@@ -303,11 +308,6 @@ pub struct Plan {
     pub workspace: usize,
     add: bool,
 }
-
-// SAFETY: descriptions are plain host memory that is only read once they are made.
-unsafe impl Send for Plan {}
-// SAFETY: as above.
-unsafe impl Sync for Plan {}
 
 /// A plan with the addresses that it works on.
 pub struct Call {
@@ -350,5 +350,17 @@ impl Call {
             )
         };
         check("a product", status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_are_the_librarys() {
+        assert_eq!(size_of::<Found>(), 96);
+        assert_eq!(std::mem::offset_of!(Found, workspace), 64);
+        assert_eq!(std::mem::offset_of!(Found, status), 72);
     }
 }

@@ -297,7 +297,8 @@ impl Recorder<'_> {
                 _ if 2 * tiles <= multiprocessors => 2,
                 _ => 1,
             };
-            let parts = parts.min(steps);
+            // The kernel shares the tokens out among the parts: a power of two of them, each with something to add.
+            let parts = parts.min(1 << steps.max(1).ilog2());
             let stages = match tokens {
                 16 => 10,
                 32 => 9,
