@@ -1,32 +1,58 @@
 // Products with a narrow inner dimension, for LoRA: the wide result is read and written once, the adapter's f32
 // parameters are rounded to T on their way to the tensor cores.
 //
+// A small term beside a large y: y must not have been rounded to T before, or the sum is rounded back to where it was
+// (bf16: all that is below 1/512 of y; in training from B = 0 that is everything). Hence *_from_f32.
+//
 //   lora_expand   y_i[t, :] += scales_i[slot(t)] · u_i[t, :] · B_i[slot(t)]ᵀ
 //                 u_i T [rows, rank], B_i f32 [slots · n_i, rank], scales_i f32 [slots], y_i T [rows, n_i]
+//   lora_expand_from_f32   y[t, :] = base[t, :] + the same: one product, base f32 [rows, n], y T
 //   lora_dx       dx[t, :] (+)= Σ_i scale_i · du_i[t, :] · A_i
 //                 du_i T [rows, rank], A_i f32 [rank, k], scale_i f32 [1], dx T [rows, k]
 //
 // lora_expand takes up to three independent products of one rank (q, k, v; gate, up), lora_dx the sum of up to three;
-// unused pointers are null. `slots` may be null (slot 0 for each row); rows of slot 0xffffffff keep their y. scale_i
+// unused pointers are null. `slots` may be null (slot 0 for each row); rows of slot 0xffffffff get no term. scale_i
 // of lora_dx may be null (1). lora_dx overwrites dx where accumulate = 0.
 //
 // Tensor-core kernels (bf16, f16), n_i and k multiples of 8, pointers 16-byte aligned, `rank` any of 1..256, for
 // lora_dx also groups · ceil(rank / 16) <= 16:
-//   lora_expand_few_TYPE, lora_dx_few_TYPE: tiles of 16 rows × 64 columns, 64 threads, for up to 4 rows
-//   lora_expand_TYPE, lora_dx_TYPE: tiles of 128 rows × 64 columns, 256 threads
+//   lora_expand_few_TYPE, lora_expand_few_from_f32_TYPE, lora_dx_few_TYPE: tiles of 16 rows × 64 columns, 64 threads,
+//   for up to 4 rows
+//   lora_expand_TYPE, lora_expand_from_f32_TYPE, lora_dx_TYPE: tiles of 128 rows (from f32: 64) × 64 columns, 256
+//   threads
 //   grid = (ceil(max n_i / 64), blocks, groups; lora_dx: 1), no dynamic shared memory, no scratch.
 //   blocks: they share the tiles of a column, 1 .. ceil(rows / tile rows); best 2 (few: 7) · SMs / (grid.x · grid.z).
 // The order of the columns within a product is free: lane (g, t) takes eight neighbours, so y moves 16 bytes at a time.
 // The scale goes into the adapter before it is rounded.
 //
 // Plain kernels (f32, bf16, f16; any n): lora_expand_plain_TYPE grid = (ceil(max n_i / 256), rows, groups),
-// lora_dx_plain_TYPE grid = (ceil(k / 256), rows), 256 threads.
+// lora_expand_plain_from_f32_TYPE the same, lora_dx_plain_TYPE grid = (ceil(k / 256), rows), 256 threads.
 //
 // H100, November 2026, bf16, rank 16, share of a copy's 3.0 TB/s: lora_expand 2048 × 4096 14.8 µs (76 %), 2048 × 12288
 // 41.1 µs (82 %), 8192 × 4096 51.4 µs (87 %), lora_dx with accumulate the same; rank 64: 17.8, 54.1, 68.8 µs.
 #include "mma.cuh"
 
 #define NO_SLOT 0xffffffffu
+
+// Eight neighbours of what is added to, as they lie in memory: T, or f32 (twice the words).
+template <typename Base> struct Octet {
+    static const int WORDS = 4 * sizeof(Base);
+    u32 words[WORDS];
+    DEVICE void load(const Base* p, bool there) {
+#pragma unroll
+        for (int i = 0; i < WORDS / 4; i++) {
+            uint4 q = there ? ((const uint4*)p)[i] : make_uint4(0, 0, 0, 0);
+            words[4 * i] = q.x, words[4 * i + 1] = q.y, words[4 * i + 2] = q.z, words[4 * i + 3] = q.w;
+        }
+    }
+    DEVICE float2 pair(int i) const {
+        if constexpr (sizeof(Base) == 4) {
+            return make_float2(__uint_as_float(words[2 * i]), __uint_as_float(words[2 * i + 1]));
+        } else {
+            return unpack2<Base>(words[i]);
+        }
+    }
+};
 
 // The smallest slot of `rows` rows from `from` on, NO_SLOT if there is none. The same in every lane.
 DEVICE u32 next_slot(const u32* slots, u32 rows, u32 from) {
@@ -43,6 +69,7 @@ struct Expand {
     const void* u[3];
     const float* b[3];
     const float* scales[3];
+    const void* base; // what is added to: y itself, or f32 [rows, n]
     void* y;
     const u32* slots;
     u32 live, n, rank, first, terms;
@@ -52,7 +79,8 @@ struct Expand {
 // WM × WN warps: WM of 16 rows, WN of COLS × 32 columns. TRANSPOSED: the adapter is [rank, n]. Shared memory holds the
 // adapters of a few entries (the terms of lora_dx; adapters' slots), while the block goes over its tiles; a tile's y
 // and its first u are fetched while the tile before is computed.
-template <typename T, int WM, int WN, int COLS, bool TRANSPOSED> DEVICE void expand(const Expand& p) {
+template <typename T, typename Base, int WM, int WN, int COLS, bool TRANSPOSED>
+DEVICE void expand(const Expand& p) {
     constexpr int THREADS = 32 * WM * WN, ROWS = 16 * WM, COLUMNS = 32 * WN * COLS, STEPS = 16; // of 16 ranks
     // [32 columns][16 ranks][pair of the four 8-column tiles][lane]: the two registers of each of the two tiles.
     __shared__ uint4 staged[COLUMNS / 32 * STEPS * 2 * 32];
@@ -152,16 +180,16 @@ template <typename T, int WM, int WN, int COLS, bool TRANSPOSED> DEVICE void exp
             }
         }
     };
-    auto load_y = [&](u32 row, uint4(&y)[COLS][2]) {
+    auto load_y = [&](u32 row, Octet<Base>(&y)[COLS][2]) {
 #pragma unroll
         for (int i = 0; i < 2 * COLS; i++) {
             u32 at = row + warp_row + g + 8 * (i % 2), n = column + i / 2 * 32;
             bool there = p.accumulate && at < p.live && n < p.n;
-            y[i / 2][i % 2] = there ? *(const uint4*)((const T*)p.y + (u64)at * p.n + n) : make_uint4(0, 0, 0, 0);
+            y[i / 2][i % 2].load((const Base*)p.base + (u64)at * p.n + n, there);
         }
     };
 
-    uint4 y[COLS][2], next_y[COLS][2];
+    Octet<Base> y[COLS][2], next_y[COLS][2];
     uint2 first_u[2];
     load_y(first_row, y);
     load_u(p.first, first_row, 0, first_u);
@@ -242,15 +270,17 @@ template <typename T, int WM, int WN, int COLS, bool TRANSPOSED> DEVICE void exp
         for (int h = 0; h < 2; h++) {
 #pragma unroll
             for (int c = 0; c < COLS; c++) {
-                u32 words[4] = {y[c][h].x, y[c][h].y, y[c][h].z, y[c][h].w}, n = column + c * 32;
+                u32 words[4], n = column + c * 32;
 #pragma unroll
                 for (int tile = 0; tile < 4; tile++) {
-                    float2 old = unpack2<T>(words[tile]);
+                    float2 old = y[c][h].pair(tile);
                     words[tile] = pack2<T>(old.x + sums[c][tile][2 * h], old.y + sums[c][tile][2 * h + 1]);
                 }
-                if (slot_of[h] != NO_SLOT && n < p.n) {
-                    *(uint4*)((T*)p.y + (u64)(first_row + warp_row + g + 8 * h) * p.n + n) =
-                        make_uint4(words[0], words[1], words[2], words[3]);
+                u32 row = first_row + warp_row + g + 8 * h;
+                // In place, rows without an adapter stay as they are; else all are rounded.
+                bool wanted = sizeof(Base) == 4 ? row < p.live : slot_of[h] != NO_SLOT;
+                if (wanted && n < p.n) {
+                    *(uint4*)((T*)p.y + (u64)row * p.n + n) = make_uint4(words[0], words[1], words[2], words[3]);
                 }
                 y[c][h] = next_y[c][h];
             }
@@ -259,14 +289,13 @@ template <typename T, int WM, int WN, int COLS, bool TRANSPOSED> DEVICE void exp
 }
 
 // A thread computes an element.
-template <typename T, bool TRANSPOSED> DEVICE void expand_plain(const Expand& p) {
+template <typename T, typename Base, bool TRANSPOSED> DEVICE void expand_plain(const Expand& p) {
     u32 row = blockIdx.y, column = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= p.live || column >= p.n) return;
     u32 slot = p.slots ? p.slots[row] : 0;
-    if (slot == NO_SLOT) return;
-    T* y = (T*)p.y + (u64)row * p.n + column;
-    float total = p.accumulate ? to_float(*y) : 0;
-    for (u32 term = p.first; term < p.first + p.terms; term++) {
+    u64 at = (u64)row * p.n + column;
+    float total = p.accumulate ? to_float(((const Base*)p.base)[at]) : 0;
+    for (u32 term = p.first; slot != NO_SLOT && term < p.first + p.terms; term++) {
         const float* b = term == 0 ? p.b[0] : term == 1 ? p.b[1] : p.b[2];
         const T* u = (const T*)(term == 0 ? p.u[0] : term == 1 ? p.u[1] : p.u[2]) + (u64)row * p.rank;
         const float* scales = term == 0 ? p.scales[0] : term == 1 ? p.scales[1] : p.scales[2];
@@ -276,7 +305,7 @@ template <typename T, bool TRANSPOSED> DEVICE void expand_plain(const Expand& p)
         for (u32 rank = 0; rank < p.rank; rank++) sum += to_float(u[rank]) * b[rank * stride];
         total += (scales ? scales[slot] : 1) * sum;
     }
-    *y = from_float<T>(total);
+    ((T*)p.y)[at] = from_float<T>(total);
 }
 
 #define EXPAND(name, T, threads, body)                                                                                \
@@ -287,7 +316,16 @@ template <typename T, bool TRANSPOSED> DEVICE void expand_plain(const Expand& p)
         u32 live = live_rows(counts, which, rows), term = blockIdx.z;                                                 \
         T* y = term == 0 ? y0 : term == 1 ? y1 : y2;                                                                  \
         u32 n = term == 0 ? n0 : term == 1 ? n1 : n2;                                                                 \
-        Expand p = {{u0, u1, u2}, {b0, b1, b2}, {scales0, scales1, scales2}, y, slots, live, n, rank, term, 1, true}; \
+        Expand p = {{u0, u1, u2}, {b0, b1, b2}, {scales0, scales1, scales2}, y, y, slots, live, n, rank, term, 1,     \
+                    true};                                                                                            \
+        body(p);                                                                                                      \
+    }
+#define FROM_F32(name, T, threads, body)                                                                              \
+    extern "C" __global__ void __launch_bounds__(threads, 512 / (threads)) lora_expand_##name(                         \
+        const T* u, const float* b, const float* scales, const float* base, T* y, const u32* slots,                   \
+        const u32* counts, u32 which, u32 rows, u32 n, u32 rank) {                                                    \
+        Expand p = {{u, 0, 0}, {b, 0, 0}, {scales, 0, 0}, base, y, slots, live_rows(counts, which, rows), n, rank, 0, \
+                    1, true};                                                                                         \
         body(p);                                                                                                      \
     }
 #define DX(name, T, threads, body)                                                                                    \
@@ -296,21 +334,25 @@ template <typename T, bool TRANSPOSED> DEVICE void expand_plain(const Expand& p)
         const float* scale0, const float* scale1, const float* scale2, T* dx, const u32* counts, u32 which, u32 rows, \
         u32 k, u32 rank, u32 groups, u32 accumulate) {                                                                \
         u32 live = live_rows(counts, which, rows);                                                                    \
-        Expand p = {{du0, du1, du2}, {a0, a1, a2}, {scale0, scale1, scale2}, dx, 0, live, k, rank, 0, groups,         \
+        Expand p = {{du0, du1, du2}, {a0, a1, a2}, {scale0, scale1, scale2}, dx, dx, 0, live, k, rank, 0, groups,     \
                     accumulate != 0};                                                                                 \
         body(p);                                                                                                      \
     }
-#define TILE(name, T, WM, WN, COLS)                                                                                   \
-    EXPAND(name, T, 32 * WM * WN, (expand<T, WM, WN, COLS, false>))                                                   \
-    DX(name, T, 32 * WM * WN, (expand<T, WM, WN, COLS, true>))
-TILE(few_bf16, bf16, 1, 2, 1)
-TILE(few_f16, f16, 1, 2, 1)
-TILE(bf16, bf16, 8, 1, 2)
-TILE(f16, f16, 8, 1, 2)
+// A tile of f32 is half as high: its y takes twice the registers.
+#define TILE(size, T, WM, WN, COLS, F32_WM, F32_WN, F32_COLS)                                                         \
+    EXPAND(size##T, T, 32 * WM * WN, (expand<T, T, WM, WN, COLS, false>))                                             \
+    FROM_F32(size##from_f32_##T, T, 32 * WM * WN, (expand<T, float, F32_WM, F32_WN, F32_COLS, false>))                \
+    DX(size##T, T, 32 * WM * WN, (expand<T, T, WM, WN, COLS, true>))
+TILE(few_, bf16, 1, 2, 1, 1, 2, 1)
+TILE(few_, f16, 1, 2, 1, 1, 2, 1)
+TILE(, bf16, 8, 1, 2, 4, 2, 1)
+TILE(, f16, 8, 1, 2, 4, 2, 1)
 
 #define PLAIN(T, type)                                                                                                \
-    EXPAND(plain_##type, T, 256, (expand_plain<T, false>))                                                            \
-    DX(plain_##type, T, 256, (expand_plain<T, true>))
+    EXPAND(plain_##type, T, 256, (expand_plain<T, T, false>))                                                         \
+    DX(plain_##type, T, 256, (expand_plain<T, T, true>))
 PLAIN(float, f32)
 PLAIN(bf16, bf16)
 PLAIN(f16, f16)
+FROM_F32(plain_from_f32_bf16, bf16, 256, (expand_plain<bf16, float, false>))
+FROM_F32(plain_from_f32_f16, f16, 256, (expand_plain<f16, float, false>))

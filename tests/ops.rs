@@ -1017,37 +1017,45 @@ fn fused_runs_on_cuda() {
             b.push(Op::Glu { gate, up, activation: Activation::Silu, out }).unwrap();
             check_cuda(&format!("norm and products {dtype} {rows}"), &b.finish(), &counts(live, 0, 1), 2e-5);
         }
-        // Products with adapters and all their gradients, as a layer's query, key and value.
-        let (k, rank) = (576, 16);
-        let mut b = Builder::new("adapters");
-        let x = live_input(&mut b, "x", rows, k);
-        let scales = b.input("scales", DType::F32, 1, 1);
-        let names = [("q", 576), ("k", 192), ("v", 192)];
-        let mut parts = Vec::new();
-        for (i, (name, n)) in names.into_iter().enumerate() {
-            let weight = b.weight(&format!("w{name}"), DType::BF16, n, k);
-            let a = b.state(&format!("a{name}"), &format!("a{name}"), 64 * i, DType::F32, rank, k);
-            let up = b.state(&format!("b{name}"), &format!("b{name}"), 64 * i, DType::F32, n, rank);
-            let (u, y) = (b.temp(format!("u{name}"), rows, rank, Live::Tokens), b.output(name, rows, n, Live::Tokens));
-            let residual = (name == "q").then(|| live_input(&mut b, "residual", rows, n));
-            b.push(Op::MatMul { x, weight, bias: None, residual, out: y }).unwrap();
-            b.push(Op::LoraShrink { x, a, slots: None, rank, out: u }).unwrap();
-            b.push(Op::LoraExpand { u, b: up, slots: None, scales, rank, y }).unwrap();
-            parts.push((name, n, weight, a, up, u));
+        // Products with adapters and all their gradients, as a layer's query, key and value; v behind a dropout.
+        for (dtype, k) in [(DType::BF16, 576), (DType::Q4_K, 512), (DType::Q4_1, 576)] {
+            let rank = 16;
+            let mut b = Builder::new("adapters");
+            let x = live_input(&mut b, "x", rows, k);
+            let scales = b.input("scales", DType::F32, 1, 1);
+            let names = [("q", 576), ("k", 192), ("v", 192)];
+            let mut parts = Vec::new();
+            for (i, (name, n)) in names.into_iter().enumerate() {
+                let weight = b.weight(&format!("w{name}"), dtype, n, k);
+                let a = b.state(&format!("a{name}"), &format!("a{name}"), 64 * i, DType::F32, rank, k);
+                let up = b.state(&format!("b{name}"), &format!("b{name}"), 64 * i, DType::F32, n, rank);
+                let (u, y) =
+                    (b.temp(format!("u{name}"), rows, rank, Live::Tokens), b.output(name, rows, n, Live::Tokens));
+                let residual = (name == "q").then(|| live_input(&mut b, "residual", rows, n));
+                b.push(Op::MatMul { x, weight, bias: None, residual, out: y }).unwrap();
+                let mut seen = x;
+                if name == "v" {
+                    seen = b.temp("dropout", rows, k, Live::Tokens);
+                    b.push(Op::Dropout { x, p: 0.1, salt: 3, out: seen, accumulate: false }).unwrap();
+                }
+                b.push(Op::LoraShrink { x: seen, a, slots: None, rank, out: u }).unwrap();
+                b.push(Op::LoraExpand { u, b: up, slots: None, scales, rank, y }).unwrap();
+                parts.push((name, n, weight, a, up, u));
+            }
+            let dx = b.output("dx", rows, k, Live::Tokens);
+            for (i, (name, n, weight, a, up, u)) in parts.into_iter().rev().enumerate() {
+                let dy = live_input(&mut b, &format!("dy{name}"), rows, n);
+                let du = b.temp(format!("du{name}"), rows, rank, Live::Tokens);
+                let da = b.state(&format!("da{name}"), &format!("da{name}"), 0, DType::F32, rank, k);
+                let db = b.state(&format!("db{name}"), &format!("db{name}"), 0, DType::F32, n, rank);
+                b.push(Op::MatMulDw { dy, x: u, scale: Some(scales), dw: db }).unwrap();
+                b.push(Op::MatMulDx { dy, weight: up, scale: Some(scales), dx: du, accumulate: false }).unwrap();
+                b.push(Op::MatMulDw { dy: du, x, scale: None, dw: da }).unwrap();
+                b.push(Op::MatMulDx { dy: du, weight: a, scale: None, dx, accumulate: i > 0 }).unwrap();
+                b.push(Op::MatMulDx { dy, weight, scale: None, dx, accumulate: true }).unwrap();
+            }
+            check_cuda(&format!("adapters {dtype} {rows}"), &b.finish(), &counts(live, 0, 1), 2e-5);
         }
-        let dx = b.output("dx", rows, k, Live::Tokens);
-        for (i, (name, n, weight, a, up, u)) in parts.into_iter().rev().enumerate() {
-            let dy = live_input(&mut b, &format!("dy{name}"), rows, n);
-            let du = b.temp(format!("du{name}"), rows, rank, Live::Tokens);
-            let da = b.state(&format!("da{name}"), &format!("da{name}"), 0, DType::F32, rank, k);
-            let db = b.state(&format!("db{name}"), &format!("db{name}"), 0, DType::F32, n, rank);
-            b.push(Op::MatMulDw { dy, x: u, scale: Some(scales), dw: db }).unwrap();
-            b.push(Op::MatMulDx { dy, weight: up, scale: Some(scales), dx: du, accumulate: false }).unwrap();
-            b.push(Op::MatMulDw { dy: du, x, scale: None, dw: da }).unwrap();
-            b.push(Op::MatMulDx { dy: du, weight: a, scale: None, dx, accumulate: i > 0 }).unwrap();
-            b.push(Op::MatMulDx { dy, weight, scale: None, dx, accumulate: true }).unwrap();
-        }
-        check_cuda(&format!("adapters {rows}"), &b.finish(), &counts(live, 0, 1), 2e-5);
     }
 }
 

@@ -127,15 +127,10 @@ fn like_peft_on_cuda() {
     for name in ["all", "assistant", "all_random_b", "assistant_random_b"] {
         like_peft(&model, name, 2e-3, 12);
     }
-    // From B = 0, AdamW's first steps are the gradients' signs: rounding noise decides those of the many small ones, and
-    // bf16's, eight times f16's, shows in the loss (seen: 1.9 % and 11 %). With a B from the start it does not.
-    let cases = [
-        (ComputeType::F16, [("all", 3e-2), ("assistant", 3e-2), ("all_random_b", 2e-2), ("assistant_random_b", 2e-2)]),
-        (ComputeType::BF16, [("all", 0.2), ("assistant", 0.2), ("all_random_b", 2e-2), ("assistant_random_b", 2e-2)]),
-    ];
-    for (compute, cases) in cases {
+    // An emulation of these roundings on the CPU stays within 0.2 % (f16) and 1.3 % (bf16).
+    for (compute, tolerance) in [(ComputeType::F16, 5e-3), (ComputeType::BF16, 2e-2)] {
         let Some(model) = cuda(compute, &path) else { return };
-        for (name, tolerance) in cases {
+        for name in ["all", "assistant", "all_random_b", "assistant_random_b"] {
             losses_like_peft(&model, name, tolerance);
         }
     }

@@ -121,6 +121,23 @@ impl Recorder<'_> {
         Ok(())
     }
 
+    /// `y = base + scale · u · Bᵀ` for `[u, B, scales, y]`, base f32 `[rows, n]` at an address.
+    pub fn lora_expand_from_f32(
+        &mut self,
+        [u, b, scales, y]: [TensorId; 4],
+        base: u64,
+        slots: Option<TensorId>,
+        rank: usize,
+    ) -> Result<()> {
+        let (r, t) = (self.rows(y), self.activation(&[y, u])?);
+        let fast = self.narrow_fast(t, r.cols) && rank <= MAX_RANK;
+        let (name, grid, threads) = self.wide_grid(fast, r.rows, r.cols, 1);
+        let args = Args::new().ptrs(&[self.at(u)?, self.at(b)?, self.at(scales)?, base, self.at(y)?]);
+        let args = args.ptr(self.maybe(slots)?).ptr(self.counts()?).u32(r.which).u32(r.rows).u32(r.cols).u32(rank);
+        let name = format!("lora_expand{name}_from_f32_{}", suffix(t));
+        self.launch("lora_expand", &name, grid, threads, 0, args).map(drop)
+    }
+
     /// `du = scale · dy · B`, B f32 `[n, rank]`.
     pub fn lora_du(&mut self, dy: TensorId, b: TensorId, scale: Option<TensorId>, du: TensorId) -> Result<()> {
         let (r, t, rank) = (self.rows(dy), self.activation(&[dy, du])?, self.decl(b).cols);

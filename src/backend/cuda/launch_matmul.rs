@@ -121,7 +121,7 @@ impl Recorder<'_> {
         })
     }
 
-    fn matmul(&mut self, p: &Product, t: DType) -> Result<()> {
+    pub fn matmul(&mut self, p: &Product, t: DType) -> Result<()> {
         if p.rows <= FEW_ROWS {
             return self.matmul_rows(&[*p], t, None, None);
         }
@@ -232,18 +232,31 @@ impl Recorder<'_> {
         self.plain(weight, dtype, t).map(|(weight, _)| Some(weight))
     }
 
+    /// Bytes of scratch that a product decodes its weight to.
+    pub fn decoded_bytes(&self, weight: WeightView, dtype: DType, t: DType) -> usize {
+        match dtype.is_quantised() && t != DType::F32 {
+            true => (weight.n as usize * weight.k as usize * 2).next_multiple_of(256),
+            false => 0,
+        }
+    }
+
     /// The weight with plain elements where activations are 16-bit: quantised ones are decoded to scratch.
     fn plain(&mut self, weight: WeightView, dtype: DType, t: DType) -> Result<(WeightView, DType)> {
         if t == DType::F32 || !dtype.is_quantised() {
             return Ok((weight, dtype));
         }
+        self.decode(weight, dtype, t, 0).map(|weight| (weight, t))
+    }
+
+    /// The quantised weight as a matrix of `t` in the scratch, `offset` bytes from its start.
+    pub fn decode(&mut self, weight: WeightView, dtype: DType, t: DType, offset: usize) -> Result<WeightView> {
         let (n, k) = (weight.n as usize, weight.k as usize);
-        let scratch = self.scratch(n * k * 2);
+        let scratch = self.scratch(offset + n * k * 2) + offset as u64;
         let args = Args::new().bytes(bytemuck::bytes_of(&weight)).u32(0).u32(n).ptr(scratch);
         let blocks = (n * k.div_ceil(8)).div_ceil(1024).min(16 * self.caps.multiprocessors as usize);
         let name = format!("matmul_decode_{}_{}", suffix(dtype), suffix(t));
         self.launch(&format!("matmul_decode/{}", suffix(dtype)), &name, [blocks, 1, 1], 256, 0, args)?;
-        Ok((WeightView { data: scratch, planes: [0; 3], ..weight }, t))
+        Ok(WeightView { data: scratch, planes: [0; 3], ..weight })
     }
 
     /// One product on Hopper.
@@ -341,10 +354,7 @@ impl Recorder<'_> {
         let (chunk, vocab) = (self.decl(logits).rows, self.decl(logits).cols);
         let at_logits = self.at(logits)?;
         // Quantised heads are decoded once, before the chunks.
-        let decoded = match dtype.is_quantised() && t != DType::F32 {
-            true => (view.n as usize * view.k as usize * 2).next_multiple_of(256),
-            false => 0,
-        };
+        let decoded = self.decoded_bytes(view, dtype, t);
         let (weight, dtype) = self.plain(view, dtype, t)?;
         // f32 gradients take the logits' place; so do 16-bit ones where the product takes rows that far apart, else they
         // go to scratch.
