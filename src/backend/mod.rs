@@ -190,6 +190,15 @@ pub(crate) fn only_f32_activations(backend: &str, program: &Program) -> Result<(
     }
 }
 
+/// What [`Executable::profile`] measured of one launch.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Timing {
+    /// The kernel, and of a product the size of its weight.
+    pub label: String,
+    /// From the end of the launch before it to its own end, on the device's clock.
+    pub seconds: f64,
+}
+
 /// A program bound to one device.
 pub trait Executable: Send {
     /// The program behind it.
@@ -217,4 +226,12 @@ pub trait Executable: Send {
     /// # Errors
     /// [`Error::Internal`] where `id` is no output or `out` is longer than it; [`Error::Device`].
     fn read(&mut self, id: TensorId, out: &mut [u8]) -> Result<()>;
+
+    /// Runs all ops once and says how long each launch took, in order.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the backend or the device cannot tell; [`Error::Device`].
+    fn profile(&mut self) -> Result<Vec<Timing>> {
+        Err(Error::unsupported("this backend does not time single ops: use the wgpu backend, or the vendor's profiler"))
+    }
 }

@@ -10,6 +10,7 @@ mod grammar;
 mod guess;
 mod kv;
 mod memory;
+pub mod profile;
 mod request;
 mod sampler;
 mod scheduler;

@@ -1,7 +1,7 @@
 //! Steps on the device: the serving program of each bucket of shapes, compiled once and replayed.
 
 use super::kv::PAGE;
-use crate::backend::{Bindings, BufferDesc, Executable};
+use crate::backend::{Bindings, BufferDesc, Executable, Timing};
 use crate::error::{Error, Result};
 use crate::format::quant::dequantise_row;
 use crate::model::LoadedModel;
@@ -146,6 +146,12 @@ impl Steps {
             }
         }
         Ok(Self { model, sizes, bindings, lora, compiled: HashMap::new(), launched: None, logits: Vec::new() })
+    }
+
+    /// Runs a step that ends in tokens; what each launch took.
+    pub fn profile(&mut self, input: &StepInput) -> Result<Vec<Timing>> {
+        let key = self.key(input, Wanted::Tokens);
+        self.run(key, input, None)?.executable.profile()
     }
 
     /// The bucket of a step. Rows are live up to a count that the device reads, so a larger bucket costs little; few of them

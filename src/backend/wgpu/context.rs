@@ -47,6 +47,13 @@ pub struct Pipeline {
     pub layout: wgpu::BindGroupLayout,
 }
 
+/// A range that [`Context::map`] has asked for.
+pub struct Mapping<'a> {
+    buffer: &'a wgpu::Buffer,
+    range: std::ops::Range<u64>,
+    done: std::sync::mpsc::Receiver<Result<(), wgpu::BufferAsyncError>>,
+}
+
 #[derive(Default)]
 struct Faults {
     /// Set for good when the device is lost.
@@ -95,7 +102,11 @@ impl Context {
         if compute == ComputeType::BF16 {
             return Err(Error::unsupported("the wgpu backend has no bf16 arithmetic: use --dtype auto, f16 or f32"));
         }
-        let wanted = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY;
+        let wanted = wgpu::Features::SUBGROUP
+            | wgpu::Features::SHADER_F16
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
+            | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         let limits = adapter.limits();
         let request = wgpu::DeviceDescriptor {
             label: Some("runtime"),
@@ -263,6 +274,32 @@ impl Context {
         self.check()
     }
 
+    /// Asks for a range of a buffer to be mapped for reading once the last submission is done with it.
+    pub fn map<'a>(&self, buffer: &'a wgpu::Buffer, range: std::ops::Range<u64>) -> Mapping<'a> {
+        let (sender, done) = std::sync::mpsc::channel();
+        buffer.map_async(wgpu::MapMode::Read, range.clone(), move |result| {
+            let _ = sender.send(result);
+        });
+        Mapping { buffer, range, done }
+    }
+
+    /// Waits for the submission that writes a mapped range, and hands its bytes to `take`.
+    pub fn finish_map(
+        &self,
+        mapping: Mapping<'_>,
+        index: wgpu::SubmissionIndex,
+        take: impl FnOnce(&[u8]),
+    ) -> Result<()> {
+        self.wait(index)?;
+        let done = mapping.done.try_recv().map_err(|_| device_error("a buffer was not mapped in time"))?;
+        done.map_err(|e| device_error(e.to_string()))?;
+        let view = mapping.buffer.get_mapped_range(mapping.range).map_err(|e| device_error(e.to_string()))?;
+        take(&view);
+        drop(view);
+        mapping.buffer.unmap();
+        Ok(())
+    }
+
     /// Copies bytes of a buffer to the host after everything submitted so far.
     pub fn read(&self, buffer: &wgpu::Buffer, offset: u64, out: &mut [u8]) -> Result<()> {
         self.check()?;
@@ -284,19 +321,9 @@ impl Context {
             let mut encoder = self.device.create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(buffer, start, target, 0, end - start);
             let index = self.queue.submit([encoder.finish()]);
-            let (sender, receiver) = std::sync::mpsc::channel();
-            target.map_async(wgpu::MapMode::Read, 0..end - start, move |result| {
-                let _ = sender.send(result);
-            });
-            self.wait(index)?;
-            let mapped = receiver.try_recv().map_err(|_| device_error("a buffer was not mapped in time"))?;
-            mapped.map_err(|e| device_error(e.to_string()))?;
-            {
-                let view = target.get_mapped_range(0..end - start).map_err(|e| device_error(e.to_string()))?;
-                let skip = (at - start) as usize;
-                piece.copy_from_slice(&view[skip..skip + piece.len()]);
-            }
-            target.unmap();
+            let mapped = self.map(target, 0..end - start);
+            let skip = (at - start) as usize;
+            self.finish_map(mapped, index, |bytes| piece.copy_from_slice(&bytes[skip..skip + piece.len()]))?;
             at += piece.len() as u64;
         }
         Ok(())

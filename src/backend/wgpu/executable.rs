@@ -2,18 +2,30 @@
 
 use super::context::{Context, Pipeline};
 use super::places::Places;
+use super::profile::profile;
 use super::record::{Bind, PARAMS, Recorder};
-use crate::backend::{Bindings, Executable};
+use crate::backend::{Bindings, Executable, Timing};
 use crate::error::{Error, Result};
 use crate::program::{Place, Program, TensorId};
 use std::sync::Arc;
 
-struct Step {
+/// One dispatch, ready to be encoded.
+pub struct Step {
+    pub label: String,
     pipeline: Arc<Pipeline>,
     group: wgpu::BindGroup,
     grid: [u32; 2],
     /// A new submission starts after this step.
     cut: bool,
+}
+
+impl Step {
+    /// Appends the dispatch to a pass.
+    pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline.pipeline);
+        pass.set_bind_group(0, &self.group, &[]);
+        pass.dispatch_workgroups(self.grid[0], self.grid[1], 1);
+    }
 }
 
 /// See [`Executable`].
@@ -25,6 +37,14 @@ pub struct WgpuExecutable {
     /// Host copy of the inputs and the ranges that changed since the last run.
     inputs: Vec<u8>,
     dirty: Vec<(usize, usize)>,
+    /// Outputs that are small enough come with the run itself: a copy in memory that the host maps.
+    copied: Option<wgpu::Buffer>,
+    /// The last run, where `copied` waits for it.
+    running: Option<wgpu::SubmissionIndex>,
+    /// The commands of the next run, encoded while the device was busy with this one.
+    prepared: Option<wgpu::CommandBuffer>,
+    /// Runs so far.
+    runs: u64,
 }
 
 /// Multiply-adds in one submission. About half a second on a 2 TFLOP/s GPU: drivers reset a GPU whose
@@ -32,6 +52,10 @@ pub struct WgpuExecutable {
 const WORK_BOUND: u64 = 500_000_000_000;
 /// Bytes from one dispatch's parameters to the next (WebGPU's strictest uniform alignment).
 const PARAM_STRIDE: u64 = 256;
+/// Changed ranges of the inputs that lie closer than this travel together: each write has its own staging memory.
+const GAP: usize = 4096;
+/// Largest outputs that are copied to the host's side in every run.
+const MAX_COPIED: u64 = 64 << 10;
 
 impl WgpuExecutable {
     /// Plans, allocates, records.
@@ -61,11 +85,30 @@ impl WgpuExecutable {
             if cut {
                 work = 0;
             }
-            steps.push(Step { pipeline, group, grid: dispatch.grid, cut });
+            let label = dispatch.label.clone();
+            steps.push(Step { label, pipeline, group, grid: dispatch.grid, cut });
         }
         context.check()?;
         let inputs = vec![0; usize::try_from(places.input_bytes).unwrap_or(0)];
-        Ok(Self { context, program, places, steps, inputs, dirty: Vec::new() })
+        // A run in several submissions is long enough for a copy of its own not to count.
+        let copied = if places.outputs.size() <= MAX_COPIED && !steps.iter().any(|step| step.cut) {
+            use wgpu::BufferUsages as U;
+            Some(context.buffer("copied outputs", places.outputs.size(), U::MAP_READ | U::COPY_DST)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            context,
+            program,
+            places,
+            steps,
+            inputs,
+            dirty: Vec::new(),
+            copied,
+            running: None,
+            prepared: None,
+            runs: 0,
+        })
     }
 
     /// Offset of an input or output, after checking that it is one and holds `len` bytes.
@@ -83,10 +126,33 @@ impl WgpuExecutable {
     }
 
     fn flush_inputs(&mut self) -> Result<()> {
+        self.dirty.sort_unstable();
+        let mut ranges: Vec<(usize, usize)> = Vec::with_capacity(self.dirty.len());
         for (start, end) in self.dirty.drain(..) {
+            match ranges.last_mut() {
+                Some(last) if start <= last.1 + GAP => last.1 = last.1.max(end),
+                _ => ranges.push((start, end)),
+            }
+        }
+        for (start, end) in ranges {
             self.context.write(&self.places.inputs, start as u64, &self.inputs[start..end])?;
         }
         Ok(())
+    }
+
+    /// The commands of some steps, with the copy of the outputs at the end of the program.
+    fn encode(&self, steps: &[Step]) -> wgpu::CommandBuffer {
+        let mut encoder = self.context.device.create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            for step in steps {
+                step.encode(&mut pass);
+            }
+        }
+        if let Some(copied) = &self.copied {
+            encoder.copy_buffer_to_buffer(&self.places.outputs, 0, copied, 0, copied.size());
+        }
+        encoder.finish()
     }
 }
 
@@ -114,27 +180,36 @@ impl Executable for WgpuExecutable {
     fn run(&mut self) -> Result<()> {
         self.context.check()?;
         self.flush_inputs()?;
-        let mut at = 0;
-        while at < self.steps.len() {
-            let end = self.steps[at..].iter().position(|s| s.cut).map_or(self.steps.len(), |n| at + n + 1);
-            let mut encoder = self.context.device.create_command_encoder(&Default::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                for step in &self.steps[at..end] {
-                    pass.set_pipeline(&step.pipeline.pipeline);
-                    pass.set_bind_group(0, &step.group, &[]);
-                    pass.dispatch_workgroups(step.grid[0], step.grid[1], 1);
-                }
-            }
-            self.context.queue.submit([encoder.finish()]);
-            at = end;
+        self.runs += 1;
+        if self.copied.is_some() {
+            let commands = self.prepared.take().unwrap_or_else(|| self.encode(&self.steps));
+            self.running = Some(self.context.queue.submit([commands]));
+            return self.context.check();
+        }
+        for steps in self.steps.split_inclusive(|step| step.cut) {
+            self.context.queue.submit([self.encode(steps)]);
         }
         self.context.check()
     }
 
     fn read(&mut self, id: TensorId, out: &mut [u8]) -> Result<()> {
         let offset = self.locate(id, &Place::Output, out.len())?;
-        self.context.read(&self.places.outputs, offset, out)
+        let (Some(copied), Some(index)) = (&self.copied, &self.running) else {
+            return self.context.read(&self.places.outputs, offset, out);
+        };
+        let end = (offset + out.len() as u64).next_multiple_of(4);
+        let mapped = self.context.map(copied, offset..end);
+        // What runs more than once will run again: its commands are ready when the next inputs are.
+        if self.runs > 1 && self.prepared.is_none() {
+            self.prepared = Some(self.encode(&self.steps));
+        }
+        self.context.finish_map(mapped, index.clone(), |bytes| out.copy_from_slice(&bytes[..out.len()]))
+    }
+
+    fn profile(&mut self) -> Result<Vec<Timing>> {
+        self.context.check()?;
+        self.flush_inputs()?;
+        profile(&self.context, &self.steps)
     }
 }
 

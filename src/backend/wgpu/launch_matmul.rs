@@ -148,6 +148,7 @@ impl Recorder<'_> {
                 let groups = n.div_ceil(bn) * rows.div_ceil(bm);
                 self.dispatch("matmul", set, bindings, &params, groups as u64, work)?;
             }
+            self.label_last(format!("{} {n}x{k}", part.dtype));
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ mod launch_matmul;
 mod launch_rows;
 pub mod library;
 mod places;
+mod profile;
 mod record;
 mod storage;
 pub mod template;

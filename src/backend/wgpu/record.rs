@@ -20,6 +20,8 @@ pub const PARAMS: usize = 16;
 
 /// One dispatch.
 pub struct Dispatch {
+    /// For profiles: the shader, and of a product the size of its weight.
+    pub label: String,
     pub variant: Variant,
     pub bindings: Vec<Bind>,
     pub params: [u32; PARAMS],
@@ -158,8 +160,16 @@ impl<'a> Recorder<'a> {
             return Err(Error::unsupported(format!("{shader}: a grid of {groups} workgroups")));
         }
         let variant = Variant { shader, defines, read_only, bindings: bindings.len() as u32 };
-        self.dispatches.push(Dispatch { variant, bindings, params: all, grid: [x as u32, y as u32], work });
+        let label = shader.to_string();
+        self.dispatches.push(Dispatch { label, variant, bindings, params: all, grid: [x as u32, y as u32], work });
         Ok(())
+    }
+
+    /// Adds to the label of the last dispatch.
+    pub fn label_last(&mut self, more: impl std::fmt::Display) {
+        if let Some(last) = self.dispatches.last_mut() {
+            last.label = format!("{} {more}", last.label);
+        }
     }
 
     /// A dispatch with one invocation for each of `elements`.

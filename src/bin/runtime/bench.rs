@@ -4,6 +4,7 @@ use crate::common::{self, DeviceArgs};
 use runtime::Result;
 use runtime::backend;
 use runtime::engine::bench::{self, BenchOptions, BenchReport};
+use runtime::engine::profile::{ProfileReport, profile};
 use runtime::format::random::random_checkpoint;
 use runtime::model::LoadedModel;
 use runtime::tensor::DType;
@@ -59,6 +60,9 @@ pub struct Args {
     /// Optimizer of the training steps
     #[arg(long, value_name = "adamw|adamw_8bit", default_value = "adamw", value_parser = parse_optim)]
     optim: Optim,
+    /// Show what each kernel of a decode step takes, too (wgpu)
+    #[arg(long)]
+    profile: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -78,6 +82,8 @@ struct Report {
     serve: BenchReport,
     #[serde(skip_serializing_if = "Option::is_none")]
     train: Option<TrainBenchReport>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    profiles: Vec<ProfileReport>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -103,7 +109,9 @@ pub fn run(args: &Args) -> Result<()> {
         };
         train_bench::run(&model, &options)
     });
-    let report = Report { serve, train: train.transpose()? };
+    let batches = args.batch.iter().filter(|_| args.profile);
+    let profiles = batches.map(|batch| profile(model.clone(), args.prompt, *batch)).collect::<Result<_>>()?;
+    let report = Report { serve, train: train.transpose()?, profiles };
     if args.json { common::print_json(&report) } else { common::print(&table(&report)) }
 }
 
@@ -118,7 +126,7 @@ fn load(args: &Args) -> Result<Arc<LoadedModel>> {
 }
 
 fn table(report: &Report) -> String {
-    let Report { serve, train } = report;
+    let Report { serve, train, profiles } = report;
     let mut text = format!(
         "{} on {}\n  {:.1} s to the weights on the device, {:.1} s to the first token\n",
         serve.model, serve.device, serve.load_s, serve.first_token_s
@@ -146,6 +154,16 @@ fn table(report: &Report) -> String {
             "  train   {:>9.1} tok/s  ({} × {} tokens, rank {}{again}; {:.3} s a step)\n  {}\n",
             t.tok_s, t.batch, t.length, t.rank, t.step_s, t.memory
         );
+    }
+    for p in profiles {
+        let _ =
+            writeln!(text, "  a decode step of {} sequences: {:.0} µs on the host's clock", p.batch, 1e6 * p.step_s);
+        for k in &p.kernels {
+            let each = 1e6 * k.seconds / k.launches as f64;
+            let _ = writeln!(text, "    {:>9.1} µs  {:4} × {each:>7.1} µs  {}", 1e6 * k.seconds, k.launches, k.label);
+        }
+        let sum: f64 = p.kernels.iter().map(|k| k.seconds).sum();
+        let _ = writeln!(text, "    {:>9.1} µs  together", 1e6 * sum);
     }
     text
 }

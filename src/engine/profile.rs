@@ -1,0 +1,92 @@
+//! Where the time of a decode step goes: each kernel on the device's clock, beside the step on the host's.
+
+use super::kv::PAGE;
+use super::steps::{StepInput, StepSizes, Steps};
+use crate::backend::{Bindings, Timing};
+use crate::error::Result;
+use crate::model::LoadedModel;
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// All launches of one kernel in a step.
+#[derive(Clone, Debug, Serialize)]
+pub struct KernelTime {
+    /// The kernel, and of a product the size of its weight.
+    pub label: String,
+    /// Launches in a step.
+    pub launches: usize,
+    /// Seconds of all of them, median of the runs.
+    pub seconds: f64,
+}
+
+/// One decode step.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProfileReport {
+    /// Sequences in the step.
+    pub batch: usize,
+    /// Seconds from writing the inputs to reading the tokens, median of the runs.
+    pub step_s: f64,
+    /// By kernel, the longest first. Clocks between launches cost time of their own: the sum may exceed `step_s`.
+    pub kernels: Vec<KernelTime>,
+}
+
+/// Steps before the clocks count.
+const WARM_UP: usize = 3;
+/// Steps of which the median is taken.
+const RUNS: usize = 20;
+
+/// Times a step that decodes one token for each of `batch` sequences of `context` tokens.
+///
+/// # Errors
+/// [`crate::Error::Unsupported`] where the device cannot time launches; those of a step.
+pub fn profile(model: Arc<LoadedModel>, context: usize, batch: usize) -> Result<ProfileReport> {
+    let pages = (context + 1).div_ceil(PAGE);
+    let sizes = StepSizes { max_rows: batch, max_seqs: batch, max_len: pages * PAGE, kv_rows: batch * pages * PAGE };
+    let mut steps = Steps::new(model, sizes, None, &Bindings::new())?;
+    let rows = 0..batch as u32;
+    let row_of = |seq: u32| seq * (pages * PAGE) as u32 + context as u32;
+    let input = StepInput {
+        ids: rows.clone().map(|i| i + 1).collect(),
+        positions: vec![context as u32; batch],
+        seqs: rows.clone().collect(),
+        slots: rows.clone().map(row_of).collect(),
+        adapters: vec![u32::MAX; batch],
+        table: (0..(batch * pages) as u32).collect(),
+        gather: rows.collect(),
+        sampling: vec![[0.0, 0.0, 1.0, 0.0]; batch],
+        uniforms: vec![0.0; batch],
+    };
+    let mut seconds = Vec::with_capacity(RUNS);
+    for run in 0..WARM_UP + RUNS {
+        let start = Instant::now();
+        steps.tokens(&input)?;
+        if run >= WARM_UP {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    let runs = (0..RUNS).map(|_| steps.profile(&input)).collect::<Result<Vec<Vec<Timing>>>>()?;
+    Ok(ProfileReport { batch, step_s: median(&mut seconds), kernels: by_kernel(&runs) })
+}
+
+fn by_kernel(runs: &[Vec<Timing>]) -> Vec<KernelTime> {
+    let mut kernels: Vec<KernelTime> = Vec::new();
+    for i in 0..runs[0].len() {
+        let label = &runs[0][i].label;
+        let seconds = median(&mut runs.iter().map(|run| run[i].seconds).collect::<Vec<_>>());
+        match kernels.iter_mut().find(|kernel| kernel.label == *label) {
+            Some(kernel) => {
+                kernel.launches += 1;
+                kernel.seconds += seconds;
+            }
+            None => kernels.push(KernelTime { label: label.clone(), launches: 1, seconds }),
+        }
+    }
+    kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    kernels
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
