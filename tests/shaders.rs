@@ -32,6 +32,18 @@ fn weights() -> Vec<Set> {
     DType::WEIGHTS.iter().map(|d| weight_flags(*d)).chain(plain).collect()
 }
 
+/// What matmul_vec.wgsl wants to know of a weight.
+fn units() -> Vec<Set> {
+    let more = |set: Set| {
+        let has = |name: &str| set.iter().any(|(flag, _)| *flag == name);
+        let quantised = has("NIBBLES") || has("W_Q8_0");
+        let minimum = ["W_Q4_1", "W_Q5_1", "W_Q4_K", "W_Q5_K"].into_iter().any(has);
+        let vecs = if quantised { 8 } else { 2 };
+        [set, vec![("QUANTISED", quantised.into()), ("MINIMUM", minimum.into()), ("VECS", vecs)]].concat()
+    };
+    weights().into_iter().map(more).collect()
+}
+
 /// The three forms of reductions (reduce.wgsl).
 fn reductions() -> Vec<Set> {
     vec![vec![("WG", 64)], vec![("WG", 256), ("SUBGROUPS", 1)], vec![("WG", 8), ("SUBGROUPS", 1), ("ONE_SUBGROUP", 1)]]
@@ -101,11 +113,21 @@ fn variants() -> Vec<(&'static str, Set)> {
         (
             "matmul_vec",
             vec![
-                weights(),
-                reductions(),
-                vec![vec![("T", 1), ("R", 4)], vec![("T", 8), ("R", 2)]],
-                flag("BIAS"),
-                flag("RESIDUAL"),
+                units(),
+                vec![
+                    vec![("WG", 64), ("LANES", 64), ("SETS", 1)],
+                    vec![("WG", 128), ("LANES", 32), ("SETS", 4), ("SUBGROUPS", 1)],
+                ],
+                vec![
+                    vec![("T", 1), ("R", 1), ("U", 4), ("UNITS", 256)],
+                    vec![("T", 8), ("R", 2), ("U", 1), ("UNITS", 64)],
+                ],
+                vec![
+                    vec![("PARTS", 1), ("WEIGHTS", 1), ("RESIDUAL", 1)],
+                    vec![("PARTS", 3), ("WEIGHTS", 1), ("BIAS0", 1), ("BIAS2", 1)],
+                    vec![("PARTS", 1), ("WEIGHTS", 2), ("ACT", 0)],
+                ],
+                flag("NORM"),
             ],
         ),
         ("matmul_dx", vec![weights(), vec![tile(64, 64, 32), tile(64, 16, 32)], flag("ACCUMULATE"), flag("SCALE")]),
@@ -197,7 +219,7 @@ fn every_variant_is_valid_and_becomes_spirv() {
 
 #[test]
 fn every_file_is_used() {
-    let parts = ["common", "live", "reduce", "decode", "tile", "activation", "attention_mask", "attention_tile"];
+    let parts = ["common", "live", "reduce", "decode", "tile", "activation", "attention_mask", "attention_tile", "unit", "values"];
     let shaders: std::collections::BTreeSet<_> = variants().into_iter().map(|(shader, _)| shader).collect();
     for name in FILES {
         let stem = name.trim_end_matches(".wgsl");

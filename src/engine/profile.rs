@@ -1,7 +1,7 @@
 //! Where the time of a decode step goes: each kernel on the device's clock, beside the step on the host's.
 
 use super::kv::PAGE;
-use super::steps::{StepInput, StepSizes, Steps};
+use super::steps::{Runner, StepInput, StepSizes, Steps};
 use crate::backend::{Bindings, Timing};
 use crate::error::Result;
 use crate::model::LoadedModel;
@@ -42,7 +42,13 @@ const RUNS: usize = 20;
 /// [`crate::Error::Unsupported`] where the device cannot time launches; those of a step.
 pub fn profile(model: Arc<LoadedModel>, context: usize, batch: usize) -> Result<ProfileReport> {
     let pages = (context + 1).div_ceil(PAGE);
-    let sizes = StepSizes { max_rows: batch, max_seqs: batch, max_len: pages * PAGE, kv_rows: batch * pages * PAGE };
+    let sizes = StepSizes {
+        max_rows: batch,
+        max_seqs: batch,
+        max_gathered: batch,
+        max_len: pages * PAGE,
+        kv_rows: batch * pages * PAGE,
+    };
     let mut steps = Steps::new(model, sizes, None, &Bindings::new())?;
     let rows = 0..batch as u32;
     let row_of = |seq: u32| seq * (pages * PAGE) as u32 + context as u32;
@@ -60,7 +66,8 @@ pub fn profile(model: Arc<LoadedModel>, context: usize, batch: usize) -> Result<
     let mut seconds = Vec::with_capacity(RUNS);
     for run in 0..WARM_UP + RUNS {
         let start = Instant::now();
-        steps.tokens(&input)?;
+        steps.launch(&input)?;
+        steps.finish(0)?;
         if run >= WARM_UP {
             seconds.push(start.elapsed().as_secs_f64());
         }

@@ -19,8 +19,10 @@ pub struct Caps {
     pub subgroup: Option<u32>,
     /// Largest workgroup.
     pub max_group: u32,
-    /// Bytes of workgroup memory.
-    pub group_bytes: u32,
+    /// Bytes of a workgroup's memory.
+    pub max_shared: u32,
+    /// Storage buffers that a shader may bind.
+    pub max_bindings: u32,
     /// Bytes of one storage binding, a multiple of 256.
     pub max_binding: u64,
     /// Bytes of one buffer, a multiple of 256.
@@ -136,7 +138,8 @@ impl Context {
             half: compute == ComputeType::F16 && device.features().contains(wgpu::Features::SHADER_F16),
             half_cache: compute != ComputeType::F32 && !info.software,
             max_group: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
-            group_bytes: limits.max_compute_workgroup_storage_size,
+            max_shared: limits.max_compute_workgroup_storage_size,
+            max_bindings: limits.max_storage_buffers_per_shader_stage,
             max_binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) / 256 * 256,
             max_buffer: limits.max_buffer_size / 256 * 256,
             align: u64::from(limits.min_storage_buffer_offset_alignment),

@@ -200,7 +200,7 @@ impl Recorder<'_> {
 
     /// Whether the shaders of attention_tile.wgsl take heads like these.
     fn tiled(&self, g: &Geometry) -> bool {
-        let fits = self.caps.max_group >= 256 && self.caps.group_bytes >= 32 << 10;
+        let fits = self.caps.max_group >= 256 && self.caps.max_shared >= 32 << 10;
         fits && !self.caps.software && g.head_dim.is_multiple_of(4) && g.head_dim <= 256
     }
 

@@ -1,15 +1,13 @@
 //! Launches the products: matmul and its backward, LoRA, the head with its loss. Picks the shader by the rows of
 //! the step and the kind of adapter.
 
+use super::launch_vec::{VEC_ROWS, VecPart, VecProduct};
 use super::library::weight_flags;
 use super::places::WeightView;
 use super::record::{Bind, Recorder, defines};
 use super::template::Defines;
 use crate::error::{Error, Result};
 use crate::program::{Op, TensorId};
-
-/// Rows up to which a matrix-vector shader is launched on a GPU.
-const VEC_ROWS: usize = 8;
 
 /// An `x · wᵀ` with what goes around it.
 struct Product {
@@ -108,6 +106,13 @@ impl Recorder<'_> {
         let ldo = self.shape(out).1;
         for part in self.weight(weight)? {
             let n = part.rows;
+            if product.scales.is_none() && self.vec_fits(rows, k, part.dtype) {
+                let parts = [VecPart { weight: part, bias: product.bias, out }];
+                let head = [product.head[0], product.head[1], product.head[2], k as u32];
+                let (x_row0, residual) = (product.x_row0, product.residual);
+                self.matmul_vec(&VecProduct { x, x_row0, rows, head, parts: &parts, residual, norm: None, act: None })?;
+                continue;
+            }
             let mut params = product.head.clone();
             params.extend([n as u32, part.first as u32, ldo as u32]);
             params.extend(part.layout);
@@ -133,13 +138,6 @@ impl Recorder<'_> {
                 }
                 let groups = n.div_ceil(group) * rows.div_ceil(t);
                 self.dispatch("matmul_rows", set, bindings, &params, groups as u64, work)?;
-            } else if rows <= VEC_ROWS && product.scales.is_none() {
-                let t = rows.next_power_of_two();
-                let r = if t <= 2 { 4 } else { 2 };
-                let wanted = (k.div_ceil(32).next_power_of_two() as u32).clamp(32, 256);
-                set.extend(self.reducing(wanted));
-                set.extend(defines(&[("T", t as i64), ("R", r as i64)]));
-                self.dispatch("matmul_vec", set, bindings, &params, n.div_ceil(r) as u64, work)?;
             } else {
                 let (bm, bn) = if n <= 16 { (64, 16) } else { (64, 64) };
                 set.extend(tile(bm, bn, 32));

@@ -105,7 +105,8 @@ impl Recorder<'_> {
 /// Logits that one workgroup of `sample_chunks.wgsl` looks at.
 const SAMPLE_CHUNK: usize = 4096;
 
-fn activation_code(activation: Activation) -> i64 {
+/// `ACT` of the shaders.
+pub fn activation_code(activation: Activation) -> i64 {
     match activation {
         Activation::Silu => 0,
         Activation::GeluTanh => 1,

@@ -76,6 +76,8 @@ files!(
     "matmul.wgsl",
     "matmul_rows.wgsl",
     "matmul_vec.wgsl",
+    "unit.wgsl",
+    "values.wgsl",
     "matmul_dx.wgsl",
     "matmul_dx_rows.wgsl",
     "matmul_dw.wgsl",

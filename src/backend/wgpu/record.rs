@@ -16,7 +16,7 @@ pub enum Bind {
 }
 
 /// Words of parameters of a dispatch.
-pub const PARAMS: usize = 16;
+pub const PARAMS: usize = 32;
 
 /// One dispatch.
 pub struct Dispatch {

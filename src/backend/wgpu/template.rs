@@ -6,9 +6,9 @@
 //! ```text
 //! #include "common.wgsl"          the file's text, expanded with the same constants
 //! #if NAME  /  #if !NAME  /  #if NAME == 4  … #else … #endif
-//! #for i in 0..NAME … #endfor     the block once for each value, ${i} replaced
+//! #for i in 0..NAME … #endfor     the block once for each value, ${i} replaced; ends may be sums, NAME+1
 //! #bind x array<f32>              the next @binding of group 0, as a storage buffer
-//! ${NAME}                         the constant's value
+//! ${NAME}                         the constant's value, in directives too
 //! ```
 
 use std::collections::BTreeMap;
@@ -60,6 +60,7 @@ impl Step<'_> {
                 continue;
             };
             let (word, rest) = directive.split_once(' ').unwrap_or((directive, ""));
+            let rest = &self.substitute(rest)?;
             match word {
                 "include" => {
                     self.file(rest.trim_matches('"'))?;
@@ -100,13 +101,16 @@ impl Step<'_> {
         let (name, kind) = rest.split_once(' ').ok_or_else(|| format!("bad binding '{rest}'"))?;
         self.bindings += 1;
         let access = if self.read_only >> self.bindings & 1 == 1 { "read" } else { "read_write" };
-        let kind = self.substitute(kind.trim())?;
+        let kind = kind.trim();
         self.out.push_str(&format!("@group(0) @binding({}) var<storage, {access}> {name}: {kind};\n", self.bindings));
         Ok(())
     }
 
     fn value(&self, text: &str) -> Result<i64, String> {
         let text = text.trim();
+        if let Some((left, right)) = text.split_once('+') {
+            return Ok(self.value(left)? + self.value(right)?);
+        }
         text.parse().ok().or_else(|| self.values.get(text).copied()).ok_or_else(|| format!("'{text}' has no value"))
     }
 
