@@ -24,27 +24,34 @@ fn main(ids: Ids) {
         return;
     }
     let base = group * p.splits * (${D}u + 2u);
-    var top = -3.0e38;
-    for (var s = 0u; s < p.splits; s++) {
-        top = max(top, partials[base + s * (${D}u + 2u) + ${D}u]);
-    }
-    var sum = 0.0;
-    for (var s = 0u; s < p.splits; s++) {
-        let at = base + s * (${D}u + 2u) + ${D}u;
-        sum += exp(partials[at] - top) * partials[at + 1u];
-    }
-    let inverse = select(0.0, 1.0 / sum, sum > 0.0);
     for (var d = ids.lid; d < ${D}u; d += ${WG}u) {
+        var top = -3.0e38;
+        var sum = 0.0;
         var v = 0.0;
-        for (var s = 0u; s < p.splits; s++) {
-            let at = base + s * (${D}u + 2u);
-            v += exp(partials[at + ${D}u] - top) * partials[at + d];
+        // Four splits' numbers are on their way together.
+        for (var s = 0u; s < p.splits; s += 4u) {
+#for i in 0..4
+            let at${i} = base + min(s + ${i}u, p.splits - 1u) * (${D}u + 2u);
+            let v${i} = partials[at${i} + d];
+            let top${i} = partials[at${i} + ${D}u];
+            let sum${i} = partials[at${i} + ${D}u + 1u];
+#endfor
+            let next = max(max(top, top0), max(top1, max(top2, top3)));
+            let keep = exp(top - next);
+            sum *= keep;
+            v *= keep;
+#for i in 0..4
+            let weight${i} = select(0.0, exp(top${i} - next), s + ${i}u < p.splits);
+            sum = fma(weight${i}, sum${i}, sum);
+            v = fma(weight${i}, v${i}, v);
+#endfor
+            top = next;
         }
-        out[group * ${D}u + d] = v * inverse;
-    }
+        out[group * ${D}u + d] = select(0.0, v / sum, sum > 0.0);
 #if LSE
-    if ids.lid == 0u {
-        lse[group] = top + log(sum);
-    }
+        if d == 0u {
+            lse[group] = top + log(sum);
+        }
 #endif
+    }
 }

@@ -467,6 +467,9 @@ fn paged_attention_and_the_cache() {
         (geometry(3, 1, 64, Some(9), None), DType::F16, false, 3),
         (geometry(2, 1, 6, None, None), DType::F32, false, 20),
         (geometry(2, 2, 128, None, Some(3.0)), DType::F16, true, 20),
+        (geometry(4, 2, 128, None, None), DType::F16, true, 1),
+        (geometry(6, 2, 64, Some(70), Some(3.0)), DType::F32, true, 8),
+        (geometry(8, 1, 256, None, None), DType::F16, false, 2),
     ] {
         // 576 positions: enough for attention to split the keys of few rows.
         let (page, pages, sequences) = (8usize, 72usize, 2usize);
@@ -518,7 +521,7 @@ fn paged_attention_and_the_cache() {
             .unwrap();
             Arc::new(b.finish())
         };
-        let mut given = counts(rows as u32 - 1, 0, 2);
+        let mut given = counts((rows as u32 - 1).max(1), 0, 2);
         let pages_of: Vec<u32> =
             (0..(sequences * pages) as u32).map(|i| (i * 5) % (sequences * pages) as u32).collect();
         let place: Vec<(u32, u32)> = {
@@ -985,13 +988,10 @@ fn products_of_every_shape_on_cuda() {
     }
 }
 
-/// Runs of ops that `src/backend/cuda/fuse.rs` does together, against the ops one by one on the CPU.
+/// A norm that only its products read, and what follows them: what GPUs do together, against the ops one by one on the CPU.
 #[test]
-fn fused_runs_on_cuda() {
-    if nvidia().is_empty() {
-        return;
-    }
-    for (rows, live) in [(1, 1), (2, 2), (5, 4), (16, 13), (40, 33), (128, 128), (200, 190)] {
+fn norms_and_their_products() {
+    for (rows, live) in [(1, 1), (2, 2), (5, 4), (16, 13), (40, 33)] {
         for (dtype, k) in [(DType::BF16, 576), (DType::Q4_K, 512), (DType::Q4_1, 576)] {
             // A norm that only its products read; query, key and value; gate, up and the activation between them.
             let mut b = Builder::new("norm");
@@ -1006,6 +1006,14 @@ fn fused_runs_on_cuda() {
                 let out = b.output(name, rows, n, Live::Tokens);
                 b.push(Op::MatMul { x: seen, weight, bias, residual: None, out }).unwrap();
             }
+            // The head's product over the gathered row, as the last of a program.
+            let picked = b.temp("picked", 1, k, Live::Gathered);
+            let row = b.input("row", DType::U32, 1, 1);
+            let last = temp(&mut b, "last", k);
+            b.push(Op::RmsNorm { x, weight: norm, eps: 1e-5, out: last }).unwrap();
+            b.push(Op::GatherRows { x: last, rows: row, out: picked }).unwrap();
+            let (head, logits) = (b.weight("whead", dtype, 100, k), b.output("logits", 1, 100, Live::Gathered));
+            b.push(Op::MatMul { x: picked, weight: head, bias: None, residual: None, out: logits }).unwrap();
             let again = temp(&mut b, "again", k);
             b.push(Op::RmsNorm { x, weight: norm, eps: 1e-5, out: again }).unwrap();
             let (gate, up) = (temp(&mut b, "gate", 264), temp(&mut b, "up", 264));
@@ -1015,8 +1023,20 @@ fn fused_runs_on_cuda() {
             }
             let out = b.output("glu", rows, 264, Live::Tokens);
             b.push(Op::Glu { gate, up, activation: Activation::Silu, out }).unwrap();
-            check_cuda(&format!("norm and products {dtype} {rows}"), &b.finish(), &counts(live, 0, 1), 2e-5);
+            let mut given = counts(live, 1, 1);
+            given.insert("row", vec![live - 1]);
+            check(&format!("norm and products {dtype} {rows}"), b.finish(), &given, 2e-5);
         }
+    }
+}
+
+/// Runs of products with adapters, and of gradients, that `src/backend/cuda/fuse.rs` does together.
+#[test]
+fn fused_runs_on_cuda() {
+    if nvidia().is_empty() {
+        return;
+    }
+    for (rows, live) in [(1, 1), (2, 2), (5, 4), (16, 13), (40, 33), (128, 128), (200, 190)] {
         // Products with adapters and all their gradients, as a layer's query, key and value; v behind a dropout.
         for (dtype, k) in [(DType::BF16, 576), (DType::Q4_K, 512), (DType::Q4_1, 576)] {
             let rank = 16;

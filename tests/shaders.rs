@@ -81,6 +81,14 @@ fn head_tiles(sums: i64) -> Vec<Set> {
         .collect()
 }
 
+/// Constants of attention_decode.wgsl.
+fn decode(d: i64, per: i64) -> Set {
+    let phases = 512 / d;
+    let loads = [("K_LOADS", d / 16), ("V_LOADS", 64 / phases)];
+    let rest = [("WG", 256), ("D", d), ("PER", per), ("KEYS", 64), ("PAIRS", d / 2), ("VQ", phases)];
+    loads.into_iter().chain(rest).collect()
+}
+
 fn variants() -> Vec<(&'static str, Set)> {
     let group = || vec![vec![("WG", 64)]];
     let norms = || vec![vec![], vec![("Q_NORM", 1), ("K_NORM", 1), ("NORMS", 1)], vec![("K_NORM", 1), ("NORMS", 1)]];
@@ -169,6 +177,14 @@ fn variants() -> Vec<(&'static str, Set)> {
             vec![head_tiles(1), vec![vec![], vec![("PAGED", 1)], vec![("PAGED", 1), ("KV_F16", 1)]], flag("LSE")],
         ),
         ("attention_combine", vec![heads(), flag("LSE")]),
+        (
+            "attention_decode",
+            vec![
+                vec![decode(64, 3), decode(128, 2), decode(256, 8)],
+                vec![vec![], vec![("KV_F16", 1)]],
+                vec![vec![("SPLIT", 1)], vec![("LSE", 1)]],
+            ],
+        ),
         ("attention_delta", vec![heads()]),
         ("attention_dq", vec![heads()]),
         ("attention_dkv", vec![heads()]),
@@ -219,7 +235,18 @@ fn every_variant_is_valid_and_becomes_spirv() {
 
 #[test]
 fn every_file_is_used() {
-    let parts = ["common", "live", "reduce", "decode", "tile", "activation", "attention_mask", "attention_tile", "unit", "values"];
+    let parts = [
+        "common",
+        "live",
+        "reduce",
+        "decode",
+        "tile",
+        "activation",
+        "attention_mask",
+        "attention_tile",
+        "unit",
+        "values",
+    ];
     let shaders: std::collections::BTreeSet<_> = variants().into_iter().map(|(shader, _)| shader).collect();
     for name in FILES {
         let stem = name.trim_end_matches(".wgsl");

@@ -1,6 +1,7 @@
 //! A program recorded for one device: bind groups and pipelines made once, replayed by every run.
 
 use super::context::{Context, Pipeline};
+use super::fuse::{groups, runs};
 use super::places::Places;
 use super::profile::profile;
 use super::record::{Bind, PARAMS, Recorder};
@@ -60,8 +61,9 @@ const MAX_COPIED: u64 = 64 << 10;
 impl WgpuExecutable {
     /// Plans, allocates, records.
     pub fn new(context: Arc<Context>, program: Arc<Program>, bindings: &Bindings) -> Result<Self> {
-        let places = Places::new(&context, &program, bindings)?;
-        let recorder = Recorder::record(context.caps, &program, &places)?;
+        let runs = runs(context.caps, &program, bindings);
+        let places = Places::new(&context, &program, bindings, &groups(&runs))?;
+        let recorder = Recorder::record(context.caps, &program, &places, &runs)?;
         let scratch = context.storage(&format!("{} scratch", program.name), recorder.scratch)?;
         let params = parameters(&context, &recorder)?;
         let mut steps = Vec::with_capacity(recorder.dispatches.len());

@@ -123,9 +123,12 @@ impl Recorder<'_> {
         };
         // Few rows: several workgroups share the keys of one, so that a GPU is busy (flash decoding,
         // https://pytorch.org/blog/flash-decoding/); with many rows there is enough to do.
-        let splits = match layout {
-            KvLayout::Paged { .. } if rows <= FEW_ROWS && !self.caps.software => (longest / 256).clamp(1, 32),
-            _ => 1,
+        let paged = matches!(layout, KvLayout::Paged { .. });
+        let decode = (paged && rows <= FEW_ROWS).then(|| self.decode_constants(g)).flatten();
+        let splits = match decode {
+            Some(_) => (longest / DECODE_KEYS).clamp(1, (1024 / (rows * g.kv_heads)).clamp(1, 32)),
+            None if paged && rows <= FEW_ROWS && !self.caps.software => (longest / 256).clamp(1, 32),
+            None => 1,
         };
         let mut params = self.head(out, g.heads);
         params.extend([g.kv_heads as u32, kv_rows as u32]);
@@ -176,7 +179,18 @@ impl Recorder<'_> {
                 work,
             );
         }
-        self.dispatch("attention", set, bindings, &params, (rows * g.heads * splits) as u64, work)?;
+        let groups = (rows * g.heads * splits) as u64;
+        match decode {
+            Some(mut constants) => {
+                set.retain(|name, _| ["KV_F16", "SPLIT", "LSE"].contains(name));
+                constants.extend(set);
+                let lanes = if self.half(k)? { 8 } else { 4 };
+                constants.insert("K_LOADS", (g.head_dim / 4 / lanes) as i64);
+                let groups = (rows * g.kv_heads * splits) as u64;
+                self.dispatch("attention_decode", constants, bindings, &params, groups, work)?;
+            }
+            None => self.dispatch("attention", set, bindings, &params, groups, work)?,
+        }
         if splits == 1 {
             return Ok(());
         }
@@ -213,6 +227,27 @@ impl Recorder<'_> {
     fn decodes(&self, rows: usize) -> bool {
         let gathered = self.program.tensors.iter().filter(|t| t.live == Live::Gathered).map(|t| t.rows).max();
         gathered.is_some_and(|gathered| gathered * 4 > rows)
+    }
+
+    /// Constants of `attention_decode.wgsl`, where it takes heads like these.
+    fn decode_constants(&self, g: &Geometry) -> Option<Defines> {
+        let (d, per, group) = (g.head_dim, g.heads / g.kv_heads, 256);
+        let shared = 4 * (per * (d + DECODE_KEYS * 5 + 2 * group) + DECODE_KEYS);
+        let fits = matches!(d, 64 | 128 | 256) && self.caps.max_group as usize >= group;
+        if self.caps.software || !fits || per > 8 || shared > self.caps.max_shared as usize {
+            return None;
+        }
+        let phases = group / (d / 2);
+        let set = [
+            ("WG", group),
+            ("D", d),
+            ("PER", per),
+            ("KEYS", DECODE_KEYS),
+            ("PAIRS", d / 2),
+            ("VQ", phases),
+            ("V_LOADS", DECODE_KEYS / phases),
+        ];
+        Some(set.into_iter().map(|(name, value)| (name, value as i64)).collect())
     }
 
     /// Constants of the shaders that go through keys or queries in chunks of a workgroup.
@@ -267,6 +302,9 @@ fn tiles(g: &Geometry, sums: i64) -> Defines {
     ];
     set.into_iter().map(|(name, value)| (name, value as i64)).chain([("SUMS", sums)]).collect()
 }
+
+/// Keys that a workgroup of `attention_decode.wgsl` takes at a time: four invocations for each.
+const DECODE_KEYS: usize = 64;
 
 /// Window, scale and soft-cap as parameters.
 fn masking(g: &Geometry) -> [u32; 3] {

@@ -1,7 +1,7 @@
 //! Launches the products: matmul and its backward, LoRA, the head with its loss. Picks the shader by the rows of
 //! the step and the kind of adapter.
 
-use super::launch_vec::{VEC_ROWS, VecPart, VecProduct};
+use super::launch_vec::{VEC_ROWS, VecPart, VecProduct, vec_fits};
 use super::library::weight_flags;
 use super::places::WeightView;
 use super::record::{Bind, Recorder, defines};
@@ -106,7 +106,7 @@ impl Recorder<'_> {
         let ldo = self.shape(out).1;
         for part in self.weight(weight)? {
             let n = part.rows;
-            if product.scales.is_none() && self.vec_fits(rows, k, part.dtype) {
+            if product.scales.is_none() && vec_fits(self.caps, rows, k, part.dtype) {
                 let parts = [VecPart { weight: part, bias: product.bias, out }];
                 let head = [product.head[0], product.head[1], product.head[2], k as u32];
                 let (x_row0, residual) = (product.x_row0, product.residual);

@@ -4,7 +4,7 @@ use super::library::weight_flags;
 use super::record::{Bind, Recorder, defines};
 use crate::error::{Error, Result};
 use crate::model::config::Activation;
-use crate::program::Op;
+use crate::program::{Op, TensorId};
 
 impl Recorder<'_> {
     pub(super) fn row_ops(&mut self, op: &Op) -> Result<()> {
@@ -49,11 +49,7 @@ impl Recorder<'_> {
                 let set = defines(&[("ACCUMULATE", (*accumulate).into())]);
                 self.elementwise("dropout", set, self.binds(&[counts, *x, *out])?, &params, rows * k)
             }
-            Op::Glu { gate, up, activation, out } => {
-                let (rows, k) = self.shape(*out);
-                let set = defines(&[("ACT", activation_code(*activation))]);
-                self.elementwise("glu", set, self.binds(&[counts, *gate, *up, *out])?, &self.head(*out, k), rows * k)
-            }
+            Op::Glu { gate, up, activation, out } => self.glu(*gate, *up, *activation, *out),
             Op::GluBackward { gate, up, activation, dout, dgate, dup } => {
                 let (rows, k) = self.shape(*gate);
                 let set = defines(&[("ACT", activation_code(*activation))]);
@@ -99,6 +95,14 @@ impl Recorder<'_> {
             }
             other => Err(Error::unsupported(format!("the wgpu backend has no '{}'", other.name()))),
         }
+    }
+
+    /// `out = activation(gate) · up`.
+    pub(super) fn glu(&mut self, gate: TensorId, up: TensorId, activation: Activation, out: TensorId) -> Result<()> {
+        let (rows, k) = self.shape(out);
+        let set = defines(&[("ACT", activation_code(activation))]);
+        let bindings = self.binds(&[self.program.counts, gate, up, out])?;
+        self.elementwise("glu", set, bindings, &self.head(out, k), rows * k)
     }
 }
 

@@ -58,24 +58,6 @@ struct Shape {
 }
 
 impl Recorder<'_> {
-    /// Whether these products may be launched together: bindings, parts, types.
-    pub fn vec_together(&self, weights: &[TensorId], biases: usize) -> Result<bool> {
-        let bindings = 2 * weights.len() + biases + 4;
-        let mut dtype = None;
-        for weight in weights {
-            let parts = self.weight(*weight)?;
-            if parts.len() != 1 || parts[0].dtype != *dtype.get_or_insert(parts[0].dtype) {
-                return Ok(false);
-            }
-        }
-        Ok(weights.len() <= VEC_PARTS && bindings <= self.caps.max_bindings as usize)
-    }
-
-    /// Whether a product of `rows` rows of `k` elements can be launched here.
-    pub fn vec_fits(&self, rows: usize, k: usize, dtype: DType) -> bool {
-        !self.caps.software && rows <= VEC_ROWS && shape(self.caps, rows, k, 1, dtype, 1).is_some()
-    }
-
     /// Up to [`VEC_PARTS`] products that share x, in one launch.
     pub fn matmul_vec(&mut self, product: &VecProduct) -> Result<()> {
         let VecProduct { x, rows, parts, .. } = *product;
@@ -131,6 +113,11 @@ impl Recorder<'_> {
         self.label_last(format!("{with}{dtype} {}x{k}", n));
         Ok(())
     }
+}
+
+/// Whether a product of `rows` rows of `k` elements can be launched here.
+pub fn vec_fits(caps: Caps, rows: usize, k: usize, dtype: DType) -> bool {
+    !caps.software && rows <= VEC_ROWS && shape(caps, rows, k, 1, dtype, 1).is_some()
 }
 
 impl Shape {

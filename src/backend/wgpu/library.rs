@@ -90,6 +90,7 @@ files!(
     "attention_rows.wgsl",
     "attention_prefill.wgsl",
     "attention_combine.wgsl",
+    "attention_decode.wgsl",
     "attention_delta.wgsl",
     "attention_dq.wgsl",
     "attention_dkv.wgsl",

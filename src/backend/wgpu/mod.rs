@@ -7,6 +7,7 @@
 
 mod context;
 mod executable;
+mod fuse;
 mod launch_attention;
 mod launch_flat;
 mod launch_matmul;

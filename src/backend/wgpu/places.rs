@@ -4,7 +4,7 @@ use super::context::Context;
 use super::storage::Storage;
 use crate::backend::{Bindings, Buffer, only_f32_activations};
 use crate::error::{Error, Result};
-use crate::program::{MemoryPlan, Place, Program, TensorDecl, TensorId, plan};
+use crate::program::{MemoryPlan, Place, Program, TensorDecl, TensorId, plan_groups};
 use crate::tensor::DType;
 use std::collections::HashMap;
 
@@ -43,13 +43,13 @@ pub struct Places {
 }
 
 impl Places {
-    /// Allocates arenas, inputs and outputs; finds weights and State buffers in `bindings`.
-    pub fn new(context: &Context, program: &Program, bindings: &Bindings) -> Result<Self> {
+    /// Allocates arenas, inputs and outputs (`groups` as in [`plan_groups`]); finds weights and State buffers in `bindings`.
+    pub fn new(context: &Context, program: &Program, bindings: &Bindings, groups: &[usize]) -> Result<Self> {
         only_f32_activations("wgpu", program)?;
         let align = context.caps.align.max(256);
         // Ranges are bound, not arenas, so an arena may be larger than a binding.
         let max_arena = usize::try_from(context.caps.max_buffer).unwrap_or(usize::MAX);
-        let plan = plan(program, align as usize, max_arena)?;
+        let plan = plan_groups(program, groups, align as usize, max_arena)?;
         let arena =
             |(i, bytes): (usize, &usize)| context.storage(&format!("{} arena {i}", program.name), *bytes as u64);
         let arenas = plan.arenas.iter().enumerate().map(arena).collect::<Result<Vec<_>>>()?;

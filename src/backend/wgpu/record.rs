@@ -1,6 +1,7 @@
 //! From ops to dispatches. A recorder is used once, when a program is compiled.
 
 use super::context::Caps;
+use super::fuse::{Kind, Run};
 use super::library::Variant;
 use super::places::{Places, View, WeightView};
 use super::template::Defines;
@@ -46,11 +47,14 @@ pub fn defines(list: &[(&'static str, i64)]) -> Defines {
 }
 
 impl<'a> Recorder<'a> {
-    /// Records every op of `program`.
-    pub fn record(caps: Caps, program: &'a Program, places: &'a Places) -> Result<Self> {
+    /// Records every op of `program`, which `runs` cuts.
+    pub fn record(caps: Caps, program: &'a Program, places: &'a Places, runs: &[Run]) -> Result<Self> {
         let mut recorder = Self { caps, program, places, dispatches: Vec::new(), scratch: 0 };
-        for node in &program.nodes {
-            recorder.node(node)?;
+        for run in runs {
+            match &run.kind {
+                Kind::Single => recorder.node(&program.nodes[run.at])?,
+                Kind::NormProducts(products) => recorder.norm_and_products(products)?,
+            }
         }
         Ok(recorder)
     }
