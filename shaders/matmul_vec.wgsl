@@ -3,7 +3,7 @@
 // rows of two weights and writes act(gate) · up (ACT as in activation.wgsl). NORM: x is x / sqrt(mean(x²) + eps) · norm; the
 // factor of the row is applied to the sums.
 // With SUBGROUPS a subgroup of LANES owns R rows of w, SETS subgroups make a workgroup; without, the workgroup does. Lanes
-// stride over the row's units (unit.wgsl), U at a time, the loads of the next step ahead of this one's sums. x lies in workgroup
+// stride over the row's units (decode_load.wgsl), U at a time, the loads of the next step ahead of this one's sums. x lies in workgroup
 // memory, UNITS units at a time, in the order in which lanes read it.
 // k a multiple of 32 unless K_ANY. Launched by launch_vec.rs.
 
@@ -46,13 +46,13 @@ struct Params {
 #include "common.wgsl"
 #include "live.wgsl"
 #include "reduce.wgsl"
-#include "values.wgsl"
+#include "decode_value.wgsl"
 #for s in 0..PARTS
-#include "unit.wgsl"
+#include "decode_load.wgsl"
 #endfor
 #if WEIGHTS == 2
 #for s in 1..2
-#include "unit.wgsl"
+#include "decode_load.wgsl"
 #endfor
 #include "activation.wgsl"
 #endif

@@ -244,8 +244,8 @@ fn every_file_is_used() {
         "activation",
         "attention_mask",
         "attention_tile",
-        "unit",
-        "values",
+        "decode_load",
+        "decode_value",
     ];
     let shaders: std::collections::BTreeSet<_> = variants().into_iter().map(|(shader, _)| shader).collect();
     for name in FILES {

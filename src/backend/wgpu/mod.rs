@@ -1,9 +1,10 @@
 //! Vulkan, Metal and DX12 through wgpu.
 //!
-//! [`compile`](Device::compile) walks a program once: `record.rs` and the `launch_*` files turn each op into
-//! dispatches (shader variant, bindings, parameters, grid), `executable.rs` makes pipelines and bind groups and
-//! replays them in one pass and one submission. Weights stay in their quantised type (`planes.rs`) and are
-//! decoded in the shaders. On a software adapter other variants are picked, where barriers are dear.
+//! [`compile`](Device::compile) walks a program once: `fuse.rs` finds runs of ops that one dispatch does together, `record.rs` and
+//! the `launch_*` files turn them into dispatches (shader variant, bindings, parameters, grid), `executable.rs` makes pipelines
+//! and bind groups and replays them in one pass and one submission, encoding the next run's commands while the device is busy.
+//! Weights stay in their quantised type (`planes.rs`) and are decoded in the shaders. On a software adapter other variants are
+//! picked, where barriers are dear.
 
 mod context;
 mod executable;

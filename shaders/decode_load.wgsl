@@ -1,6 +1,6 @@
 // Loads of weight ${s} of matmul_vec.wgsl: what one lane reads of a row at a time. A unit is 8 elements of a plain type, or a
 // group of 32 of a quantised one (planes of src/backend/planes.rs). Loads keep the file's bits: decoding waits until the
-// value is used, so that several loads are on their way. Included once for each weight; `values.wgsl` decodes.
+// value is used, so that several loads are on their way. Included once for each weight; `decode_value.wgsl` decodes.
 // K_ANY: k is no multiple of 32 (plain types only): elements are loaded one by one and guarded.
 
 fn word${s}(i: u32) -> u32 {

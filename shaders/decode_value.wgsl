@@ -1,4 +1,4 @@
-// Decodes what unit.wgsl loads, four elements at a time, in as few integer operations as there are: an integer of few bits
+// Decodes what decode_load.wgsl loads, four elements at a time, in as few integer operations as there are: an integer of few bits
 // becomes a float where it stands, by putting it under the exponent of 2²³ (whose ulp is 1) and subtracting 2²³ and the
 // type's own offset, both exactly. It then is too large by the power of two of its place in the word, which the x values
 // have been divided by (`x_scale`). What is left of ggml's formulas is one multiplier a group, and a minimum where the type
