@@ -11,7 +11,7 @@
 
 mod serve_support;
 
-use runtime::serve::ServeOptions;
+use runtime::serve::{Limits, ServeOptions};
 use serde_json::{Value, json};
 use serve_support::{MODEL, Server, answer, events, tiny_engine, tiny_options};
 use std::io::{BufRead, BufReader};
@@ -80,9 +80,13 @@ fn malformed_requests_are_refused_by_name() {
         json!({"logprobs": 3}),
         json!({"stop_token_ids": [-1]}),
         json!({"tools": {"type": "function"}}),
+        json!({"best_of": 0}),
         json!({"tool_choice": "required"}),
         json!({"response_format": {"type": "json_schema", "json_schema": {}}}),
-        json!({"guided_json": {}}),
+        json!({"guided_json": 7}),
+        json!({"guided_json": "{"}),
+        json!({"guided_choice": []}),
+        json!({"structured_outputs": {"regex": "a", "json": {}}}),
         json!({"modalities": ["text", "audio"]}),
         json!({"chat_template_kwargs": []}),
         json!({"an_unknown_field": 1}),
@@ -118,7 +122,8 @@ fn absent_and_null_fields_are_the_same() {
 
 #[test]
 fn routes_methods_types_and_sizes() {
-    let options = ServeOptions { max_body_bytes: 10_000, ..tiny_options() };
+    let limits = Limits { body_bytes: 10_000, ..Limits::default() };
+    let options = ServeOptions { limits, ..tiny_options() };
     let server = Server::start(tiny_engine(4), options);
     assert_eq!(server.get("/health"), (200, String::new()));
     for (method, path, status) in [
@@ -142,11 +147,148 @@ fn routes_methods_types_and_sizes() {
 }
 
 #[test]
+fn tokens_and_text() {
+    let server = Server::tiny(tiny_engine(1));
+    let post = |path: &str, body: Value| {
+        let (status, text) = server.post(path, &body.to_string());
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str::<Value>(&text).unwrap()
+    };
+    let text = post("/tokenize", json!({"model": MODEL, "prompt": "Hello <|im_end|>"}));
+    assert_eq!((&text["max_model_len"], &text["token_strs"]), (&json!(512), &Value::Null));
+    let ids = text["tokens"].as_array().unwrap();
+    assert_eq!(text["count"], ids.len());
+    assert_eq!(post("/detokenize", json!({"tokens": ids})), json!({"prompt": "Hello <|im_end|>"}));
+    let spelled = post("/tokenize", json!({"prompt": "Hello <|im_end|>", "return_token_strs": true}));
+    assert_eq!(spelled["token_strs"].as_array().unwrap().last().unwrap(), "<|im_end|>");
+    // What chat makes of messages, to the token.
+    let messages = json!([{"role": "user", "content": "hello"}]);
+    let prompt = post("/tokenize", json!({"messages": messages}));
+    let answer = post(CHAT, serde_json::from_str(&chat(json!({}))).unwrap());
+    assert_eq!(prompt["count"], answer["usage"]["prompt_tokens"]);
+    let bare = post("/tokenize", json!({"messages": messages, "add_generation_prompt": false}));
+    assert!(bare["count"].as_u64() < prompt["count"].as_u64());
+    let tool = json!({"type": "function", "function": {"name": "f"}});
+    assert!(
+        post("/tokenize", json!({"messages": messages, "tools": [tool]}))["count"].as_u64() > prompt["count"].as_u64()
+    );
+    for (path, field, body) in [
+        ("/tokenize", "prompt", json!({})),
+        ("/tokenize", "model", json!({"model": "nobody", "prompt": "x"})),
+        ("/tokenize", "messages", json!({"messages": 7})),
+        ("/detokenize", "tokens", json!({"tokens": [99999]})),
+        ("/detokenize", "token", json!({"tokens": [1], "token": 1})),
+    ] {
+        let (_, message, param, _) = server.refused(path, &body.to_string());
+        assert_eq!(param, field, "{message}");
+    }
+}
+
+#[test]
+fn adapters_come_and_go_at_run_time() {
+    let server = Server::tiny(tiny_engine(2));
+    let folder = serve_support::root().join("tests/golden/sft/tiny_chat/final_all");
+    let load = |body: Value| server.post("/v1/load_lora_adapter", &body.to_string());
+    let unload = |name: &str| server.post("/v1/unload_lora_adapter", &json!({"lora_name": name}).to_string());
+    let body = json!({"lora_name": "second", "lora_path": folder});
+    assert_eq!(load(body.clone()), (200, "Success: LoRA adapter 'second' added successfully.".into()));
+    assert!(server.get("/v1/models").1.contains("\"second\""));
+    assert_eq!(server.post(CHAT, &chat(json!({"model": "second"}))).0, 200);
+    let refused = |body: Value| server.refused("/v1/load_lora_adapter", &body.to_string());
+    let (status, message, ..) = refused(body);
+    assert!(status == 400 && message.contains("already been loaded"), "{message}");
+    assert_eq!(load(json!({"lora_name": "second", "lora_path": folder, "load_inplace": true})).0, 200);
+    assert_eq!(refused(json!({"lora_name": "third", "lora_path": "no/where"})).0, 404);
+    assert_eq!(refused(json!({"lora_name": MODEL, "lora_path": folder})).0, 400);
+    assert_eq!(refused(json!({"lora_name": "third"})).2, "lora_path");
+    assert_eq!(unload("second"), (200, "Success: LoRA adapter 'second' removed successfully.".into()));
+    assert_eq!(server.refused(CHAT, &chat(json!({"model": "second"}))).0, 404);
+    assert_eq!(server.refused("/v1/unload_lora_adapter", "{\"lora_name\": \"second\"}").0, 404);
+    assert_eq!(server.refused("/v1/unload_lora_adapter", "{}").0, 400);
+}
+
+/// The value of the first series that begins so.
+fn series(text: &str, name: &str) -> f64 {
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in\n{text}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn metrics_have_the_names_of_vllm() {
+    let server = Server::tiny(tiny_engine(2));
+    assert_eq!(server.post(CHAT, &chat(json!({"n": 2}))).0, 200);
+    abandon(&server, true);
+    // The engine notices at its next step.
+    std::thread::sleep(Duration::from_millis(300));
+    let (status, text) = server.get("/metrics");
+    assert_eq!(status, 200);
+    let label = "engine=\"0\",model_name=\"tiny\"";
+    let reason = |reason: &str| format!("vllm:request_success_total{{finished_reason=\"{reason}\"");
+    assert_eq!(series(&text, &reason("length")), 2.0);
+    assert_eq!(series(&text, &reason("abort")), 1.0);
+    for name in [
+        "time_to_first_token_seconds",
+        "inter_token_latency_seconds",
+        "time_per_output_token_seconds",
+        "e2e_request_latency_seconds",
+        "request_prefill_time_seconds",
+        "request_decode_time_seconds",
+        "request_prompt_tokens",
+        "request_generation_tokens",
+    ] {
+        assert!(series(&text, &format!("vllm:{name}_count{{{label}}}")) >= 2.0, "{name}");
+    }
+    assert_eq!(series(&text, &format!("vllm:request_generation_tokens_sum{{{label}}}")), 16.0);
+    for name in ["num_requests_running", "num_requests_waiting"] {
+        assert_eq!(series(&text, &format!("vllm:{name}{{{label}}}")), 0.0, "{name}");
+    }
+    assert!(text.contains("vllm:lora_requests_info{"), "{text}");
+    assert_eq!(server.get("/version"), (200, format!("{{\"version\":\"{}\"}}", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn slow_and_large_heads_are_cut_off() {
+    let limits = Limits {
+        head_time: Duration::from_millis(300),
+        head_bytes: 4096,
+        write_stall: Duration::from_millis(300),
+        connections: 2,
+        ..Limits::default()
+    };
+    let server = Server::start(tiny_engine(8), ServeOptions { limits, ..tiny_options() });
+    let large = format!("X-Large: {}\r\n", "x".repeat(5000));
+    assert_eq!(answer(server.send("GET", "/health", &large, "")).0, 431);
+    // Two that say nothing take both places; a third is served when they have lost them.
+    let time = Instant::now();
+    let mut silent = std::net::TcpStream::connect(server.address).unwrap();
+    let _other = std::net::TcpStream::connect(server.address).unwrap();
+    assert_eq!(server.get("/health").0, 200);
+    assert!(time.elapsed() > Duration::from_millis(200), "{:?}", time.elapsed());
+    assert_eq!(std::io::Read::read(&mut silent, &mut [0; 64]).unwrap(), 0);
+    // One that reads nothing loses its connection while its answer goes on.
+    let flood = chat(json!({"max_tokens": 480, "stream": true, "logprobs": true, "top_logprobs": 20, "n": 60}));
+    let slow = server.send("POST", CHAT, JSON, &flood);
+    slow.peek(&mut [0]).unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    while series(&server.get("/metrics").1, "vllm:num_requests_running") > 0.0 {
+        assert!(Instant::now() < end, "still running");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    let mut reader = BufReader::new(slow);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {}
+    assert!(!String::from_utf8_lossy(&line).contains("[DONE]"), "the answer was cut");
+}
+
+#[test]
 fn health_needs_no_key() {
     let server = Server::start(tiny_engine(1), ServeOptions { api_keys: vec!["k".into()], ..tiny_options() });
     assert_eq!(server.get("/health").0, 200);
     assert_eq!(server.get("/v1/models").0, 401);
     assert_eq!(server.get("/v1/nothing").0, 401);
+    assert_eq!(server.get("/metrics").0, 200);
+    assert_eq!(server.post("/tokenize", "{}").0, 401);
     assert_eq!(answer(server.send("GET", "/v1/models", "Authorization: Basic k\r\n", "")).0, 401);
     assert_eq!(answer(server.send("GET", "/v1/models", "authorization: bearer k\r\n", "")).0, 200);
 }

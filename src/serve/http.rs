@@ -1,11 +1,14 @@
-//! Routes, keys and limits, and what all handlers share.
+//! Routes and keys, and what all handlers share.
 
 use super::ServeOptions;
-use super::openai::{ApiError, Defaults, Fields, chat, completions, models};
+use super::metrics::Metrics;
+use super::openai::{ApiError, Defaults, chat, completions, models};
+use super::style::Style;
+use super::vllm::{adapters, status, tokens};
 use crate::engine::Engine;
+use crate::error::{Error, Result};
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -24,33 +27,61 @@ pub(super) struct App {
     pub defaults: Defaults,
     /// When serving began, in seconds since 1970.
     pub created: u64,
+    pub metrics: Arc<Metrics>,
+    /// How the model writes calls and reasoning.
+    pub style: Style,
     api_keys: Vec<String>,
 }
 
-pub(super) fn router(engine: Engine, options: ServeOptions) -> Router {
+pub(super) fn router(engine: Engine, options: ServeOptions) -> Result<Router> {
     let names = match options.served_model_names {
         names if names.is_empty() => vec![engine.model().name.clone()],
         names => names,
     };
     let defaults = Defaults::from_generation_config(&engine.model().checkpoint.generation);
-    let app = Arc::new(App { engine, names, defaults, created: unix_time(), api_keys: options.api_keys });
-    let v1 = Router::new()
-        .route("/models", get(models::list))
-        .route("/models/{*id}", get(models::retrieve))
-        .route("/chat/completions", post(chat::create))
-        .route("/completions", post(completions::create))
+    let label = names.first().map_or("", String::as_str);
+    let metrics = Metrics::new(&engine, label, options.max_adapters)
+        .map_err(|error| Error::internal(format!("metrics: {error}")))?;
+    let style = Style::of(engine.model(), options.tool_style, options.reasoning_style);
+    let app = App {
+        engine,
+        names,
+        defaults,
+        created: unix_time(),
+        metrics: Arc::new(metrics),
+        style,
+        api_keys: options.api_keys,
+    };
+    let app = Arc::new(app);
+    let guarded = Router::new()
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::retrieve))
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/load_lora_adapter", post(adapters::load))
+        .route("/v1/unload_lora_adapter", post(adapters::unload))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(app.clone(), authorize));
-    Router::new()
-        .nest("/v1", v1)
-        .route("/health", get(|| async { StatusCode::OK }))
-        .fallback(not_found)
+    let router = Router::new()
+        .route("/health", get(status::health))
+        .route("/ping", get(status::health).post(status::health))
+        .route("/version", get(status::version))
+        .route("/metrics", get(status::metrics))
+        .merge(guarded)
         .method_not_allowed_fallback(wrong_method)
-        .layer(DefaultBodyLimit::max(options.max_body_bytes))
-        .with_state(app)
+        .layer(DefaultBodyLimit::max(options.limits.body_bytes))
+        .with_state(app);
+    Ok(router)
 }
 
 impl App {
+    /// Whether the engine's thread works.
+    pub fn is_alive(&self) -> bool {
+        true
+    }
+
     /// Which adapter `model` names; `None` is the base model.
     pub fn adapter(&self, model: &str) -> Result<Option<String>, ApiError> {
         if self.names.iter().any(|name| name == model) {
@@ -78,11 +109,11 @@ pub(super) fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-/// An id that nobody else has, such as `chatcmpl-…`.
+/// An id that nobody else has, such as `chatcmpl-…` for the prefix `chatcmpl-`.
 pub(super) fn unique_id(prefix: &str) -> String {
     // Each `RandomState` has keys of its own, randomly seeded.
     let random = || RandomState::new().hash_one(());
-    format!("{prefix}-{:016x}{:016x}", random(), random())
+    format!("{prefix}{:016x}{:016x}", random(), random())
 }
 
 async fn not_found(request: Request) -> ApiError {
@@ -115,29 +146,4 @@ fn is_known(keys: &[String], given: &str) -> bool {
         differing == 0 && key.len() == given.len()
     };
     keys.iter().fold(false, |known, key| known | same(key))
-}
-
-/// A request body that is a JSON object, as [`Fields`].
-pub(super) struct JsonBody(pub Fields);
-
-impl<S: Send + Sync> FromRequest<S> for JsonBody {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        // Also keeps other sites' pages out: a browser sends this type across origins only after asking.
-        if !content_type.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with("application/json")) {
-            return Err(ApiError::invalid("Content-Type must be application/json")
-                .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
-        }
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(|rejection| ApiError::invalid(rejection.body_text()).with_status(rejection.status()))?;
-        let value: serde_json::Value = serde_json::from_slice(&bytes)
-            .map_err(|error| ApiError::invalid(format!("the body is not valid JSON: {error}")))?;
-        match value {
-            serde_json::Value::Object(fields) => Ok(Self(Fields::new(fields))),
-            _ => Err(ApiError::invalid("the body must be a JSON object")),
-        }
-    }
 }

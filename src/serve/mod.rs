@@ -4,17 +4,27 @@
 //! engine's thread to tokio with a bounded queue, so a client that reads slowly or leaves costs its own
 //! request and nothing else.
 
+mod answer;
+mod body;
+mod constraint;
 mod http;
+mod listen;
+mod metrics;
 mod openai;
 mod running;
 mod sse;
+mod style;
+mod tools;
+mod turn;
+mod vllm;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use axum::serve::ListenerExt;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::watch;
+
+pub use style::{ReasoningStyle, ToolStyle};
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -27,8 +37,14 @@ pub struct ServeOptions {
     pub served_model_names: Vec<String>,
     /// Keys that `/v1` asks for; empty: none.
     pub api_keys: Vec<String>,
-    /// Largest request body in bytes.
-    pub max_body_bytes: usize,
+    /// What clients may ask of connections and memory.
+    pub limits: Limits,
+    /// How the model writes tool calls.
+    pub tool_style: ToolStyle,
+    /// How the model writes reasoning.
+    pub reasoning_style: ReasoningStyle,
+    /// Adapters that can be loaded at once, for `/metrics`.
+    pub max_adapters: usize,
     /// How long a graceful stop waits for running answers.
     pub drain: Duration,
 }
@@ -40,9 +56,45 @@ impl Default for ServeOptions {
             port: 8000,
             served_model_names: Vec::new(),
             api_keys: Vec::new(),
-            // A context of a million tokens, written as JSON numbers or as text, fits.
-            max_body_bytes: 16 << 20,
+            limits: Limits::default(),
+            tool_style: ToolStyle::default(),
+            reasoning_style: ReasoningStyle::default(),
+            max_adapters: 0,
             drain: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What one client, or many slow ones, may take.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections at once; more wait to be accepted.
+    pub connections: usize,
+    /// Largest request body in bytes.
+    pub body_bytes: usize,
+    /// Largest head of a request in bytes.
+    pub head_bytes: usize,
+    /// Most header lines of a request.
+    pub headers: usize,
+    /// How long a connection may go without a whole head, also between requests.
+    pub head_time: Duration,
+    /// How long a client may leave an answer unread once its connection's buffers are full.
+    pub write_stall: Duration,
+    /// How long a request may take, queueing included; `None`: as long as it needs.
+    pub request_time: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            // A context of a million tokens, written as JSON numbers or as text, fits.
+            body_bytes: 16 << 20,
+            head_bytes: 32 << 10,
+            headers: 100,
+            head_time: Duration::from_secs(30),
+            write_stall: Duration::from_secs(60),
+            request_time: None,
         }
     }
 }
@@ -117,22 +169,19 @@ pub fn serve(
         let listening = format!("cannot listen on {}:{}", options.host, options.port);
         let listener = tokio::net::TcpListener::bind(address).await.map_err(|error| network(&listening, error))?;
         let local = listener.local_addr().map_err(|error| network(&listening, error))?;
-        // Tokens are small and wanted at once: Nagle's algorithm would hold them back.
-        let listener = listener.tap_io(|socket| drop(socket.set_nodelay(true)));
-        let drain = options.drain;
-        let router = http::router(engine, options);
+        let (drain, limits) = (options.drain, options.limits.clone());
+        let router = http::router(engine, options)?;
         on_ready(local);
-        let stopping = shutdown.clone();
-        let server = axum::serve(listener, router)
-            .with_graceful_shutdown(async move { stopping.reached(Phase::Draining).await });
+        let server = listen::listen(listener, router, &limits, shutdown.reached(Phase::Draining));
         let enough = async {
             shutdown.reached(Phase::Draining).await;
             let _ = tokio::time::timeout(drain, shutdown.reached(Phase::Stopped)).await;
         };
         tokio::select! {
-            result = server => result.map_err(|error| network("the listener failed", error)),
-            () = enough => Ok(()),
+            () = server => {}
+            () = enough => {}
         }
+        Ok(())
     });
     // Drops what still runs, which cancels its requests.
     runtime.shutdown_timeout(Duration::from_secs(1));

@@ -1,5 +1,6 @@
 //! The choices of one HTTP request while the engine works on them.
 
+use super::http::App;
 use super::openai::ApiError;
 use crate::engine::text::{TextEvent, TextOptions, TokenPiece, submit_text};
 use crate::engine::{Engine, FinishReason, Request, RequestId, TokenLogprobs, Usage};
@@ -37,7 +38,8 @@ pub(super) struct Finished {
 
 impl Running {
     /// Submits one request a choice.
-    pub fn start(engine: &Engine, requests: Vec<Request>, options: &TextOptions) -> Result<Self, ApiError> {
+    pub fn start(app: &App, requests: Vec<Request>, options: &TextOptions) -> Result<Self, ApiError> {
+        let engine = &app.engine;
         let (sender, events) = mpsc::channel(QUEUE);
         let overflowed = Arc::new(AtomicBool::new(false));
         // An early return drops it, which cancels the requests submitted so far.
@@ -45,12 +47,16 @@ impl Running {
         for (choice, request) in requests.into_iter().enumerate() {
             let (sender, overflowed) = (sender.clone(), running.overflowed.clone());
             // The engine's thread never waits for a client: a full queue ends the request.
-            let sink = move |event| match sender.try_send((choice, event)) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(error) => {
-                    let full = matches!(error, mpsc::error::TrySendError::Full(_));
-                    overflowed.fetch_or(full, Ordering::Relaxed);
-                    ControlFlow::Break(())
+            let mut watch = app.metrics.watch(request.adapter.clone());
+            let sink = move |event| {
+                watch.event(&event);
+                match sender.try_send((choice, event)) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(error) => {
+                        let full = matches!(error, mpsc::error::TrySendError::Full(_));
+                        overflowed.fetch_or(full, Ordering::Relaxed);
+                        ControlFlow::Break(())
+                    }
                 }
             };
             let id = submit_text(engine, request, options.clone(), Box::new(sink))?;

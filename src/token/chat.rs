@@ -42,7 +42,7 @@ pub struct ChatTemplate(Arc<Inner>);
 struct Inner {
     env: Environment<'static>,
     /// Another template for requests with tools, where the model has one.
-    has_tool_use: bool,
+    tool_use: Option<String>,
     special: Map<String, Value>,
     source: String,
     generation: bool,
@@ -66,8 +66,8 @@ impl ChatTemplate {
             generation |= found;
             env.add_template_owned(name, source).map_err(|error| template_error(&error))?;
         }
-        let has_tool_use = tool_use.is_some();
-        Ok(Self(Arc::new(Inner { env, has_tool_use, special, source: source.to_owned(), generation })))
+        let tool_use = tool_use.map(str::to_owned);
+        Ok(Self(Arc::new(Inner { env, tool_use, special, source: source.to_owned(), generation })))
     }
 
     /// The template of a Hugging Face folder: chat_template.jinja where it exists, else `chat_template`
@@ -121,6 +121,12 @@ impl ChatTemplate {
         &self.0.source
     }
 
+    /// The text that is used where a request has tools; the same one for most models.
+    #[must_use]
+    pub fn tool_source(&self) -> &str {
+        self.0.tool_use.as_deref().unwrap_or(&self.0.source)
+    }
+
     /// The variables that every rendering gets, such as `bos_token`.
     #[must_use]
     pub fn special(&self) -> &Map<String, Value> {
@@ -153,7 +159,7 @@ impl ChatTemplate {
         context.extend(options.kwargs.clone());
         context.insert("messages".into(), Value::Array(messages));
 
-        let name = if options.tools.is_some() && inner.has_tool_use { "tool_use" } else { "default" };
+        let name = if options.tools.is_some() && inner.tool_use.is_some() { "tool_use" } else { "default" };
         let text = inner
             .env
             .get_template(name)

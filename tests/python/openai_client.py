@@ -185,16 +185,55 @@ class Tests:
         self.refused(lambda: self.chat(messages=start, extra={**longer, "add_generation_prompt": True}))
         assert self.chat(extra={"chat_template_kwargs": {"add_generation_prompt": True}}).choices
 
-    def test_unsupported(self):
+    def test_tools(self):
+        """A random model calls nothing by itself; forced calls are in test_forced_calls."""
         tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-        self.refused(lambda: self.chat(tools=[tool]), param="tools", says="not supported yet")
-        assert self.chat(tools=[tool], tool_choice="none").choices[0].message.content
-        self.refused(lambda: self.chat(response_format={"type": "json_object"}), param="response_format")
+        plain = self.chat(temperature=0)
+        for choice in ("none", "auto"):
+            answer = self.chat(temperature=0, tools=[tool], tool_choice=choice)
+            assert answer.choices[0].message.content and answer.choices[0].message.tool_calls is None
+            assert answer.usage.prompt_tokens > plain.usage.prompt_tokens, "the model sees the tools"
+        chunks = list(self.chat(temperature=0, tools=[tool], stream=True))
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == answer.choices[0].message.content
+        call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+        history = CHAT + [
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "42"},
+        ]
+        assert self.chat(messages=history, tools=[tool]).usage.prompt_tokens > answer.usage.prompt_tokens
+        self.refused(lambda: self.chat(tools=[{"type": "web_search"}]), param="tools[0]")
+        self.refused(lambda: self.chat(tools=[tool], tool_choice="sometimes"), param="tool_choice")
+        other = {"type": "function", "function": {"name": "g"}}
+        self.refused(lambda: self.chat(tools=[tool], tool_choice=other), param="tool_choice", says="'g'")
+        self.refused(lambda: self.chat(tool_choice="required"), param="tool_choice")
+
+    def test_best_of(self):
+        answer = self.complete(seed=3, best_of=4, n=2, logprobs=0)
+        assert len(answer.choices) == 2 and answer.usage.completion_tokens == 48
+        mean = lambda choice: sum(choice.logprobs.token_logprobs) / 12
+        assert mean(answer.choices[0]) >= mean(answer.choices[1])
+        everything = self.complete(seed=3, n=4, logprobs=0).choices
+        best = sorted(everything, key=mean, reverse=True)[:2]
+        assert [choice.text for choice in answer.choices] == [choice.text for choice in best]
+        assert answer.choices[0].logprobs and self.complete(seed=3, best_of=4).choices[0].logprobs is None
+        self.refused(lambda: self.complete(best_of=1, n=2), param="best_of")
+        self.refused(lambda: self.complete(best_of=2, stream=True), param="best_of")
+
+    def test_usage_in_every_chunk(self):
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        usages = [chunk.usage for chunk in self.chat(stream=True, stream_options=options)]
+        counts = [usage.completion_tokens for usage in usages]
+        assert counts[0] == 0 and counts == sorted(counts) and counts[-1] == 12, counts
+        assert all(usage.total_tokens == usage.prompt_tokens + usage.completion_tokens for usage in usages)
+        text = [chunk.usage for chunk in self.complete(stream=True, stream_options=options)]
+        assert text[-1].completion_tokens == 12 and text[0].prompt_tokens > 0
+
+    def test_unsupported(self):
         assert self.chat(response_format={"type": "text"}).choices
+        self.refused(lambda: self.chat(response_format={"type": "xml"}), param="response_format")
         self.refused(lambda: self.chat(reasoning_effort="high"), param="reasoning_effort")
         self.refused(lambda: self.complete(suffix="end"), param="suffix")
         self.refused(lambda: self.complete(echo=True, logprobs=1), param="echo")
-        self.refused(lambda: self.complete(best_of=4), param="best_of")
         self.refused(lambda: self.chat(extra={"temprature": 1}), param="temprature", says="temprature")
         assert self.chat(user="me", metadata={"a": "b"}, store=False, service_tier="auto", safety_identifier="x").choices
 

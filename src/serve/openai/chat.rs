@@ -2,15 +2,17 @@
 
 use super::chat_reply::ChatReply;
 use super::params::{MAX_LOGPROBS, Params};
-use super::{ApiError, Fields, messages};
-use crate::serve::http::{App, JsonBody};
+use super::{ApiError, Fields};
+use crate::serve::body::JsonBody;
+use crate::serve::http::App;
 use crate::serve::running::Running;
 use crate::serve::sse;
-use crate::token::RenderOptions;
+use crate::serve::tools::Tools;
+use crate::serve::turn::{Conversation, Started, Turn};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// The handler.
@@ -23,35 +25,46 @@ pub async fn create(State(app): State<Arc<App>>, JsonBody(fields): JsonBody) -> 
 }
 
 fn submit(app: &App, mut fields: Fields) -> Result<(Running, ChatReply, bool), ApiError> {
-    let model = app.engine.model();
-    let tokenizer = model.tokenizer()?;
     let name: String = fields.require("model")?;
     let adapter = app.adapter(&name)?;
-    let mut params = Params::take(&mut fields, &app.defaults, model.config().vocab)?;
+    let mut params = Params::take(&mut fields, &app.defaults, app.engine.model().config().vocab)?;
     // The newer name; both may be sent, by clients that talk to old servers too.
     if let Some(max) = fields.take("max_completion_tokens")? {
         params.max_tokens = Some(max);
     }
     params.request.logprobs = logprobs(&mut fields)?;
     params.request.adapter = adapter;
-    let conversation = messages::for_template(fields.require("messages")?)?;
-    let options = render_options(&mut fields)?;
-    let add_special = fields.take("add_special_tokens")?.unwrap_or(false);
+    let conversation = conversation(app, &mut fields)?;
+    let tools = Tools::take(&mut fields)?;
+    let include_reasoning = fields.take("include_reasoning")?.unwrap_or(true);
     for (name, neutral) in not_yet() {
         fields.unsupported(name, &neutral)?;
     }
     fields.finish()?;
+    let turn = Turn { conversation, tools, params, prompt_field: "messages" };
+    let Started { running, form, prompt_tokens, tools, params } = turn.start(app)?;
+    let tokenizer = app.engine.model().tokenizer()?.clone();
+    let stream = params.stream;
+    let reply = ChatReply::new(name, params, form, tools.choice, tokenizer)
+        .with_prompt(prompt_tokens)
+        .with_reasoning(include_reasoning);
+    Ok((running, reply, stream))
+}
 
-    let template = model.chat.as_ref().ok_or_else(|| {
-        ApiError::field("messages", format!("the model '{name}' has no chat template; use /v1/completions"))
-    })?;
-    let text = template.render(&conversation, &options)?;
-    // The template writes BOS where the model wants it.
-    let prompt = tokenizer.encode(&text, add_special)?;
-    let requests = params.requests(prompt, app.engine.max_len(), None, "messages")?;
-    let running = Running::start(&app.engine, requests, &params.text)?;
-    let reply = ChatReply::new(name, &params, tokenizer.clone());
-    Ok((running, reply, params.stream))
+fn conversation(app: &App, fields: &mut Fields) -> Result<Conversation, ApiError> {
+    let mut conversation = Conversation::take(fields)?;
+    if let Some(effort) = fields.take::<String>("reasoning_effort")? {
+        app.style.effort("reasoning_effort", &effort, &mut conversation.options)?;
+    }
+    Ok(conversation)
+}
+
+/// The prompt that chat's fields make.
+pub fn prompt_only(app: &App, fields: &mut Fields) -> Result<Vec<u32>, ApiError> {
+    let conversation = conversation(app, fields)?;
+    let tools = Tools::take(fields)?;
+    fields.unsupported("chat_template", &[])?;
+    Ok(conversation.prompt(app, &tools)?.1)
 }
 
 /// Alternatives to report with each token; `None`: no log-probabilities.
@@ -66,37 +79,6 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     }
 }
 
-fn render_options(fields: &mut Fields) -> Result<RenderOptions, ApiError> {
-    let continue_final_message = fields.take("continue_final_message")?.unwrap_or(false);
-    let add_generation_prompt = fields.take("add_generation_prompt")?.unwrap_or(!continue_final_message);
-    if continue_final_message && add_generation_prompt {
-        let message = "`continue_final_message` and `add_generation_prompt` exclude each other";
-        return Err(ApiError::field("continue_final_message", message));
-    }
-    Ok(RenderOptions {
-        add_generation_prompt,
-        continue_final_message,
-        tools: tools(fields)?,
-        documents: fields.take("documents")?,
-        kwargs: fields.take::<Map<String, Value>>("chat_template_kwargs")?.unwrap_or_default(),
-    })
-}
-
-/// Calls are not recognised in answers yet, so tools may only be shown to the model, not called.
-fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
-    let tools = fields.take::<Vec<Value>>("tools")?.filter(|tools| !tools.is_empty());
-    let choice = fields.take::<Value>("tool_choice")?;
-    let may_call = match &choice {
-        None => tools.is_some(),
-        Some(choice) => choice != "none" && (choice != "auto" || tools.is_some()),
-    };
-    if may_call {
-        let message = "tool calls are not supported yet; with `tool_choice` \"none\" the model only sees the `tools`";
-        return Err(ApiError::field(if tools.is_some() { "tools" } else { "tool_choice" }, message));
-    }
-    Ok(tools.map(Value::Array))
-}
-
 /// Fields that would change the answer if they were supported, and the values that ask for nothing.
 fn not_yet() -> Vec<(&'static str, Vec<Value>)> {
     vec![
@@ -105,11 +87,8 @@ fn not_yet() -> Vec<(&'static str, Vec<Value>)> {
         ("echo", vec![json!(false)]),
         ("function_call", vec![json!("none")]),
         ("functions", vec![json!([])]),
-        ("include_reasoning", vec![json!(true)]),
         ("mm_processor_kwargs", vec![json!({})]),
         ("modalities", vec![json!(["text"])]),
-        ("parallel_tool_calls", vec![json!(true), json!(false)]),
-        ("reasoning_effort", vec![]),
         ("verbosity", vec![json!("medium")]),
         ("web_search_options", vec![]),
     ]

@@ -3,7 +3,8 @@
 use super::completions_reply::CompletionsReply;
 use super::params::{MAX_CHOICES, MAX_LOGPROBS, Params};
 use super::{ApiError, Fields};
-use crate::serve::http::{App, JsonBody};
+use crate::serve::body::JsonBody;
+use crate::serve::http::App;
 use crate::serve::running::Running;
 use crate::serve::sse;
 use axum::Json;
@@ -46,8 +47,9 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, CompletionsReply, b
     params.text.continues_prompt = true;
     let add_special = fields.take("add_special_tokens")?.unwrap_or(true);
     let prompts = prompts(app, fields.require("prompt")?, add_special)?;
-    if prompts.len() * params.n > MAX_CHOICES {
-        let message = format!("{} prompts with `n` {} are more than {MAX_CHOICES} answers", prompts.len(), params.n);
+    let (count, each) = (prompts.len(), params.best_of);
+    if count * each > MAX_CHOICES {
+        let message = format!("{count} prompts with {each} answers each are more than {MAX_CHOICES} answers");
         return Err(ApiError::field("prompt", message));
     }
     let echo = fields.take("echo")?.unwrap_or(false);
@@ -61,13 +63,15 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, CompletionsReply, b
         true => prompts.iter().map(|ids| tokenizer.decode(ids, true)).collect(),
         false => Vec::new(),
     };
+    let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
     let mut requests = Vec::new();
     for prompt in prompts {
         requests.extend(params.requests(prompt, app.engine.max_len(), Some(DEFAULT_MAX_TOKENS), "prompt")?);
     }
-    let running = Running::start(&app.engine, requests, &params.text)?;
-    let reply = CompletionsReply::new(name, &params, echoed, running.choices(), tokenizer.clone());
-    Ok((running, reply, params.stream))
+    let running = Running::start(app, requests, &params.text)?;
+    let stream = params.stream;
+    let reply = CompletionsReply::new(name, params, &lengths, &echoed, tokenizer.clone());
+    Ok((running, reply, stream))
 }
 
 fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {

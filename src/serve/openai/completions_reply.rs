@@ -19,15 +19,15 @@ const OBJECT: &str = "text_completion";
 /// Writes one reply.
 pub struct CompletionsReply {
     head: Head,
-    n: usize,
-    include_usage: bool,
-    logprobs: bool,
+    params: Params,
     tokenizer: Tokenizer,
     counts: Counts,
     /// What each choice's next piece of text begins with: its prompt, if that is echoed.
     echo: Vec<String>,
     /// Where the next token of each choice starts in its text.
     offsets: Vec<usize>,
+    /// Tokens so far of each choice.
+    counted: Vec<usize>,
 }
 
 #[derive(Serialize)]
@@ -41,26 +41,28 @@ struct Choice {
 }
 
 impl CompletionsReply {
-    /// `echoed`: the text of each prompt, if wanted; `choices`: `n` for each prompt, in the prompts' order.
-    pub fn new(model: String, params: &Params, echoed: Vec<String>, choices: usize, tokenizer: Tokenizer) -> Self {
+    /// `prompts`: tokens of each; `echoed`: the text of each, if wanted.
+    pub fn new(model: String, params: Params, prompts: &[usize], echoed: &[String], tokenizer: Tokenizer) -> Self {
+        let choices = prompts.len() * params.n;
         let echo = |choice: usize| echoed.get(choice / params.n).cloned().unwrap_or_default();
+        let mut counts = Counts::default();
+        prompts.iter().for_each(|tokens| counts.prompt(*tokens));
         Self {
-            head: Head::new("cmpl", model),
-            n: params.n,
-            include_usage: params.include_usage,
-            logprobs: params.request.logprobs.is_some(),
+            head: Head::new("cmpl-", model),
             tokenizer,
-            counts: Counts::default(),
+            counts,
             echo: (0..choices).map(echo).collect(),
             offsets: vec![0; choices],
+            counted: vec![0; choices],
+            params,
         }
     }
 
     /// The answer in one piece.
     pub fn whole(mut self, finished: Vec<Finished>) -> Value {
+        finished.iter().for_each(|choice| self.counts.end(&choice.usage, 0));
         let mut choices = Vec::new();
-        for (index, choice) in finished.into_iter().enumerate() {
-            self.counts.add(index, self.n, &choice.usage);
+        for (index, choice) in self.params.best(finished).into_iter().enumerate() {
             choices.push(Choice {
                 finish_reason: finish_reason(choice.reason),
                 stop_reason: choice.stop,
@@ -73,12 +75,13 @@ impl CompletionsReply {
 
     fn piece(&mut self, index: usize, text: String, tokens: Vec<TokenPiece>) -> Choice {
         let text = std::mem::take(&mut self.echo[index]) + &text;
-        let logprobs = self.logprobs.then(|| TextLogprobs::new(tokens, &self.tokenizer, &mut self.offsets[index]));
+        let wanted = self.params.request.logprobs.is_some();
+        let logprobs = wanted.then(|| TextLogprobs::new(tokens, &self.tokenizer, &mut self.offsets[index]));
         Choice { index, text, logprobs, finish_reason: None, stop_reason: None }
     }
 
     fn write(&self, choice: Choice, lines: &mut Lines) {
-        let usage = self.include_usage.then_some(None);
+        let usage = self.params.include_usage.then_some(self.params.usage_each.then_some(self.counts));
         lines.push(&Envelope::new(&self.head, OBJECT, &[choice], usage));
     }
 }
@@ -89,12 +92,14 @@ impl Render for CompletionsReply {
             // Asked for in no stream.
             TextEvent::Prompt(_) => {}
             TextEvent::Delta { text, tokens } => {
+                self.counts.more(tokens.len());
+                self.counted[index] += tokens.len();
                 let choice = self.piece(index, text, tokens);
                 self.write(choice, lines);
             }
             TextEvent::Done { reason: FinishReason::Cancelled, .. } => return Err(Error::Cancelled.into()),
             TextEvent::Done { reason, usage, stop } => {
-                self.counts.add(index, self.n, &usage);
+                self.counts.end(&usage, self.counted[index]);
                 // With the echo, where no text came at all.
                 let end = self.piece(index, String::new(), Vec::new());
                 let choice =
@@ -107,7 +112,7 @@ impl Render for CompletionsReply {
     }
 
     fn end(&mut self, lines: &mut Lines) {
-        if self.include_usage {
+        if self.params.include_usage {
             lines.push(&Envelope::<Choice>::new(&self.head, OBJECT, &[], Some(Some(self.counts))));
         }
     }

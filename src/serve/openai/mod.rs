@@ -7,11 +7,11 @@ mod completions_reply;
 mod error;
 mod fields;
 mod logprobs;
-mod messages;
+pub(super) mod messages;
 pub(super) mod models;
 mod params;
 mod reply;
 
 pub(super) use error::ApiError;
 pub(super) use fields::Fields;
-pub(super) use params::Defaults;
+pub(super) use params::{Defaults, Params};

@@ -3,6 +3,8 @@
 use super::{ApiError, Fields};
 use crate::engine::text::TextOptions;
 use crate::engine::{Request, SamplingParams};
+use crate::serve::constraint::{self, Constraint};
+use crate::serve::running::Finished;
 use serde_json::{Map, Value, json};
 
 /// Choices (n × prompts) of one HTTP request.
@@ -43,14 +45,20 @@ pub struct Params {
     pub request: Request,
     /// How the answer becomes text.
     pub text: TextOptions,
+    /// What the answer is held to.
+    pub constraint: Option<Constraint>,
     /// Choices a prompt.
     pub n: usize,
+    /// Answers a prompt, of which the `n` likeliest are returned.
+    pub best_of: usize,
     /// `max_tokens`, where stated.
     pub max_tokens: Option<usize>,
     /// Answer in pieces.
     pub stream: bool,
     /// End the stream with a chunk that has the counts.
     pub include_usage: bool,
+    /// Each chunk has the counts so far.
+    pub usage_each: bool,
 }
 
 /// One stop string, or several.
@@ -82,18 +90,23 @@ impl Params {
         if !(1..=MAX_CHOICES).contains(&n) {
             return Err(ApiError::field("n", format!("`n` must be between 1 and {MAX_CHOICES}, not {n}")));
         }
-        // Best of n is the n that were asked for.
-        fields.unsupported("best_of", &[json!(n)])?;
         let max_tokens = fields.take("max_tokens")?;
         let stream = fields.take("stream")?.unwrap_or(false);
-        let include_usage = stream_options(fields, stream)?;
+        let (include_usage, usage_each) = stream_options(fields, stream)?;
+        let best_of = best_of(fields, n, stream)?;
+        let constraint = constraint::take(fields)?;
         for (name, neutral) in not_yet() {
             fields.unsupported(name, &neutral)?;
         }
-        Ok(Self { request, text, n, max_tokens, stream, include_usage })
+        Ok(Self { request, text, constraint, n, best_of, max_tokens, stream, include_usage, usage_each })
     }
 
-    /// Requests for the `n` answers to a prompt of `prompt`; `default` tokens each where the client does not say.
+    /// The choices to return, `n` a prompt.
+    pub fn best(&self, finished: Vec<Finished>) -> Vec<Finished> {
+        if self.best_of > self.n { best(finished, self.n, self.best_of) } else { finished }
+    }
+
+    /// Requests for the answers to a prompt of `prompt`; `default` tokens each where the client does not say.
     pub fn requests(
         &self,
         prompt: Vec<u32>,
@@ -123,8 +136,15 @@ impl Params {
                 format!("`min_tokens` ({min}) is more than {max_tokens}, the most tokens of this answer"),
             ));
         }
-        let request = Request { prompt, max_tokens, ..self.request.clone() };
-        Ok((0..self.n as u64)
+        let mut request = Request { prompt, max_tokens, ..self.request.clone() };
+        if self.best_of > self.n {
+            // Their log-probabilities decide which are the best.
+            request.logprobs = request.logprobs.or(Some(0));
+        }
+        if let Some(constraint) = &self.constraint {
+            constraint.apply(&mut request)?;
+        }
+        Ok((0..self.best_of as u64)
             .map(|i| {
                 let mut request = request.clone();
                 // Different answers, the same ones each time.
@@ -132,6 +152,25 @@ impl Params {
                 request
             })
             .collect())
+    }
+}
+
+/// Of each `best_of` answers the `n` with the highest log-probability a token, best first.
+fn best(finished: Vec<Finished>, n: usize, best_of: usize) -> Vec<Finished> {
+    let mean = |choice: &Finished| {
+        let all = choice.tokens.iter().filter_map(|token| token.logprobs.as_ref()).map(|found| found.logprob);
+        let (count, sum) = all.fold((0usize, 0f32), |(count, sum), logprob| (count + 1, sum + logprob));
+        if count == 0 { f32::NEG_INFINITY } else { sum / count as f32 }
+    };
+    let mut finished = finished.into_iter();
+    let mut chosen = Vec::new();
+    loop {
+        let mut group: Vec<Finished> = finished.by_ref().take(best_of).collect();
+        if group.is_empty() {
+            return chosen;
+        }
+        group.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+        chosen.extend(group.into_iter().take(n));
     }
 }
 
@@ -187,42 +226,48 @@ fn stop_strings(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     Ok(stop)
 }
 
-/// Whether the stream is to end with the counts.
-fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
+/// How many answers to choose from; a stream cannot wait for all of them.
+fn best_of(fields: &mut Fields, n: usize, stream: bool) -> Result<usize, ApiError> {
+    let best_of = fields.take("best_of")?.unwrap_or(n);
+    let wrong = |message: String| Err(ApiError::field("best_of", message));
+    match best_of {
+        _ if !(n..=MAX_CHOICES).contains(&best_of) => {
+            wrong(format!("`best_of` must be between `n` ({n}) and {MAX_CHOICES}, not {best_of}"))
+        }
+        _ if stream && best_of > n => wrong("`best_of` above `n` cannot be streamed".into()),
+        _ => Ok(best_of),
+    }
+}
+
+/// Whether the stream is to end with the counts, and whether each chunk is to have them.
+fn stream_options(fields: &mut Fields, stream: bool) -> Result<(bool, bool), ApiError> {
     const NAME: &str = "stream_options";
-    let Some(options) = fields.take::<Map<String, Value>>(NAME)? else { return Ok(false) };
+    let Some(options) = fields.take::<Map<String, Value>>(NAME)? else { return Ok((false, false)) };
     if !stream {
         return Err(ApiError::field(NAME, "`stream_options` is only allowed when `stream` is true"));
     }
     let mut options = Fields::new(options);
     let include = options.take("include_usage")?.unwrap_or(false);
-    options.unsupported("continuous_usage_stats", &[json!(false)])?;
+    let each = options.take("continuous_usage_stats")?.unwrap_or(false);
     // Padding against eavesdroppers who guess from sizes: OpenAI's business, and no part of the answer.
     options.take::<bool>("include_obfuscation")?;
     options.finish()?;
-    Ok(include)
+    Ok((include, include && each))
 }
 
 /// Fields that would change the answer if they were supported, and the values that ask for nothing.
 fn not_yet() -> Vec<(&'static str, Vec<Value>)> {
     let off = || vec![json!(false)];
-    let text = || vec![json!({"type": "text"})];
     vec![
         ("allowed_token_ids", vec![]),
         ("bad_words", vec![json!([])]),
-        ("guided_choice", vec![]),
-        ("guided_grammar", vec![]),
-        ("guided_json", vec![]),
-        ("guided_regex", vec![]),
         ("kv_transfer_params", vec![]),
         ("length_penalty", vec![json!(1), json!(1.0)]),
         ("logits_processors", vec![json!([])]),
         ("priority", vec![json!(0)]),
         ("prompt_logprobs", vec![]),
-        ("response_format", text()),
         ("return_token_ids", off()),
         ("return_tokens_as_token_ids", off()),
-        ("structured_outputs", vec![]),
         ("truncate_prompt_tokens", vec![]),
         ("use_beam_search", off()),
         ("vllm_xargs", vec![json!({})]),

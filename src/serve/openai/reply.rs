@@ -45,15 +45,42 @@ pub struct Counts {
     prompt_tokens: usize,
     completion_tokens: usize,
     total_tokens: usize,
+    /// `None` where nothing tells reasoning from the rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion_tokens_details: Option<CompletionDetails>,
+}
+
+#[derive(Clone, Copy, Default, Serialize)]
+struct CompletionDetails {
+    reasoning_tokens: usize,
 }
 
 impl Counts {
-    /// Adds a choice. The `n` answers to one prompt share it: it counts with the first.
-    pub fn add(&mut self, choice: usize, n: usize, usage: &Usage) {
-        if choice.is_multiple_of(n) {
-            self.prompt_tokens += usage.prompt_tokens;
+    /// Adds a prompt. All answers to it share it.
+    pub fn prompt(&mut self, tokens: usize) {
+        self.prompt_tokens += tokens;
+        self.total();
+    }
+
+    /// Adds tokens of an answer that goes on.
+    pub fn more(&mut self, tokens: usize) {
+        self.completion_tokens += tokens;
+        self.total();
+    }
+
+    /// Adds what an answer that has ended took beyond the `counted` tokens of it that were added before.
+    pub fn end(&mut self, usage: &Usage, counted: usize) {
+        self.more(usage.completion_tokens.saturating_sub(counted));
+    }
+
+    /// Adds tokens that were reasoning.
+    pub fn reasoned(&mut self, tokens: usize) {
+        if tokens > 0 {
+            self.completion_tokens_details.get_or_insert_default().reasoning_tokens += tokens;
         }
-        self.completion_tokens += usage.completion_tokens;
+    }
+
+    fn total(&mut self) {
         self.total_tokens = self.prompt_tokens + self.completion_tokens;
     }
 }

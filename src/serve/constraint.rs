@@ -1,0 +1,135 @@
+//! What an answer has to look like: `response_format`, and vLLM's names for it.
+
+use super::openai::{ApiError, Fields};
+use crate::engine::Request;
+use serde_json::{Map, Value, json};
+
+/// A form that the answer is held to.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Constraint {
+    JsonObject,
+    JsonSchema(Value),
+    Regex(String),
+    Choice(Vec<String>),
+    Lark(String),
+}
+
+impl Constraint {
+    /// Holds a request to it.
+    pub fn apply(&self, _request: &mut Request) -> Result<(), ApiError> {
+        Err(ApiError::field("response_format", "a format of the answer is not supported yet"))
+    }
+}
+
+/// Takes all fields that state a form; more than one is an error.
+pub(super) fn take(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> {
+    let mut found: Option<(&str, Constraint)> = None;
+    let mut add = |name: &'static str, constraint: Option<Constraint>| {
+        let Some(constraint) = constraint else { return Ok(()) };
+        match found.replace((name, constraint)) {
+            None => Ok(()),
+            Some((other, _)) => Err(ApiError::field(name, format!("`{name}` and `{other}` exclude each other"))),
+        }
+    };
+    if let Some(format) = fields.take::<Map<String, Value>>("response_format")? {
+        add("response_format", response_format("response_format", format)?)?;
+    }
+    if let Some(outputs) = fields.take::<Map<String, Value>>("structured_outputs")? {
+        add("structured_outputs", structured_outputs(outputs)?)?;
+    }
+    add("guided_json", fields.take("guided_json")?.map(|schema| schema_of("guided_json", schema)).transpose()?)?;
+    add("guided_regex", fields.take("guided_regex")?.map(Constraint::Regex))?;
+    add("guided_choice", choice("guided_choice", fields.take("guided_choice")?)?)?;
+    add("guided_grammar", fields.take("guided_grammar")?.map(Constraint::Lark))?;
+    // Which library does it at vLLM.
+    fields.take::<String>("guided_decoding_backend")?;
+    fields.unsupported("guided_whitespace_pattern", &[])?;
+    Ok(found.map(|(_, constraint)| constraint))
+}
+
+/// OpenAI's form, as chat and completions have it.
+fn response_format(field: &str, mut format: Map<String, Value>) -> Result<Option<Constraint>, ApiError> {
+    let kind = format.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    match kind.as_str() {
+        "json_schema" => {
+            let place = format!("{field}.json_schema");
+            let Some(Value::Object(inner)) = format.remove("json_schema") else {
+                return Err(ApiError::field(field, format!("`{place}` must be an object")));
+            };
+            named_schema(&place, inner).map(Some)
+        }
+        kind => plain_format(field, kind),
+    }
+}
+
+/// The form of `/v1/responses`: the schema's fields lie beside its type.
+pub(super) fn text_format(field: &str, mut format: Map<String, Value>) -> Result<Option<Constraint>, ApiError> {
+    let kind = format.remove("type").and_then(|kind| kind.as_str().map(str::to_owned)).unwrap_or_default();
+    match kind.as_str() {
+        "json_schema" => named_schema(field, format).map(Some),
+        kind => plain_format(field, kind),
+    }
+}
+
+fn plain_format(field: &str, kind: &str) -> Result<Option<Constraint>, ApiError> {
+    match kind {
+        "text" => Ok(None),
+        "json_object" => Ok(Some(Constraint::JsonObject)),
+        _ => Err(ApiError::field(field, format!("`{field}.type` must be text, json_object or json_schema"))),
+    }
+}
+
+/// `name`, `description` and `strict` change nothing: the answer fits the schema in any case.
+fn named_schema(place: &str, inner: Map<String, Value>) -> Result<Constraint, ApiError> {
+    let mut inner = Fields::new(inner);
+    inner.take::<String>("name")?;
+    inner.take::<String>("description")?;
+    inner.take::<bool>("strict")?;
+    let schema = inner.take::<Value>("schema")?.ok_or_else(|| {
+        ApiError::field(place.split('.').next().unwrap_or(place), format!("`{place}.schema` is required"))
+    })?;
+    inner.finish()?;
+    Ok(Constraint::JsonSchema(schema))
+}
+
+/// vLLM's newer object.
+fn structured_outputs(outputs: Map<String, Value>) -> Result<Option<Constraint>, ApiError> {
+    const NAME: &str = "structured_outputs";
+    let mut fields = Fields::new(outputs);
+    let mut all = Vec::new();
+    all.extend(fields.take("json")?.map(|schema| schema_of(NAME, schema)).transpose()?);
+    all.extend(fields.take("regex")?.map(Constraint::Regex));
+    all.extend(choice(NAME, fields.take("choice")?)?);
+    all.extend(fields.take("grammar")?.map(Constraint::Lark));
+    all.extend(fields.take::<bool>("json_object")?.filter(|on| *on).map(|_| Constraint::JsonObject));
+    for name in ["disable_any_whitespace", "disable_additional_properties", "disable_fallback"] {
+        fields.unsupported(name, &[json!(false)])?;
+    }
+    fields.unsupported("whitespace_pattern", &[])?;
+    fields.unsupported("structural_tag", &[])?;
+    fields.finish()?;
+    if all.len() > 1 {
+        return Err(ApiError::field(NAME, "`structured_outputs` must state one form only"));
+    }
+    Ok(all.pop())
+}
+
+/// A schema, as an object or as its text.
+fn schema_of(name: &str, schema: Value) -> Result<Constraint, ApiError> {
+    let schema = match schema {
+        Value::String(text) => serde_json::from_str(&text)
+            .map_err(|error| ApiError::field(name, format!("`{name}` is not valid JSON: {error}")))?,
+        schema => schema,
+    };
+    match schema {
+        Value::Object(_) | Value::Bool(_) => Ok(Constraint::JsonSchema(schema)),
+        _ => Err(ApiError::field(name, format!("`{name}` must be a JSON schema"))),
+    }
+}
+
+fn choice(name: &str, choice: Option<Vec<String>>) -> Result<Option<Constraint>, ApiError> {
+    match choice {
+        Some(choice) if choice.is_empty() => Err(ApiError::field(name, format!("`{name}` has no choices"))),
+        choice => Ok(choice.map(Constraint::Choice)),
+    }
+}

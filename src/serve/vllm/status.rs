@@ -1,0 +1,26 @@
+//! `/health`, `/version` and `/metrics`: for load balancers and dashboards, so without a key.
+
+use crate::serve::http::App;
+use crate::serve::openai::ApiError;
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// `GET /health`: 200 while the engine works, else 503.
+pub async fn health(State(app): State<Arc<App>>) -> StatusCode {
+    if app.is_alive() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+/// `GET /version`
+pub async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// `GET /metrics`
+pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let text = app.metrics.text().map_err(|error| ApiError::server(format!("metrics: {error}")))?;
+    Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
+}
