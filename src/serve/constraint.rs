@@ -62,15 +62,6 @@ fn response_format(field: &str, mut format: Map<String, Value>) -> Result<Option
     }
 }
 
-/// The form of `/v1/responses`: the schema's fields lie beside its type.
-pub(super) fn text_format(field: &str, mut format: Map<String, Value>) -> Result<Option<Constraint>, ApiError> {
-    let kind = format.remove("type").and_then(|kind| kind.as_str().map(str::to_owned)).unwrap_or_default();
-    match kind.as_str() {
-        "json_schema" => named_schema(field, format).map(Some),
-        kind => plain_format(field, kind),
-    }
-}
-
 fn plain_format(field: &str, kind: &str) -> Result<Option<Constraint>, ApiError> {
     match kind {
         "text" => Ok(None),

@@ -77,11 +77,6 @@ pub(super) fn router(engine: Engine, options: ServeOptions) -> Result<Router> {
 }
 
 impl App {
-    /// Whether the engine's thread works.
-    pub fn is_alive(&self) -> bool {
-        true
-    }
-
     /// Which adapter `model` names; `None` is the base model.
     pub fn adapter(&self, model: &str) -> Result<Option<String>, ApiError> {
         if self.names.iter().any(|name| name == model) {

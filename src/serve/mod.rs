@@ -80,8 +80,6 @@ pub struct Limits {
     pub head_time: Duration,
     /// How long a client may leave an answer unread once its connection's buffers are full.
     pub write_stall: Duration,
-    /// How long a request may take, queueing included; `None`: as long as it needs.
-    pub request_time: Option<Duration>,
 }
 
 impl Default for Limits {
@@ -94,7 +92,6 @@ impl Default for Limits {
             headers: 100,
             head_time: Duration::from_secs(30),
             write_stall: Duration::from_secs(60),
-            request_time: None,
         }
     }
 }

@@ -11,8 +11,6 @@ pub(super) struct Tools {
     pub choice: Choice,
     /// More than one call in an answer.
     pub parallel: bool,
-    /// What the client sent, for replies that repeat it.
-    pub sent_choice: Value,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,7 +34,6 @@ impl Tools {
     /// `list` is in chat's form; `choice` in chat's or that of `/v1/responses`.
     pub fn new(mut list: Vec<Value>, choice: Option<Value>, parallel: bool) -> Result<Self, ApiError> {
         let wrong = |message: String| ApiError::field("tool_choice", message);
-        let sent_choice = choice.clone().unwrap_or_else(|| if list.is_empty() { "none" } else { "auto" }.into());
         let choice = match choice {
             None if list.is_empty() => Choice::None,
             None => Choice::Auto,
@@ -54,7 +51,7 @@ impl Tools {
                 _ => return Err(wrong(format!("`tool_choice` must be none, auto, required or a function: {choice}"))),
             },
         };
-        let tools = Self { list, choice, parallel, sent_choice };
+        let tools = Self { list, choice, parallel };
         match &tools.choice {
             Choice::Required if tools.list.is_empty() => Err(wrong("`tool_choice` needs `tools`".into())),
             Choice::Named(name) if tools.parameters(name).is_none() => {
@@ -108,7 +105,7 @@ fn checked(i: usize, tool: Value) -> Result<Value, ApiError> {
     if tool["type"] != "function" {
         return Err(ApiError::field(&place, format!("`{place}.type` must be \"function\"")));
     }
-    if !tool["function"]["name"].as_str().is_some_and(|name| !name.is_empty()) {
+    if tool["function"]["name"].as_str().is_none_or(str::is_empty) {
         return Err(ApiError::field(&place, format!("`{place}.function.name` must be a string")));
     }
     Ok(tool)

@@ -3,7 +3,7 @@
 use crate::common::{self, DeviceArgs, largest_rank};
 use runtime::engine::{Engine, EngineOptions};
 use runtime::format::peft::Adapter;
-use runtime::serve::{ServeOptions, Shutdown, serve};
+use runtime::serve::{ReasoningStyle, ServeOptions, Shutdown, ToolStyle, serve};
 use runtime::token::ChatTemplate;
 use runtime::{Error, Result};
 use std::path::PathBuf;
@@ -53,6 +53,12 @@ pub struct Args {
     /// Largest rank of an adapter [default: that of --adapter]
     #[arg(long, value_name = "R")]
     max_lora_rank: Option<usize>,
+    /// How the model writes tool calls: auto (from its chat template), hermes or llama3_json
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    tool_call_parser: ToolStyle,
+    /// Whether <think>…</think> is set apart: auto, none, qwen3 or deepseek_r1
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    reasoning_parser: ReasoningStyle,
     #[command(flatten)]
     foreign: ForeignArgs,
 }
@@ -89,6 +95,9 @@ struct ForeignArgs {
     /// Requests bring their own
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
+    /// Calls are recognised in any case
+    #[arg(long)]
+    enable_auto_tool_choice: bool,
     /// --adapter is enough
     #[arg(long)]
     enable_lora: bool,
@@ -130,6 +139,7 @@ impl ForeignArgs {
             (self.enable_chunked_prefill, "--enable-chunked-prefill", "prompts are always computed in chunks"),
             (self.no_enable_chunked_prefill, "--no-enable-chunked-prefill", "prompts are always computed in chunks"),
             (self.enforce_eager, "--enforce-eager", "steps are always recorded and replayed"),
+            (self.enable_auto_tool_choice, "--enable-auto-tool-choice", "tool calls are always recognised"),
             (self.trust_remote_code, "--trust-remote-code", "no model brings code"),
             (self.seed.is_some(), "--seed", "a request's own seed decides"),
         ] {
@@ -165,6 +175,7 @@ pub fn run(args: Args) -> Result<()> {
         max_rank: ranks.chain(args.max_lora_rank).max().unwrap_or(defaults.max_rank),
         ..defaults
     };
+    let max_adapters = options.max_adapters;
     let engine = Engine::start(model.clone(), options)?;
     for (name, adapter) in &adapters {
         engine.load_adapter(name, adapter)?;
@@ -174,6 +185,9 @@ pub fn run(args: Args) -> Result<()> {
         port: args.port,
         served_model_names: args.served_model_name,
         api_keys: args.api_key,
+        tool_style: args.tool_call_parser,
+        reasoning_style: args.reasoning_parser,
+        max_adapters,
         ..ServeOptions::default()
     };
     let shutdown = Shutdown::new();
