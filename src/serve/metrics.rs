@@ -49,7 +49,8 @@ const RUNNING: usize = 1;
 impl Metrics {
     /// `model`: the label that all series have.
     pub fn new(engine: &Engine, model: &str, max_lora: usize) -> Result<Self, prometheus::Error> {
-        let labels = [("model_name".to_owned(), model.to_owned()), ("engine".to_owned(), "0".to_owned())];
+        // One label: the registry writes several in no fixed order.
+        let labels = [("model_name".to_owned(), model.to_owned())];
         let registry = Registry::new_custom(None, Some(labels.into_iter().collect()))?;
         let lengths = lengths(engine.max_len());
         let gauge = |name: &str, help: &str| register(&registry, Gauge::new(name, help)?);
@@ -60,12 +61,15 @@ impl Metrics {
         let by_reason = Opts::new("vllm:request_success_total", "Requests by how they ended.");
         let by_adapter = Opts::new("vllm:lora_requests_info", "Adapters in use; the value is a time.");
         let adapters = ["max_lora", "running_lora_adapters", "waiting_lora_adapters"];
+        let success = register(&registry, IntCounterVec::new(by_reason, &["finished_reason"])?)?;
+        // A series that is there from the start has a rate from the start.
+        ["stop", "length", "abort", "error"].iter().for_each(|reason| drop(success.with_label_values(&[reason])));
         Ok(Self {
             running: gauge("vllm:num_requests_running", "Requests in the running batch.")?,
             waiting: gauge("vllm:num_requests_waiting", "Requests that wait to be worked on.")?,
             prompt_total: counter("vllm:prompt_tokens_total", "Tokens of prompts.")?,
             generation_total: counter("vllm:generation_tokens_total", "Tokens generated.")?,
-            success: register(&registry, IntCounterVec::new(by_reason, &["finished_reason"])?)?,
+            success,
             first_token: histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", FIRST_TOKEN)?,
             between_tokens: [
                 histogram("vllm:inter_token_latency_seconds", "From one token to the next.", TOKEN)?,
