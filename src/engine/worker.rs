@@ -441,5 +441,4 @@ fn is_computing(other: &Sequence, sequence: &Sequence, known_pages: usize) -> bo
 }
 
 #[cfg(test)]
-#[path = "worker_tests.rs"]
 mod tests;

@@ -1,30 +1,13 @@
 //! What an answer has to look like: `response_format`, and vLLM's names for it.
 
 use super::openai::{ApiError, Fields};
-use crate::engine::Request;
+use crate::engine::Grammar;
 use serde_json::{Map, Value, json};
 
-/// A form that the answer is held to.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Constraint {
-    JsonObject,
-    JsonSchema(Value),
-    Regex(String),
-    Choice(Vec<String>),
-    Lark(String),
-}
-
-impl Constraint {
-    /// Holds a request to it.
-    pub fn apply(&self, _request: &mut Request) -> Result<(), ApiError> {
-        Err(ApiError::field("response_format", "a format of the answer is not supported yet"))
-    }
-}
-
 /// Takes all fields that state a form; more than one is an error.
-pub(super) fn take(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> {
-    let mut found: Option<(&str, Constraint)> = None;
-    let mut add = |name: &'static str, constraint: Option<Constraint>| {
+pub(super) fn take(fields: &mut Fields) -> Result<Option<Grammar>, ApiError> {
+    let mut found: Option<(&str, Grammar)> = None;
+    let mut add = |name: &'static str, constraint: Option<Grammar>| {
         let Some(constraint) = constraint else { return Ok(()) };
         match found.replace((name, constraint)) {
             None => Ok(()),
@@ -38,9 +21,9 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> 
         add("structured_outputs", structured_outputs(outputs)?)?;
     }
     add("guided_json", fields.take("guided_json")?.map(|schema| schema_of("guided_json", schema)).transpose()?)?;
-    add("guided_regex", fields.take("guided_regex")?.map(Constraint::Regex))?;
+    add("guided_regex", fields.take("guided_regex")?.map(Grammar::Regex))?;
     add("guided_choice", choice("guided_choice", fields.take("guided_choice")?)?)?;
-    add("guided_grammar", fields.take("guided_grammar")?.map(Constraint::Lark))?;
+    add("guided_grammar", fields.take("guided_grammar")?.map(Grammar::Lark))?;
     // Which library does it at vLLM.
     fields.take::<String>("guided_decoding_backend")?;
     fields.unsupported("guided_whitespace_pattern", &[])?;
@@ -48,7 +31,7 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> 
 }
 
 /// OpenAI's form, as chat and completions have it.
-fn response_format(field: &str, mut format: Map<String, Value>) -> Result<Option<Constraint>, ApiError> {
+fn response_format(field: &str, mut format: Map<String, Value>) -> Result<Option<Grammar>, ApiError> {
     let kind = format.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
     match kind.as_str() {
         "json_schema" => {
@@ -62,16 +45,16 @@ fn response_format(field: &str, mut format: Map<String, Value>) -> Result<Option
     }
 }
 
-fn plain_format(field: &str, kind: &str) -> Result<Option<Constraint>, ApiError> {
+fn plain_format(field: &str, kind: &str) -> Result<Option<Grammar>, ApiError> {
     match kind {
         "text" => Ok(None),
-        "json_object" => Ok(Some(Constraint::JsonObject)),
+        "json_object" => Ok(Some(Grammar::JsonObject)),
         _ => Err(ApiError::field(field, format!("`{field}.type` must be text, json_object or json_schema"))),
     }
 }
 
 /// `name`, `description` and `strict` change nothing: the answer fits the schema in any case.
-fn named_schema(place: &str, inner: Map<String, Value>) -> Result<Constraint, ApiError> {
+fn named_schema(place: &str, inner: Map<String, Value>) -> Result<Grammar, ApiError> {
     let mut inner = Fields::new(inner);
     inner.take::<String>("name")?;
     inner.take::<String>("description")?;
@@ -80,19 +63,19 @@ fn named_schema(place: &str, inner: Map<String, Value>) -> Result<Constraint, Ap
         ApiError::field(place.split('.').next().unwrap_or(place), format!("`{place}.schema` is required"))
     })?;
     inner.finish()?;
-    Ok(Constraint::JsonSchema(schema))
+    Ok(Grammar::JsonSchema(schema))
 }
 
 /// vLLM's newer object.
-fn structured_outputs(outputs: Map<String, Value>) -> Result<Option<Constraint>, ApiError> {
+fn structured_outputs(outputs: Map<String, Value>) -> Result<Option<Grammar>, ApiError> {
     const NAME: &str = "structured_outputs";
     let mut fields = Fields::new(outputs);
     let mut all = Vec::new();
     all.extend(fields.take("json")?.map(|schema| schema_of(NAME, schema)).transpose()?);
-    all.extend(fields.take("regex")?.map(Constraint::Regex));
+    all.extend(fields.take("regex")?.map(Grammar::Regex));
     all.extend(choice(NAME, fields.take("choice")?)?);
-    all.extend(fields.take("grammar")?.map(Constraint::Lark));
-    all.extend(fields.take::<bool>("json_object")?.filter(|on| *on).map(|_| Constraint::JsonObject));
+    all.extend(fields.take("grammar")?.map(Grammar::Lark));
+    all.extend(fields.take::<bool>("json_object")?.filter(|on| *on).map(|_| Grammar::JsonObject));
     for name in ["disable_any_whitespace", "disable_additional_properties", "disable_fallback"] {
         fields.unsupported(name, &[json!(false)])?;
     }
@@ -106,21 +89,21 @@ fn structured_outputs(outputs: Map<String, Value>) -> Result<Option<Constraint>,
 }
 
 /// A schema, as an object or as its text.
-fn schema_of(name: &str, schema: Value) -> Result<Constraint, ApiError> {
+fn schema_of(name: &str, schema: Value) -> Result<Grammar, ApiError> {
     let schema = match schema {
         Value::String(text) => serde_json::from_str(&text)
             .map_err(|error| ApiError::field(name, format!("`{name}` is not valid JSON: {error}")))?,
         schema => schema,
     };
     match schema {
-        Value::Object(_) | Value::Bool(_) => Ok(Constraint::JsonSchema(schema)),
+        Value::Object(_) | Value::Bool(_) => Ok(Grammar::JsonSchema(schema)),
         _ => Err(ApiError::field(name, format!("`{name}` must be a JSON schema"))),
     }
 }
 
-fn choice(name: &str, choice: Option<Vec<String>>) -> Result<Option<Constraint>, ApiError> {
+fn choice(name: &str, choice: Option<Vec<String>>) -> Result<Option<Grammar>, ApiError> {
     match choice {
         Some(choice) if choice.is_empty() => Err(ApiError::field(name, format!("`{name}` has no choices"))),
-        choice => Ok(choice.map(Constraint::Choice)),
+        choice => Ok(choice.map(Grammar::Choice)),
     }
 }

@@ -1,7 +1,7 @@
 //! `/metrics`: what vLLM reports, under its names, so that its dashboards and gateways work here.
 
 use crate::engine::text::TextEvent;
-use crate::engine::{Engine, FinishReason, Usage};
+use crate::engine::{Engine, FinishReason, Stats, Usage};
 use prometheus::core::Collector;
 use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 use std::collections::BTreeMap;
@@ -25,6 +25,11 @@ pub(super) struct Metrics {
     registry: Registry,
     running: Gauge,
     waiting: Gauge,
+    kv_used: Gauge,
+    preemptions: IntCounter,
+    prefix_queries: IntCounter,
+    prefix_hits: IntCounter,
+    queue: Histogram,
     prompt_total: IntCounter,
     generation_total: IntCounter,
     success: IntCounterVec,
@@ -67,6 +72,11 @@ impl Metrics {
         Ok(Self {
             running: gauge("vllm:num_requests_running", "Requests in the running batch.")?,
             waiting: gauge("vllm:num_requests_waiting", "Requests that wait to be worked on.")?,
+            kv_used: gauge("vllm:kv_cache_usage_perc", "Share of the cache that requests hold, from 0 to 1.")?,
+            preemptions: counter("vllm:num_preemptions_total", "Requests that gave up their part of the cache.")?,
+            prefix_queries: counter("vllm:prefix_cache_queries_total", "Prompt tokens looked for in the cache.")?,
+            prefix_hits: counter("vllm:prefix_cache_hits_total", "Prompt tokens found in the cache.")?,
+            queue: histogram("vllm:request_queue_time_seconds", "Arrival to first step.", REQUEST)?,
             prompt_total: counter("vllm:prompt_tokens_total", "Tokens of prompts.")?,
             generation_total: counter("vllm:generation_tokens_total", "Tokens generated.")?,
             success,
@@ -88,11 +98,18 @@ impl Metrics {
     }
 
     /// All series in Prometheus' text format.
-    pub fn text(&self) -> Result<String, prometheus::Error> {
+    pub fn text(&self, stats: &Stats) -> Result<String, prometheus::Error> {
         let in_use = self.in_use().clone();
-        let count = |which: usize| in_use.values().map(|counts| counts[which]).sum::<usize>() as f64;
-        self.running.set(count(RUNNING));
-        self.waiting.set(count(WAITING));
+        self.running.set(stats.running as f64);
+        self.waiting.set(stats.waiting as f64);
+        self.kv_used.set(stats.kv_pages_used as f64 / stats.kv_pages.max(1) as f64);
+        for (counter, total) in [
+            (&self.preemptions, stats.preemptions),
+            (&self.prefix_queries, stats.prefix_queries),
+            (&self.prefix_hits, stats.prefix_hits),
+        ] {
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
         let names = |which: usize| {
             let used = in_use.iter().filter(|(_, counts)| counts[which] > 0);
             used.filter_map(|(name, _)| name.as_deref()).collect::<Vec<_>>().join(",")
@@ -129,6 +146,7 @@ impl Watch {
     /// Takes note of an event.
     pub fn event(&mut self, event: &TextEvent) {
         match event {
+            TextEvent::Prompt(_) => {}
             TextEvent::Delta { tokens, .. } => self.tokens(tokens.len()),
             TextEvent::Done { reason: FinishReason::Cancelled, .. } => self.end("abort", None),
             TextEvent::Done { reason, usage, .. } => self.end(reason.as_str(), Some(usage)),
@@ -168,6 +186,7 @@ impl Watch {
         }
         let Some(usage) = usage else { return };
         metrics.whole.observe(self.arrived.elapsed().as_secs_f64());
+        metrics.queue.observe(usage.queue_s);
         metrics.prefill.observe(usage.prefill_s);
         metrics.decode.observe(usage.decode_s);
         metrics.prompt_total.inc_by(usage.prompt_tokens as u64);

@@ -2,11 +2,11 @@
 //! requests and the form of their answers.
 
 use super::answer::Form;
-use super::constraint::Constraint;
 use super::http::App;
 use super::openai::{ApiError, Fields, Params, messages};
 use super::running::Running;
 use super::tools::Tools;
+use crate::engine::Grammar;
 use crate::token::RenderOptions;
 use serde_json::{Map, Value};
 
@@ -80,7 +80,7 @@ impl Turn {
                 let message = "a required tool call and a format of the answer exclude each other";
                 return Err(ApiError::field("tool_choice", message));
             }
-            self.params.constraint = Some(Constraint::JsonSchema(schema));
+            self.params.constraint = Some(Grammar::JsonSchema(schema));
         }
         let (text, prompt) = self.conversation.prompt(app, &self.tools)?;
         let form = app.style.form(&self.tools, &text)?;

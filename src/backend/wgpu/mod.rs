@@ -95,7 +95,8 @@ impl Device for WgpuDevice {
             runs_ahead: true,
             kv_dtype: if caps.half_cache { DType::F16 } else { DType::F32 },
             activations: DType::F32,
-            logits_chunk_bytes: 32 << 20,
+            // Few rows leave most of a GPU idle in the head's gradient: 55 instead of 512 cost half of a 0.6B model's step.
+            logits_chunk_bytes: if caps.software { 32 << 20 } else { 312 << 20 },
             recompute_cheap: false,
         }
     }

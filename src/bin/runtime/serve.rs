@@ -1,7 +1,7 @@
 //! `runtime serve`: takes vLLM's flags as they are, so that a script needs to change one word.
 
 use crate::common::{self, DeviceArgs, largest_rank};
-use runtime::engine::{Engine, EngineOptions};
+use runtime::engine::{Engine, EngineOptions, KvSize};
 use runtime::format::peft::Adapter;
 use runtime::serve::{ReasoningStyle, ServeOptions, Shutdown, ToolStyle, serve};
 use runtime::token::ChatTemplate;
@@ -41,9 +41,9 @@ pub struct Args {
     /// Longest prompt and answer together, in tokens [default: the model's own, up to 8192]
     #[arg(long, value_name = "TOKENS")]
     max_model_len: Option<usize>,
-    /// Requests that run at once; more wait
-    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_seqs)]
-    max_num_seqs: usize,
+    /// Requests that run at once; more wait [default: 256 on CUDA, else 16]
+    #[arg(long, value_name = "N")]
+    max_num_seqs: Option<usize>,
     /// Most prompt tokens in one step
     #[arg(long, value_name = "TOKENS")]
     max_num_batched_tokens: Option<usize>,
@@ -59,6 +59,27 @@ pub struct Args {
     /// Whether <think>…</think> is set apart: auto, none, qwen3 or deepseek_r1
     #[arg(long, value_name = "NAME", default_value = "auto")]
     reasoning_parser: ReasoningStyle,
+    /// Share of the device's memory for weights, steps and the key/value cache together; the cache gets what is left
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    gpu_memory_utilization: f64,
+    /// Size of the key/value cache in GiB instead
+    #[arg(long, value_name = "GIB")]
+    kv_cache_gb: Option<f64>,
+    /// Type of the key/value cache: the engine's own choice is the only one
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = ["auto"])]
+    kv_cache_dtype: String,
+    /// Keep what was computed for one prompt for others that begin in the same way; on unless --no-enable-prefix-caching
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    enable_prefix_caching: bool,
+    /// Compute every prompt in full
+    #[arg(long)]
+    no_enable_prefix_caching: bool,
+    /// Tokens to guess from the text so far and to check in one step, for each answer
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    num_speculative_tokens: usize,
+    /// Requests that may wait; more are refused with status 429 [default: any number]
+    #[arg(long, value_name = "N")]
+    max_waiting: Option<usize>,
     #[command(flatten)]
     foreign: ForeignArgs,
 }
@@ -73,14 +94,6 @@ struct ForeignArgs {
     /// More than 1 is refused
     #[arg(long, value_name = "N", default_value_t = 1)]
     pipeline_parallel_size: usize,
-    /// The cache is sized by --max-num-seqs and --max-model-len
-    #[arg(long, value_name = "SHARE")]
-    gpu_memory_utilization: Option<f64>,
-    /// Not there yet
-    #[arg(long, overrides_with = "no_enable_prefix_caching")]
-    enable_prefix_caching: bool,
-    #[arg(long, hide = true)]
-    no_enable_prefix_caching: bool,
     /// Prompts are always computed in chunks
     #[arg(long, overrides_with = "no_enable_chunked_prefill")]
     enable_chunked_prefill: bool,
@@ -134,8 +147,6 @@ impl ForeignArgs {
             }
         }
         for (given, flag, why) in [
-            (self.gpu_memory_utilization.is_some(), "--gpu-memory-utilization", "the cache is sized by --max-num-seqs"),
-            (self.enable_prefix_caching, "--enable-prefix-caching", "every prompt is computed in full so far"),
             (self.enable_chunked_prefill, "--enable-chunked-prefill", "prompts are always computed in chunks"),
             (self.no_enable_chunked_prefill, "--no-enable-chunked-prefill", "prompts are always computed in chunks"),
             (self.enforce_eager, "--enforce-eager", "steps are always recorded and replayed"),
@@ -167,10 +178,20 @@ pub fn run(args: Args) -> Result<()> {
     }
     let ranks = adapters.iter().map(|(_, adapter)| largest_rank(adapter));
     let defaults = EngineOptions::default();
+    let large = model.device.info().backend == "cuda";
     let options = EngineOptions {
-        max_seqs: args.max_num_seqs,
+        // vLLM's sizes where there is the memory and the speed for them.
+        max_seqs: args.max_num_seqs.unwrap_or(if large { 256 } else { defaults.max_seqs }),
         max_len: args.max_model_len,
-        max_step_tokens: args.max_num_batched_tokens.unwrap_or(defaults.max_step_tokens),
+        max_step_tokens: args.max_num_batched_tokens.unwrap_or(if large { 2048 } else { defaults.max_step_tokens }),
+        kv: match args.kv_cache_gb {
+            Some(gib) => KvSize::Bytes((gib * f64::from(1u32 << 30)) as u64),
+            None => KvSize::Share(args.gpu_memory_utilization),
+        },
+        prefix_cache: !args.no_enable_prefix_caching,
+        guesses: args.num_speculative_tokens,
+        max_waiting: args.max_waiting,
+        warm: large,
         max_adapters: args.max_loras.unwrap_or(0).max(adapters.len()),
         max_rank: ranks.chain(args.max_lora_rank).max().unwrap_or(defaults.max_rank),
         ..defaults

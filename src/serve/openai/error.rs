@@ -72,6 +72,7 @@ impl From<Error> for ApiError {
         match error {
             Error::Invalid(_) | Error::Unsupported(_) | Error::Text(_) => Self::invalid(message),
             Error::Cancelled => Self::server("the request was cancelled").with_status(StatusCode::SERVICE_UNAVAILABLE),
+            Error::Busy(_) => Self::server(message).with_status(StatusCode::TOO_MANY_REQUESTS),
             Error::OutOfMemory { .. } => Self::server(message).with_status(StatusCode::SERVICE_UNAVAILABLE),
             _ => Self::server(message),
         }

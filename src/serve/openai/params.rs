@@ -1,9 +1,10 @@
 //! What chat and completions have in common: sampling, stopping, counts, streaming.
 
 use super::{ApiError, Fields};
+use crate::engine::Grammar;
 use crate::engine::text::TextOptions;
 use crate::engine::{Request, SamplingParams};
-use crate::serve::constraint::{self, Constraint};
+use crate::serve::constraint;
 use crate::serve::running::Finished;
 use serde_json::{Map, Value, json};
 
@@ -46,7 +47,7 @@ pub struct Params {
     /// How the answer becomes text.
     pub text: TextOptions,
     /// What the answer is held to.
-    pub constraint: Option<Constraint>,
+    pub constraint: Option<Grammar>,
     /// Choices a prompt.
     pub n: usize,
     /// Answers a prompt, of which the `n` likeliest are returned.
@@ -75,6 +76,7 @@ impl Params {
         let sampling = sampling(fields, defaults, vocab_size)?;
         let request = Request {
             min_tokens: fields.take("min_tokens")?.unwrap_or(0),
+            priority: fields.take("priority")?.unwrap_or(0),
             ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
             stop_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
             sampling,
@@ -141,9 +143,7 @@ impl Params {
             // Their log-probabilities decide which are the best.
             request.logprobs = request.logprobs.or(Some(0));
         }
-        if let Some(constraint) = &self.constraint {
-            constraint.apply(&mut request)?;
-        }
+        request.grammar = self.constraint.clone();
         Ok((0..self.best_of as u64)
             .map(|i| {
                 let mut request = request.clone();
@@ -264,7 +264,6 @@ fn not_yet() -> Vec<(&'static str, Vec<Value>)> {
         ("kv_transfer_params", vec![]),
         ("length_penalty", vec![json!(1), json!(1.0)]),
         ("logits_processors", vec![json!([])]),
-        ("priority", vec![json!(0)]),
         ("prompt_logprobs", vec![]),
         ("return_token_ids", off()),
         ("return_tokens_as_token_ids", off()),

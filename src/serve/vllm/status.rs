@@ -9,9 +9,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// `GET /health`: the server answers. The engine does not say yet whether its thread lives.
-pub async fn health() -> StatusCode {
-    StatusCode::OK
+/// `GET /health`: the server answers, and the engine's thread is there.
+pub async fn health(State(app): State<Arc<App>>) -> StatusCode {
+    if app.engine.is_alive() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 /// `GET /version`
@@ -21,6 +21,6 @@ pub async fn version() -> Json<Value> {
 
 /// `GET /metrics`
 pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let text = app.metrics.text().map_err(|error| ApiError::server(format!("metrics: {error}")))?;
+    let text = app.metrics.text(&app.engine.stats()).map_err(|error| ApiError::server(format!("metrics: {error}")))?;
     Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
 }
