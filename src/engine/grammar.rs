@@ -73,8 +73,8 @@ impl Grammars {
     pub fn constraint(&self, grammar: &Grammar) -> Result<Constraint> {
         let wrong = |e: &dyn std::fmt::Display| Error::invalid(format!("grammar: {}", e.to_string().trim()));
         let grammar = match grammar {
-            Grammar::JsonObject => TopLevelGrammar::from_json_schema(json!({"type": "object"})),
-            Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Grammar::JsonObject => json_schema(json!({"type": "object"})),
+            Grammar::JsonSchema(schema) => json_schema(schema.clone()),
             Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Grammar::Choice(texts) if texts.is_empty() => return Err(Error::invalid("grammar: an empty choice")),
             Grammar::Choice(texts) => {
@@ -91,6 +91,17 @@ impl Grammars {
         }
     }
 }
+
+/// JSON with no more white space than indentation takes: a small model would otherwise go on with blank lines for ever.
+fn json_schema(mut schema: Value) -> TopLevelGrammar {
+    if let Value::Object(fields) = &mut schema {
+        fields.entry("x-guidance").or_insert_with(|| json!({"whitespace_pattern": WHITE_SPACE}));
+    }
+    TopLevelGrammar::from_json_schema(schema)
+}
+
+/// White space between two parts of a JSON text.
+const WHITE_SPACE: &str = r"[ \n]{1,16}";
 
 /// Where an answer is in its grammar.
 pub struct Constraint {
