@@ -91,7 +91,7 @@ pub fn run(model: Arc<LoadedModel>, options: &BenchOptions) -> Result<BenchRepor
     };
     let engine = Engine::start(model.clone(), sizes)?;
     let vocab = model.config().vocab;
-    one_round(&engine, vocab, options, 1, 1)?;
+    Round::run(&engine, vocab, options, 1, 1, 0)?;
     let first_token_s = options.started.elapsed().as_secs_f64();
     let weight_bytes = decode_bytes(&model);
     let bandwidth = model.device.copy_bandwidth()?;
@@ -99,11 +99,13 @@ pub fn run(model: Arc<LoadedModel>, options: &BenchOptions) -> Result<BenchRepor
     for &batch in &options.batches {
         let (mut prefill, mut decode) = (Vec::new(), Vec::new());
         for round in 0..=runs {
-            let (prefill_s, decode_s) = one_round(&engine, vocab, options, batch, new_tokens)?;
+            // New prompts, then the same again: the prefix cache has them, so that all requests decode at the same time.
+            let first = Round::run(&engine, vocab, options, batch, 1, round + 1)?;
+            let again = Round::run(&engine, vocab, options, batch, new_tokens, round + 1)?;
             // The first round compiles and records.
             if round > 0 {
-                prefill.push((batch * prompt_tokens) as f64 / prefill_s);
-                decode.push((batch * (new_tokens - 1)) as f64 / decode_s);
+                prefill.push((batch * prompt_tokens) as f64 / first.prefill_s());
+                decode.push(again.decode_tok_s()?);
             }
         }
         let (prefill_tok_s, decode_tok_s) = (median(prefill), median(decode));
@@ -128,53 +130,82 @@ pub fn run(model: Arc<LoadedModel>, options: &BenchOptions) -> Result<BenchRepor
     })
 }
 
-/// Seconds until every request has its first token, and from there to the last token of all.
-fn one_round(
-    engine: &Engine,
-    vocab: usize,
-    options: &BenchOptions,
-    batch: usize,
-    max_tokens: usize,
-) -> Result<(f64, f64)> {
-    let (sender, events) = mpsc::channel();
-    let start = Instant::now();
-    for row in 0..batch {
-        let sender = sender.clone();
-        let mut first = None;
-        let sink = move |event| {
-            let done = match event {
-                Event::Started { .. } | Event::Prompt(_) => return ControlFlow::Continue(()),
-                Event::Token { .. } => {
-                    first.get_or_insert_with(Instant::now);
-                    return ControlFlow::Continue(());
-                }
-                Event::Done { usage, .. } => Ok((first.unwrap_or(start), Instant::now(), usage)),
-                Event::Failed(error) => Err(error),
+/// Requests that were submitted together: when each of their tokens came.
+struct Round {
+    start: Instant,
+    requests: Vec<(Vec<Instant>, Usage)>,
+}
+
+impl Round {
+    fn run(
+        engine: &Engine,
+        vocab: usize,
+        options: &BenchOptions,
+        batch: usize,
+        max_tokens: usize,
+        salt: usize,
+    ) -> Result<Self> {
+        let (sender, events) = mpsc::channel();
+        let start = Instant::now();
+        for row in 0..batch {
+            let sender = sender.clone();
+            let mut times = Vec::with_capacity(max_tokens);
+            let sink = move |event| {
+                let done = match event {
+                    Event::Started { .. } | Event::Prompt(_) => return ControlFlow::Continue(()),
+                    Event::Token { .. } => {
+                        times.push(Instant::now());
+                        return ControlFlow::Continue(());
+                    }
+                    Event::Done { usage, .. } => Ok((std::mem::take(&mut times), usage)),
+                    Event::Failed(error) => Err(error),
+                };
+                let _ = sender.send(done);
+                ControlFlow::Break(())
             };
-            let _ = sender.send(done);
-            ControlFlow::Break(())
-        };
-        // Any tokens do; each request has its own, so that no cache can help.
-        let token = |i: usize| (1 + (row * 7919 + i * 31) % vocab.saturating_sub(1).max(1)) as u32;
-        let request = Request {
-            prompt: (0..options.prompt_tokens).map(token).collect(),
-            max_tokens,
-            ignore_eos: true,
-            ..Request::default()
-        };
-        engine.submit(request, Box::new(sink))?;
-    }
-    drop(sender);
-    let done = events.iter().collect::<Result<Vec<(Instant, Instant, Usage)>>>()?;
-    let first = done.iter().map(|(first, ..)| *first).max();
-    let end = done.iter().map(|(_, end, _)| *end).max();
-    match (first, end, &done[..]) {
-        // Alone, a request's own clock leaves the way to the engine's thread out.
-        (_, _, [(_, _, usage)]) if batch == 1 => Ok((usage.prefill_s, usage.decode_s)),
-        (Some(first), Some(end), _) if done.len() == batch => {
-            Ok(((first - start).as_secs_f64(), (end - first).as_secs_f64()))
+            // Any tokens do, but no two requests of a round begin alike, and no two rounds.
+            let seed = salt * 104_729 + row * 7919;
+            let token = |i: usize| (1 + (seed + i * 31) % vocab.saturating_sub(1).max(1)) as u32;
+            let request = Request {
+                prompt: (0..options.prompt_tokens).map(token).collect(),
+                max_tokens,
+                ignore_eos: true,
+                ..Request::default()
+            };
+            engine.submit(request, Box::new(sink))?;
         }
-        _ => Err(Error::internal("the engine dropped a request")),
+        drop(sender);
+        let requests = events.iter().collect::<Result<Vec<(Vec<Instant>, Usage)>>>()?;
+        match requests.len() == batch && requests.iter().all(|(times, _)| times.len() == max_tokens) {
+            true => Ok(Self { start, requests }),
+            false => Err(Error::internal("the engine dropped a request")),
+        }
+    }
+
+    /// Seconds until every request has its first token.
+    fn prefill_s(&self) -> f64 {
+        match &self.requests[..] {
+            // Alone, a request's own clock leaves the way to the engine's thread out.
+            [(_, usage)] => usage.prefill_s,
+            all => {
+                let last = all.iter().filter_map(|(times, _)| times.first()).max();
+                last.map_or(0.0, |last| (*last - self.start).as_secs_f64())
+            }
+        }
+    }
+
+    /// Tokens a second while all requests decode: from the last first token to the first last one.
+    fn decode_tok_s(&self) -> Result<f64> {
+        let begin = self.requests.iter().filter_map(|(times, _)| times.first()).max();
+        let end = self.requests.iter().filter_map(|(times, _)| times.last()).min();
+        match begin.zip(end) {
+            Some((begin, end)) if begin < end => {
+                let all = self.requests.iter().flat_map(|(times, _)| times);
+                let tokens = all.filter(|time| begin < *time && *time <= end).count();
+                Ok(tokens as f64 / (*end - *begin).as_secs_f64())
+            }
+            _ => Err(Error::invalid("the first answers end before the last ones begin: ask for more new tokens")),
+        }
     }
 }
 

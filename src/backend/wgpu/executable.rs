@@ -39,13 +39,19 @@ pub struct WgpuExecutable {
     inputs: Vec<u8>,
     dirty: Vec<(usize, usize)>,
     /// Outputs that are small enough come with the run itself: a copy in memory that the host maps.
-    copied: Option<wgpu::Buffer>,
+    copied: Option<Copied>,
     /// The last run, where `copied` waits for it.
     running: Option<wgpu::SubmissionIndex>,
     /// The commands of the next run, encoded while the device was busy with this one.
     prepared: Option<wgpu::CommandBuffer>,
     /// Runs so far.
     runs: u64,
+}
+
+/// The small outputs on the host's side, and where they lie among all outputs.
+struct Copied {
+    buffer: wgpu::Buffer,
+    start: u64,
 }
 
 /// Multiply-adds in one submission. About half a second on a 2 TFLOP/s GPU: drivers reset a GPU whose
@@ -93,11 +99,14 @@ impl WgpuExecutable {
         context.check()?;
         let inputs = vec![0; usize::try_from(places.input_bytes).unwrap_or(0)];
         // A run in several submissions is long enough for a copy of its own not to count.
-        let copied = if places.outputs.size() <= MAX_COPIED && !steps.iter().any(|step| step.cut) {
-            use wgpu::BufferUsages as U;
-            Some(context.buffer("copied outputs", places.outputs.size(), U::MAP_READ | U::COPY_DST)?)
-        } else {
-            None
+        let range = small_outputs(&program, &places).filter(|_| !steps.iter().any(|step| step.cut));
+        let copied = match range {
+            Some((start, end)) => {
+                use wgpu::BufferUsages as U;
+                let buffer = context.buffer("copied outputs", end - start, U::MAP_READ | U::COPY_DST)?;
+                Some(Copied { buffer, start })
+            }
+            None => None,
         };
         Ok(Self {
             context,
@@ -151,8 +160,8 @@ impl WgpuExecutable {
                 step.encode(&mut pass);
             }
         }
-        if let Some(copied) = &self.copied {
-            encoder.copy_buffer_to_buffer(&self.places.outputs, 0, copied, 0, copied.size());
+        if let Some(Copied { buffer, start }) = &self.copied {
+            encoder.copy_buffer_to_buffer(&self.places.outputs, *start, buffer, 0, buffer.size());
         }
         encoder.finish()
     }
@@ -196,11 +205,14 @@ impl Executable for WgpuExecutable {
 
     fn read(&mut self, id: TensorId, out: &mut [u8]) -> Result<()> {
         let offset = self.locate(id, &Place::Output, out.len())?;
-        let (Some(copied), Some(index)) = (&self.copied, &self.running) else {
+        let (Some(Copied { buffer, start }), Some(index)) = (&self.copied, &self.running) else {
             return self.context.read(&self.places.outputs, offset, out);
         };
-        let end = (offset + out.len() as u64).next_multiple_of(4);
-        let mapped = self.context.map(copied, offset..end);
+        let range = offset.wrapping_sub(*start)..(offset + out.len() as u64).next_multiple_of(4).saturating_sub(*start);
+        if offset < *start || range.end > buffer.size() {
+            return self.context.read(&self.places.outputs, offset, out);
+        }
+        let mapped = self.context.map(buffer, range);
         // What runs more than once will run again: its commands are ready when the next inputs are.
         if self.runs > 1 && self.prepared.is_none() {
             self.prepared = Some(self.encode(&self.steps));
@@ -213,6 +225,18 @@ impl Executable for WgpuExecutable {
         self.flush_inputs()?;
         profile(&self.context, &self.steps)
     }
+}
+
+/// The part of the outputs that holds all small ones, where it is small itself.
+fn small_outputs(program: &Program, places: &Places) -> Option<(u64, u64)> {
+    let outputs = program.ids().filter(|id| program.decl(*id).place == Place::Output);
+    let ranges = outputs.filter_map(|id| {
+        let start = *places.offsets.get(&id)?;
+        Some((start, start + (program.decl(id).bytes() as u64).next_multiple_of(4)))
+    });
+    let small = ranges.filter(|(start, end)| end - start <= MAX_COPIED);
+    let all = small.reduce(|all, range| (all.0.min(range.0), all.1.max(range.1)))?;
+    (all.1 - all.0 <= MAX_COPIED).then_some(all)
 }
 
 /// All parameters in one uniform buffer, written once.

@@ -194,7 +194,6 @@ pub fn run(args: Args) -> Result<()> {
         warm: large,
         max_adapters: args.max_loras.unwrap_or(0).max(adapters.len()),
         max_rank: ranks.chain(args.max_lora_rank).max().unwrap_or(defaults.max_rank),
-        ..defaults
     };
     let max_adapters = options.max_adapters;
     let engine = Engine::start(model.clone(), options)?;
