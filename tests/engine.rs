@@ -14,6 +14,7 @@ use common::device::{load, repository};
 use runtime::backend::BackendChoice;
 use runtime::engine::text::{TextOptions, generate_text};
 use runtime::engine::{Engine, EngineOptions, FinishReason, Grammar, KvSize, Request, SamplingParams};
+use runtime::format::random::random_adapter;
 
 fn engine(kv_tokens: usize, max_seqs: usize) -> Engine {
     let model = load(&repository("tests/golden/tiny/chat"), BackendChoice::Cpu);
@@ -176,6 +177,50 @@ fn a_prompts_log_probabilities_are_those_of_score() {
         }
         assert!(answers.prompt.iter().all(|token| token.top.len() == 2 && token.top[0].1 >= token.logprob));
     }
+}
+
+#[test]
+fn served_log_probabilities_are_those_of_score_whatever_the_batch() {
+    let engine = chat_engine(|options| {
+        (options.max_seqs, options.max_adapters, options.max_rank, options.max_step_tokens) = (32, 4, 8, 64);
+    });
+    // Eight adapters for four places on the device.
+    for rank in 1..=8 {
+        let adapter = random_adapter(engine.model().config(), rank).unwrap();
+        engine.load_adapter(&format!("rank-{rank}"), &adapter).unwrap();
+    }
+    let asked = |n: u32| Request {
+        adapter: (n % 9 > 0).then(|| format!("rank-{}", n % 9)),
+        logprobs: Some(0),
+        max_tokens: 20 + n as usize,
+        ..request(n)
+    };
+    let served = |n: u32| {
+        let text = generate_text(&engine, asked(n), TextOptions::default()).unwrap();
+        let logprobs: Vec<f32> = text.tokens.iter().map(|token| token.logprobs.as_ref().unwrap().logprob).collect();
+        (text.ids, logprobs)
+    };
+    let together: Vec<(Vec<u32>, Vec<f32>)> = std::thread::scope(|scope| {
+        let served = &served;
+        let running: Vec<_> = (0..32).map(|n| scope.spawn(move || served(n))).collect();
+        running.into_iter().map(|r| r.join().unwrap()).collect()
+    });
+    let mut seen = std::collections::HashSet::new();
+    for (n, (ids, logprobs)) in (0..).zip(&together) {
+        let Request { mut prompt, adapter, max_tokens, .. } = asked(n);
+        let start = prompt.len();
+        prompt.extend(ids);
+        let scored = engine.score(&prompt, adapter.as_deref()).unwrap().logprobs;
+        let alone = served(n);
+        assert_eq!((ids.len(), logprobs.len(), &alone.0), (max_tokens, max_tokens, ids), "request {n}");
+        for (at, want) in scored[start - 1..].iter().enumerate() {
+            for got in [logprobs[at], alone.1[at]] {
+                assert!((got - want).abs() < 2e-5, "request {n}, token {at}: {got} served, {want} scored");
+            }
+        }
+        seen.insert(scored[..8].iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+    }
+    assert!(seen.len() >= 9, "adapters make a difference: {}", seen.len());
 }
 
 #[test]

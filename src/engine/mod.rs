@@ -82,6 +82,16 @@ impl Default for EngineOptions {
     }
 }
 
+impl EngineOptions {
+    /// Sizes for a server on the model's device: vLLM's where there are the memory and the speed for them.
+    pub fn for_server(model: &LoadedModel) -> Self {
+        match model.device.info().backend {
+            "cuda" => Self { max_seqs: 256, max_step_tokens: 2048, warm: true, ..Self::default() },
+            _ => Self::default(),
+        }
+    }
+}
+
 /// Teacher-forced log-probabilities of a text.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Scores {

@@ -1,7 +1,7 @@
 //! Counters of a running engine.
 
 /// What an engine is doing and has done; read it with [`super::Engine::stats`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Stats {
     /// Requests that are being computed.
     pub running: usize,
@@ -29,4 +29,7 @@ pub struct Stats {
     pub accepted_tokens: u64,
     /// Steps on the device.
     pub steps: u64,
+    /// Seconds that the engine's thread worked: waiting for requests and for the device is left out. (The CPU backend computes on
+    /// this thread.)
+    pub host_s: f64,
 }

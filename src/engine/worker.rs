@@ -15,7 +15,7 @@ use std::ops::{ControlFlow, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What handles ask of the worker.
 pub enum Command {
@@ -67,6 +67,8 @@ pub struct Worker {
     over: Vec<Sequence>,
     jobs: VecDeque<Job>,
     counts: Stats,
+    /// For the device, in the present step.
+    waited: Duration,
 }
 
 /// Waiting requests that admission looks past, at most, when it finds one that cannot run yet for a reason of its own.
@@ -83,6 +85,7 @@ impl Worker {
             over: Vec::new(),
             jobs: VecDeque::new(),
             counts,
+            waited: Duration::ZERO,
         };
         worker.publish();
         worker
@@ -167,6 +170,8 @@ impl Worker {
 
     /// Admits what fits, then runs one step or one job.
     fn work(&mut self) -> Result<()> {
+        let began = Instant::now();
+        self.waited = Duration::ZERO;
         self.end_late_ones();
         self.run_job()?;
         // A text that waits for pages gets those that become free.
@@ -177,6 +182,7 @@ impl Worker {
             self.step()?;
         }
         self.deliver_idle();
+        self.counts.host_s += began.elapsed().saturating_sub(self.waited).as_secs_f64();
         self.publish();
         Ok(())
     }
@@ -297,7 +303,9 @@ impl Worker {
             self.deliver();
         }
         plan.iter().for_each(|share| self.running[share.index].prepare());
+        let began = Instant::now();
         let (tokens, logits) = self.parts.runner.finish(with_logits)?;
+        self.waited += began.elapsed();
         self.counts.steps += 1;
         let mut over = Vec::new();
         for share in &plan {

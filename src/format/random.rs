@@ -1,8 +1,10 @@
 //! Checkpoints that exist nowhere: a configuration with random weights, to measure a model's speed without its files.
 
 use super::checkpoint::read_json;
+use super::peft::{Adapter, AdapterConfig, LoraWeights, TargetModules};
 use super::{Checkpoint, TokenizerSource};
 use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
 use crate::model::families::config_from_json;
 use crate::model::weights::{EMBED, HEAD, expected_tensors};
 use crate::tensor::{DType, HostBytes, HostTensor};
@@ -71,6 +73,26 @@ pub fn random_checkpoint(config: &str, dtype: DType, shared: bool) -> Result<Che
     }
     let (chat_template, generation) = (None, Value::Null);
     Ok(Checkpoint { path, config, tensors, tokenizer: TokenizerSource::None, chat_template, generation, raw_config })
+}
+
+/// An adapter of a rank for all projections of a model, every number about N(0, 0.02).
+///
+/// # Errors
+/// [`Error::OutOfMemory`].
+pub fn random_adapter(model: &ModelConfig, rank: usize) -> Result<Adapter> {
+    let mut pools = Pools::default();
+    let mut random = |index: usize, shape: [usize; 2]| {
+        let bytes = shape.iter().product::<usize>() * DType::F32.block_bytes();
+        HostTensor::new(DType::F32, shape.to_vec(), pools.take(DType::F32, index, bytes, bytes)?)
+    };
+    let mut modules = BTreeMap::new();
+    for (index, (name, shape)) in expected_tensors(model).enumerate() {
+        if let (Some(module), [outputs, inputs]) = (name.strip_suffix("_proj.weight"), &shape[..]) {
+            let (a, b) = (random(2 * index, [rank, *inputs])?, random(2 * index + 1, [*outputs, rank])?);
+            modules.insert(format!("{module}_proj"), LoraWeights { a, b, scale: 1.0 });
+        }
+    }
+    Ok(Adapter { config: AdapterConfig::new(rank, rank as f64, TargetModules::AllLinear), modules })
 }
 
 /// Qwen3's published sizes.

@@ -3,14 +3,17 @@
 use crate::common::{self, DeviceArgs};
 use runtime::Result;
 use runtime::backend;
+use runtime::engine::bench::traffic::{self, Lengths};
 use runtime::engine::bench::{self, BenchOptions, BenchReport};
 use runtime::engine::profile::{ProfileReport, profile};
-use runtime::format::random::random_checkpoint;
+use runtime::engine::{EngineOptions, KvSize};
+use runtime::format::random::{random_adapter, random_checkpoint};
 use runtime::model::LoadedModel;
 use runtime::tensor::DType;
 use runtime::train::Optim;
 use runtime::train::bench::{self as train_bench, TrainBenchOptions, TrainBenchReport};
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -39,6 +42,18 @@ pub struct Args {
     /// Most tokens in one step, as in `runtime serve`
     #[arg(long, value_name = "TOKENS")]
     max_num_batched_tokens: Option<usize>,
+    /// Instead: push a mixed traffic through, all requests at once (benches/traffic.py writes such files)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "max_tokens", "batch", "train", "profile"])]
+    traffic: Option<PathBuf>,
+    /// Spread the traffic over this many random adapters of --rank
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "traffic")]
+    adapters: usize,
+    /// Requests of the traffic that run at once [default: as in `runtime serve`]
+    #[arg(long, value_name = "N", requires = "traffic")]
+    max_num_seqs: Option<usize>,
+    /// Share of the device's memory that the traffic may take, as in `runtime serve`
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, requires = "traffic")]
+    gpu_memory_utilization: f64,
     /// Runs after the warm-up; medians are reported
     #[arg(short, long, value_name = "N", default_value_t = 3)]
     runs: usize,
@@ -89,6 +104,9 @@ struct Report {
 pub fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
     let model = load(args)?;
+    if let Some(path) = &args.traffic {
+        return run_traffic(args, model, &traffic::read(path)?);
+    }
     let options = BenchOptions {
         prompt_tokens: args.prompt,
         new_tokens: args.max_tokens,
@@ -115,6 +133,41 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json { common::print_json(&report) } else { common::print(&table(&report)) }
 }
 
+fn run_traffic(args: &Args, model: Arc<LoadedModel>, requests: &[Lengths]) -> Result<()> {
+    let defaults = EngineOptions::for_server(&model);
+    let longest = requests.iter().map(|request| request.prompt_tokens + request.max_tokens).max();
+    let options = EngineOptions {
+        max_seqs: args.max_num_seqs.unwrap_or(defaults.max_seqs),
+        max_step_tokens: args.max_num_batched_tokens.unwrap_or(defaults.max_step_tokens),
+        max_len: longest,
+        kv: KvSize::Share(args.gpu_memory_utilization),
+        max_adapters: args.adapters,
+        max_rank: args.rank,
+        ..defaults
+    };
+    // One adapter's numbers under many names take as long as many adapters' numbers.
+    let adapter = random_adapter(model.config(), args.rank)?;
+    let t = traffic::run(model, options, requests, &vec![adapter; args.adapters])?;
+    if args.json {
+        return common::print_json(&t);
+    }
+    common::print(&format!(
+        "{} requests, {} adapters: {} tokens in, {} out, in {:.1} s\n  {:.1} tok/s of answers, {:.2} requests/s\n  \
+         first token after {:.2} s (median), {:.1} µs of the engine's thread a token\n  {} steps, {} preemptions\n",
+        t.requests,
+        t.adapters,
+        t.prompt_tokens,
+        t.output_tokens,
+        t.seconds,
+        t.output_tok_s,
+        t.requests_s,
+        t.median_first_token_s,
+        1e6 * t.host_s_per_token,
+        t.stats.steps,
+        t.stats.preemptions,
+    ))
+}
+
 fn load(args: &Args) -> Result<Arc<LoadedModel>> {
     let Some(config) = &args.random_weights else {
         return common::load(args.model.as_deref().unwrap_or_default(), args.device);
@@ -135,14 +188,17 @@ fn table(report: &Report) -> String {
         let _ = write!(
             text,
             "  prefill {:>9.1} tok/s  ({} × {} tokens)\n  decode  {:>9.1} tok/s  ({} × {} tokens)  \
-             {:.0} % of the copy bandwidth\n",
+             {:.0} % of the copy bandwidth\n  \
+             cached  {:>9.1} ms to the first token; {:.1} µs of the engine's thread a token\n",
             b.prefill_tok_s,
             b.batch,
             serve.prompt_tokens,
             b.decode_tok_s,
             b.batch,
             serve.new_tokens,
-            100.0 * b.decode_bandwidth_share
+            100.0 * b.decode_bandwidth_share,
+            1e3 * b.cached_first_token_s,
+            1e6 * b.host_s_per_token
         );
     }
     let weights = common::bytes(serve.weight_bytes);

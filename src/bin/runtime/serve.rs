@@ -177,13 +177,11 @@ pub fn run(args: Args) -> Result<()> {
         adapters.push((name, Adapter::read(folder, model.config())?));
     }
     let ranks = adapters.iter().map(|(_, adapter)| largest_rank(adapter));
-    let defaults = EngineOptions::default();
-    let large = model.device.info().backend == "cuda";
+    let defaults = EngineOptions::for_server(&model);
     let options = EngineOptions {
-        // vLLM's sizes where there is the memory and the speed for them.
-        max_seqs: args.max_num_seqs.unwrap_or(if large { 256 } else { defaults.max_seqs }),
+        max_seqs: args.max_num_seqs.unwrap_or(defaults.max_seqs),
         max_len: args.max_model_len,
-        max_step_tokens: args.max_num_batched_tokens.unwrap_or(if large { 2048 } else { defaults.max_step_tokens }),
+        max_step_tokens: args.max_num_batched_tokens.unwrap_or(defaults.max_step_tokens),
         kv: match args.kv_cache_gb {
             Some(gib) => KvSize::Bytes((gib * f64::from(1u32 << 30)) as u64),
             None => KvSize::Share(args.gpu_memory_utilization),
@@ -191,9 +189,9 @@ pub fn run(args: Args) -> Result<()> {
         prefix_cache: !args.no_enable_prefix_caching,
         guesses: args.num_speculative_tokens,
         max_waiting: args.max_waiting,
-        warm: large,
         max_adapters: args.max_loras.unwrap_or(0).max(adapters.len()),
         max_rank: ranks.chain(args.max_lora_rank).max().unwrap_or(defaults.max_rank),
+        ..defaults
     };
     let max_adapters = options.max_adapters;
     let engine = Engine::start(model.clone(), options)?;

@@ -1,12 +1,15 @@
 //! How fast a model runs on a device, beside the ceiling that the device's memory sets.
 
+mod round;
+pub mod traffic;
+
 use super::kv::PAGE;
-use super::{Engine, EngineOptions, Event, KvSize, Request, Usage};
+use super::{Engine, EngineOptions, KvSize};
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
+use round::{Job, Round};
 use serde::Serialize;
-use std::ops::ControlFlow;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What to measure.
@@ -35,6 +38,10 @@ pub struct BatchReport {
     pub prefill_tok_s: f64,
     /// Generated tokens a second after the first, all requests together.
     pub decode_tok_s: f64,
+    /// Seconds from submitting a prompt that is in the prefix cache to its first token; all requests together: to the last's.
+    pub cached_first_token_s: f64,
+    /// Seconds of the engine's thread for a generated token, waiting for the device left out.
+    pub host_s_per_token: f64,
     /// Share of the copy bandwidth that decoding one token for each request takes for reading the weights once.
     pub decode_bandwidth_share: f64,
 }
@@ -91,26 +98,39 @@ pub fn run(model: Arc<LoadedModel>, options: &BenchOptions) -> Result<BenchRepor
     };
     let engine = Engine::start(model.clone(), sizes)?;
     let vocab = model.config().vocab;
-    Round::run(&engine, vocab, options, 1, 1, 0)?;
+    // Any tokens do, but no two requests of a round begin alike, and no two rounds.
+    let round = |batch: usize, max_tokens: usize, salt: usize| {
+        let seeds = (0..batch).map(|row| salt * 104_729 + row * 7919);
+        Round::run(&engine, vocab, seeds.map(|seed| Job { prompt_tokens, max_tokens, seed, adapter: None }))
+    };
+    round(1, 1, 0)?;
     let first_token_s = options.started.elapsed().as_secs_f64();
     let weight_bytes = decode_bytes(&model);
     let bandwidth = model.device.copy_bandwidth()?;
     let mut batches = Vec::with_capacity(options.batches.len());
     for &batch in &options.batches {
-        let (mut prefill, mut decode) = (Vec::new(), Vec::new());
-        for round in 0..=runs {
+        let (mut prefill, mut cached, mut decode, mut host) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for number in 1..=runs + 1 {
             // New prompts, then the same again: the prefix cache has them, so that all requests decode at the same time.
-            let first = Round::run(&engine, vocab, options, batch, 1, round + 1)?;
-            let again = Round::run(&engine, vocab, options, batch, new_tokens, round + 1)?;
+            let first = round(batch, 1, number)?;
+            let again = round(batch, new_tokens, number)?;
             // The first round compiles and records.
-            if round > 0 {
+            if number > 1 {
                 prefill.push((batch * prompt_tokens) as f64 / first.prefill_s());
+                cached.push(again.first_token_s());
                 decode.push(again.decode_tok_s()?);
+                host.push(again.host_s / (batch * new_tokens) as f64);
             }
         }
         let (prefill_tok_s, decode_tok_s) = (median(prefill), median(decode));
-        let decode_bandwidth_share = weight_bytes as f64 * decode_tok_s / batch as f64 / bandwidth;
-        batches.push(BatchReport { batch, prefill_tok_s, decode_tok_s, decode_bandwidth_share });
+        batches.push(BatchReport {
+            batch,
+            prefill_tok_s,
+            decode_tok_s,
+            cached_first_token_s: median(cached),
+            host_s_per_token: median(host),
+            decode_bandwidth_share: weight_bytes as f64 * decode_tok_s / batch as f64 / bandwidth,
+        });
     }
     let info = model.device.info();
     let Some(first) = batches.first().cloned() else { return Err(Error::internal("no batch was measured")) };
@@ -128,85 +148,6 @@ pub fn run(model: Arc<LoadedModel>, options: &BenchOptions) -> Result<BenchRepor
         backend: info.backend,
         device: info.name.clone(),
     })
-}
-
-/// Requests that were submitted together: when each of their tokens came.
-struct Round {
-    start: Instant,
-    requests: Vec<(Vec<Instant>, Usage)>,
-}
-
-impl Round {
-    fn run(
-        engine: &Engine,
-        vocab: usize,
-        options: &BenchOptions,
-        batch: usize,
-        max_tokens: usize,
-        salt: usize,
-    ) -> Result<Self> {
-        let (sender, events) = mpsc::channel();
-        let start = Instant::now();
-        for row in 0..batch {
-            let sender = sender.clone();
-            let mut times = Vec::with_capacity(max_tokens);
-            let sink = move |event| {
-                let done = match event {
-                    Event::Started { .. } | Event::Prompt(_) => return ControlFlow::Continue(()),
-                    Event::Token { .. } => {
-                        times.push(Instant::now());
-                        return ControlFlow::Continue(());
-                    }
-                    Event::Done { usage, .. } => Ok((std::mem::take(&mut times), usage)),
-                    Event::Failed(error) => Err(error),
-                };
-                let _ = sender.send(done);
-                ControlFlow::Break(())
-            };
-            // Any tokens do, but no two requests of a round begin alike, and no two rounds.
-            let seed = salt * 104_729 + row * 7919;
-            let token = |i: usize| (1 + (seed + i * 31) % vocab.saturating_sub(1).max(1)) as u32;
-            let request = Request {
-                prompt: (0..options.prompt_tokens).map(token).collect(),
-                max_tokens,
-                ignore_eos: true,
-                ..Request::default()
-            };
-            engine.submit(request, Box::new(sink))?;
-        }
-        drop(sender);
-        let requests = events.iter().collect::<Result<Vec<(Vec<Instant>, Usage)>>>()?;
-        match requests.len() == batch && requests.iter().all(|(times, _)| times.len() == max_tokens) {
-            true => Ok(Self { start, requests }),
-            false => Err(Error::internal("the engine dropped a request")),
-        }
-    }
-
-    /// Seconds until every request has its first token.
-    fn prefill_s(&self) -> f64 {
-        match &self.requests[..] {
-            // Alone, a request's own clock leaves the way to the engine's thread out.
-            [(_, usage)] => usage.prefill_s,
-            all => {
-                let last = all.iter().filter_map(|(times, _)| times.first()).max();
-                last.map_or(0.0, |last| (*last - self.start).as_secs_f64())
-            }
-        }
-    }
-
-    /// Tokens a second while all requests decode: from the last first token to the first last one.
-    fn decode_tok_s(&self) -> Result<f64> {
-        let begin = self.requests.iter().filter_map(|(times, _)| times.first()).max();
-        let end = self.requests.iter().filter_map(|(times, _)| times.last()).min();
-        match begin.zip(end) {
-            Some((begin, end)) if begin < end => {
-                let all = self.requests.iter().flat_map(|(times, _)| times);
-                let tokens = all.filter(|time| begin < *time && *time <= end).count();
-                Ok(tokens as f64 / (*end - *begin).as_secs_f64())
-            }
-            _ => Err(Error::invalid("the first answers end before the last ones begin: ask for more new tokens")),
-        }
-    }
 }
 
 fn decode_bytes(model: &LoadedModel) -> u64 {
