@@ -232,6 +232,6 @@ pub trait Executable: Send {
     /// # Errors
     /// [`Error::Unsupported`] where the backend or the device cannot tell; [`Error::Device`].
     fn profile(&mut self) -> Result<Vec<Timing>> {
-        Err(Error::unsupported("this backend does not time single ops: use the wgpu backend, or the vendor's profiler"))
+        Err(Error::unsupported("this backend does not time single ops: use the wgpu or the cuda backend"))
     }
 }

@@ -189,7 +189,7 @@ impl CublasLt {
     /// Up to `most` ways to compute a product, the one first that the library thinks the fastest; none where it cannot.
     pub fn plans(self: &Arc<Self>, shape: Shape, most: usize) -> Result<Vec<Plan>> {
         let api = self.api;
-        let Shape { rows, width, inner, pitch, transposed, dtype, out_f32, add } = shape;
+        let Shape { rows, width, inner, pitch, transposed, dtype, out_f32, .. } = shape;
         let make = |create: &dyn Fn(*mut Opaque) -> Status, destroy| {
             let mut raw = std::ptr::null_mut();
             check("making a description", create(&mut raw))?;
@@ -245,7 +245,7 @@ impl CublasLt {
             descriptions: descriptions.clone(),
             algorithm: found.algorithm,
             workspace: found.workspace,
-            add,
+            shape,
         };
         Ok(found.iter().take(count as usize).filter(|found| found.status == 0).map(plan).collect())
     }
@@ -306,7 +306,7 @@ pub struct Plan {
     algorithm: [u64; 8],
     /// Bytes of scratch that it needs.
     pub workspace: usize,
-    add: bool,
+    shape: Shape,
 }
 
 /// A plan with the addresses that it works on.
@@ -322,11 +322,17 @@ pub struct Call {
 }
 
 impl Call {
+    /// For profiles.
+    pub fn label(&self) -> String {
+        let Shape { rows, width, inner, .. } = self.plan.shape;
+        format!("cublaslt {rows} × {width} × {inner}")
+    }
+
     /// Puts the product on the context's stream.
     pub fn submit(&self, context: &Context) -> Result<()> {
         let plan = &*self.plan;
         let d = &*plan.descriptions;
-        let (alpha, beta) = (1.0, if plan.add { 1.0 } else { 0.0 });
+        let (alpha, beta) = (1.0, if plan.shape.add { 1.0 } else { 0.0 });
         // SAFETY: the descriptions are those that the algorithm was found for; the executable keeps alive what the addresses
         // point to, and alpha and beta are read during the call.
         let status = unsafe {

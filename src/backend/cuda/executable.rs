@@ -1,10 +1,13 @@
 //! A program bound to a CUDA device: launches captured into a graph once, replayed every step.
 
 use super::context::{Context, Shared, device_error};
+use super::graph::Graph;
+use super::launch::Work;
 use super::memory::{Memory, Pinned};
 use super::places::Places;
+use super::profile::profile;
 use super::record::{Extra, Recorder};
-use crate::backend::{Bindings, Executable};
+use crate::backend::{Bindings, Executable, Timing};
 use crate::error::{Error, Result};
 use crate::program::{Place, Program, TensorId};
 use cudarc::driver::{result, sys};
@@ -13,15 +16,11 @@ use std::sync::Arc;
 /// Changed ranges of the inputs that lie closer than this travel in one copy: a copy of its own costs about 2 µs.
 const GAP: usize = 4096;
 
-/// An instantiated graph.
-struct Graph {
-    exec: sys::CUgraphExec,
-    graph: sys::CUgraph,
-}
-
 pub struct CudaExecutable {
     // Drops before what it uses.
     graph: Option<Graph>,
+    /// What the graph replays.
+    launches: Vec<Work>,
     program: Arc<Program>,
     places: Places,
     /// The host's copy of the inputs, from which the device copies.
@@ -65,11 +64,14 @@ impl CudaExecutable {
         let recorder = Recorder::record(&context, &program, &places, addresses)?;
         context.write(addresses.segments, bytemuck::cast_slice(&recorder.segments()?))?;
         let launches = recorder.launches;
+        let submit = |context: &Context| launches.iter().try_for_each(|launch| launch.submit(context));
+        let graph = Graph::capture(&context, &program.name, submit)?;
         let inputs = Pinned::new(places.input_bytes)?;
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
         let copied = result::event::create(flags).map_err(|e| device_error("making an event", e))?;
-        let mut me = Self {
-            graph: None,
+        Ok(Self {
+            graph: Some(graph),
+            launches,
             program,
             places,
             inputs,
@@ -78,34 +80,7 @@ impl CudaExecutable {
             _extra: extra,
             extra_bytes: needed.scratch + needed.shadows,
             context,
-        };
-        me.graph = Some(me.capture(|context| launches.iter().try_for_each(|launch| launch.submit(context)))?);
-        Ok(me)
-    }
-
-    fn capture(&self, submit: impl FnOnce(&Context) -> Result<()>) -> Result<Graph> {
-        let fail = |e| device_error(&format!("capturing '{}'", self.program.name), e);
-        let stream = self.context.stream;
-        // Relaxed: other threads may go on allocating while this one captures.
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: the stream belongs to the bound context; capture ends in every case, and the handles are destroyed in
-        // `drop`.
-        unsafe {
-            sys::cuStreamBeginCapture_v2(stream, mode).result().map_err(fail)?;
-            let submitted = submit(&self.context);
-            let ended = sys::cuStreamEndCapture(stream, &mut graph).result();
-            submitted?;
-            ended.map_err(fail)?;
-            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0).result();
-            if let Err(error) = made {
-                let _ = sys::cuGraphDestroy(graph);
-                return Err(fail(error));
-            }
-            // The first replay would upload the graph otherwise.
-            sys::cuGraphUpload(exec, stream).result().map_err(fail)?;
-        }
-        Ok(Graph { exec, graph })
+        })
     }
 
     /// Offset of an input or output, after checking that it is one and holds `len` bytes.
@@ -174,15 +149,19 @@ impl Executable for CudaExecutable {
         self.context.bind()?;
         self.copy_inputs()?;
         let Some(graph) = &self.graph else { return Err(Error::internal("no graph")) };
-        // SAFETY: the graph's kernels use memory that `self` and the bindings in `places` keep alive.
-        unsafe { sys::cuGraphLaunch(graph.exec, self.context.stream) }
-            .result()
-            .map_err(|e| device_error(&format!("running '{}'", self.program.name), e))
+        // What the graph's kernels use, `self` and the bindings in `places` keep alive.
+        graph.launch(&self.context, &self.program.name)
     }
 
     fn read(&mut self, id: TensorId, out: &mut [u8]) -> Result<()> {
         let offset = self.locate(id, &Place::Output, out.len())?;
         self.context.read(self.places.outputs.address + offset as u64, out)
+    }
+
+    fn profile(&mut self) -> Result<Vec<Timing>> {
+        self.context.bind()?;
+        self.copy_inputs()?;
+        profile(&self.context, &self.program.name, &self.launches)
     }
 }
 
@@ -192,13 +171,9 @@ impl Drop for CudaExecutable {
             return;
         }
         let _ = self.context.wait();
-        // SAFETY: nothing runs any more, and nobody else has these handles.
-        unsafe {
-            if let Some(graph) = self.graph.take() {
-                let _ = sys::cuGraphExecDestroy(graph.exec);
-                let _ = sys::cuGraphDestroy(graph.graph);
-            }
-            let _ = result::event::destroy(self.copied);
-        }
+        // The graph goes before what its kernels use.
+        self.graph = None;
+        // SAFETY: nothing runs any more, and nobody else has the event.
+        let _ = unsafe { result::event::destroy(self.copied) };
     }
 }

@@ -69,8 +69,27 @@ impl Work {
     /// Puts it on the context's stream.
     pub fn submit(&self, context: &Context) -> Result<()> {
         match self {
-            Self::Kernel(launch) => launch.submit(context),
+            Self::Kernel(launch) => launch.submit(context, launch.overlaps),
             Self::Product(call) => call.submit(context),
+        }
+    }
+
+    /// The same, beginning only when everything ahead has ended.
+    pub fn submit_apart(&self, context: &Context) -> Result<()> {
+        match self {
+            Self::Kernel(launch) => launch.submit(context, false),
+            Self::Product(call) => call.submit(context),
+        }
+    }
+
+    /// For profiles: the kernel with its grid, or the library's product with its sizes.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Kernel(launch) => {
+                let [x, y, z] = launch.grid;
+                format!("{} [{x}, {y}, {z}]", launch.name)
+            }
+            Self::Product(call) => call.label(),
         }
     }
 }
@@ -97,11 +116,11 @@ pub struct Launch {
 
 impl Launch {
     /// Puts the kernel on the context's stream.
-    fn submit(&self, context: &Context) -> Result<()> {
+    fn submit(&self, context: &Context, overlaps: bool) -> Result<()> {
         let mut pointers: Vec<*mut c_void> =
             self.args.0.iter().map(|chunks| chunks.as_ptr().cast_mut().cast()).collect();
         let mut attributes = Vec::with_capacity(2);
-        if self.overlaps {
+        if overlaps {
             attributes.push(sys::CUlaunchAttribute {
                 id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
                 pad: [0; 4],

@@ -75,7 +75,7 @@ pub struct Args {
     /// Optimizer of the training steps
     #[arg(long, value_name = "adamw|adamw_8bit", default_value = "adamw", value_parser = parse_optim)]
     optim: Optim,
-    /// Show what each kernel of a decode step takes, too (wgpu)
+    /// Show what each kernel of a decode step takes, too (wgpu, cuda)
     #[arg(long)]
     profile: bool,
     /// Print one JSON object instead of a table
