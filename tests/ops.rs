@@ -97,12 +97,15 @@ fn round_to(dtype: DType, bytes: &mut [u8]) {
     }
 }
 
+/// Names of what is f32 whatever the activations are.
+const ALWAYS_F32: &[&str] = &["lse", "delta", "loss", "logits", "adjusted", "drawn_from", "logprobs"];
+
 /// The same program with activations, caches and plain matrices of type `dtype`.
 fn in_type(program: &Program, dtype: DType) -> Program {
     let mut program = program.clone();
     for t in &mut program.tensors {
         let plain = matches!(t.dtype, DType::F32 | DType::F16 | DType::BF16);
-        let is_activation = t.live != Live::All && !["lse", "delta", "loss", "logits"].contains(&t.name.as_str());
+        let is_activation = t.live != Live::All && !ALWAYS_F32.contains(&t.name.as_str());
         let is_matrix = t.place == Place::Weight && t.rows > 1;
         if plain && (is_activation || is_matrix || t.name.ends_with("cache")) {
             t.dtype = dtype;
@@ -657,6 +660,83 @@ fn sampling() {
         given.insert("sampling", (0..rows).flat_map(|i| filters[i % filters.len()].map(f32::to_bits)).collect());
         given.insert("uniforms", (0..rows).map(|_| (r.number().abs() * 0.999).to_bits()).collect());
         check(&format!("sample {vocab} x {spread}"), b.finish(), &given, 1e-9);
+    }
+}
+
+/// Masks, penalties, biases and bans, the draw after them, and the log-probabilities of what was drawn.
+#[test]
+fn adjusted_logits_and_log_probabilities() {
+    use runtime::program::{IMPOSSIBLE, SEEN};
+    // Whole chunks and words; a row that is no multiple of 4; one of less than a chunk, with many equal logits.
+    for (vocab, levels, n) in [(8_192, 0.0, 5), (9_001, 0.0, 20), (333, 2.0, 20), (24, 1.0, 1)] {
+        let (rows, masked) = (9, 2);
+        let mut r = Random(5);
+        let mut b = Builder::new("adjusted");
+        let mut gathered = |name: &str, cols: usize, dtype: DType, place: Place| {
+            b.tensor(TensorDecl { name: name.into(), rows, cols, dtype, place, live: Live::Gathered })
+        };
+        let logits = gathered("logits", vocab, DType::F32, Place::Input);
+        let adjusted = gathered("adjusted", vocab, DType::F32, Place::Output);
+        let drawn_from = gathered("drawn_from", vocab, DType::F32, Place::Temp);
+        let tokens = gathered("tokens", 1, DType::U32, Place::Output);
+        let logprobs = gathered("logprobs", 1 + n, DType::F32, Place::Output);
+        let top = gathered("top", n, DType::U32, Place::Output);
+        let mut words = |name: &str, rows: usize, cols: usize| b.input(name, DType::U32, rows, cols);
+        let (entries, starts) = (words("entries", 4096, 2), words("starts", 1, rows + 1));
+        let (masks, mask_of) = (words("masks", masked, vocab.div_ceil(32)), words("mask_of", 1, rows));
+        let (unmasked, labels) = (words("unmasked", 1, rows), words("labels", 1, rows));
+        let (no_bans, banned) = (words("no_bans", 4096, 2), entries);
+        let repetition = b.input("repetition", DType::F32, 1, rows);
+        let how = b.input("sampling", DType::F32, rows, 4);
+        let uniforms = b.input("uniforms", DType::F32, 1, rows);
+        let adjust = |entries: TensorId, mask_of: TensorId, out: TensorId| Op::AdjustLogits {
+            logits,
+            entries,
+            starts,
+            repetition,
+            masks,
+            mask_of,
+            out,
+        };
+        // The numbers are compared without what is impossible: nothing would count beside it.
+        b.push(adjust(no_bans, unmasked, adjusted)).unwrap();
+        b.push(adjust(banned, mask_of, drawn_from)).unwrap();
+        b.push(Op::Sample { logits: drawn_from, sampling: how, uniforms, tokens }).unwrap();
+        b.push(Op::TopLogprobs { logits, tokens, labels, logprobs, top }).unwrap();
+        let mut given = counts(0, rows as u32 - 1, 0);
+        let mut logit = || {
+            let l = 8.0 * (r.number() + r.number() + r.number());
+            let l: f32 = if levels > 0.0 { (l * levels).round() / levels } else { l };
+            l.to_bits()
+        };
+        given.insert("logits", (0..rows * vocab).map(|_| logit()).collect());
+        let (mut list, mut bounds) = (Vec::new(), vec![0]);
+        for row in 0..rows {
+            // Some rows have none, some very many.
+            let step = [vocab + 1, 3, 19][row % 3];
+            for token in (1..vocab).step_by(step) {
+                list.push([token as u32 | if token % 2 == 0 { SEEN } else { 0 }, (2.0 * r.number()).to_bits()]);
+            }
+            list.truncate(4096);
+            bounds.push(list.len() as u32);
+        }
+        given.insert("no_bans", list.iter().flatten().copied().collect());
+        list.iter_mut().step_by(5).for_each(|entry| entry[1] = IMPOSSIBLE.to_bits());
+        given.insert("entries", list.into_iter().flatten().collect());
+        for name in ["no_bans", "entries"] {
+            given.get_mut(name).unwrap().resize(8192, 0);
+        }
+        given.insert("starts", bounds);
+        given.insert("repetition", (0..rows).map(|i| [1.3f32, 0.8, 1.0][i % 3].to_bits()).collect());
+        given.insert("unmasked", vec![u32::MAX; rows]);
+        given.insert("mask_of", (0..rows as u32).map(|i| if i % 4 == 3 { u32::MAX } else { i % 2 }).collect());
+        let sparse = |r: &mut Random| (r.bits() & r.bits() & r.bits()) as u32 | 1;
+        given.insert("masks", (0..masked * vocab.div_ceil(32)).map(|_| sparse(&mut r)).collect());
+        given.insert("labels", (0..rows as u32).map(|i| if i % 3 == 0 { i } else { u32::MAX }).collect());
+        let filters = [[0.0, 0.0, 1.0, 0.0], [0.9, 0.0, 1.0, 0.0], [1.1, 12.0, 0.9, 0.0], [1.0, 0.0, 0.8, 0.01f32]];
+        given.insert("sampling", (0..rows).flat_map(|i| filters[i % 4].map(f32::to_bits)).collect());
+        given.insert("uniforms", (0..rows).map(|_| (r.number().abs() * 0.999).to_bits()).collect());
+        check(&format!("adjusted {vocab}"), b.finish(), &given, 1e-6);
     }
 }
 

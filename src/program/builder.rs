@@ -254,6 +254,22 @@ impl Builder {
                 shape(*uniforms, 1, d(*logits).rows)?;
                 shape(*tokens, d(*logits).rows, 1)
             }
+            Op::AdjustLogits { logits, entries, starts, repetition, masks, mask_of, out } => {
+                let rows = d(*logits).rows;
+                same(*out, *logits)?;
+                shape(*entries, d(*entries).rows, 2)?;
+                shape(*starts, 1, rows + 1)?;
+                shape(*repetition, 1, rows)?;
+                shape(*masks, d(*masks).rows, d(*logits).cols.div_ceil(32))?;
+                shape(*mask_of, 1, rows)
+            }
+            Op::TopLogprobs { logits, tokens, labels, logprobs, top } => {
+                let (rows, n) = (d(*logits).rows, d(*top).cols);
+                shape(*tokens, rows, 1)?;
+                shape(*labels, 1, rows)?;
+                shape(*logprobs, rows, 1 + n)?;
+                shape(*top, rows, n.min(d(*logits).cols))
+            }
             Op::Accumulate { x, y } => same(*x, *y),
             Op::Fill { .. } => Ok(()),
             Op::GradNorm { out, .. } => shape(*out, 1, 1),

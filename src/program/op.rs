@@ -170,6 +170,25 @@ pub enum Op {
     /// are kept or dropped together. The token is the first, in order of id, where the sum of the kept weights
     /// exceeds u times their total.
     Sample { logits: TensorId, sampling: TensorId, uniforms: TensorId, tokens: TensorId },
+    /// Logits with what a request wants changed in them, f32 `[R, V]` to `[R, V]`. `out = logits`, but [`IMPOSSIBLE`] for
+    /// tokens whose bit is 0 in the row's mask: row `mask_of[i]` (u32 `[1, R]`; `u32::MAX`: no mask) of masks u32
+    /// `[M, ⌈V / 32⌉]`, token 0 in the lowest bit of the first word. Entries `starts[i] .. starts[i + 1]` (u32 `[1, R + 1]`)
+    /// of entries u32 `[E, 2]` belong to row i, each to another token, and change its logit l where the mask lets it
+    /// pass: word 0 is the token, and in the highest bit whether the repetition penalty r = `repetition[i]` (f32 `[1, R]`)
+    /// applies: l becomes l / r where l > 0, else l · r. Then word 1, as f32, is added to it.
+    AdjustLogits {
+        logits: TensorId,
+        entries: TensorId,
+        starts: TensorId,
+        repetition: TensorId,
+        masks: TensorId,
+        mask_of: TensorId,
+        out: TensorId,
+    },
+    /// Log-probabilities (nat) under softmax of f32 logits `[R, V]`: `logprobs[i][0]` (f32 `[R, 1 + n]`) of token
+    /// `labels[i]` (u32 `[1, R]`), or of `tokens[i]` (u32 `[R, 1]`) where that is `u32::MAX`; the rest of the n likeliest
+    /// tokens, best first and of equals the smaller id first, which are `top[i]` (u32 `[R, n]`). n is at most V.
+    TopLogprobs { logits: TensorId, tokens: TensorId, labels: TensorId, logprobs: TensorId, top: TensorId },
     /// `y += x`.
     Accumulate { x: TensorId, y: TensorId },
     /// `x = value` in every element of every row.
@@ -220,6 +239,8 @@ impl Op {
             Op::GatherRows { .. } => "gather_rows",
             Op::HeadLoss { .. } => "head_loss",
             Op::Sample { .. } => "sample",
+            Op::AdjustLogits { .. } => "adjust_logits",
+            Op::TopLogprobs { .. } => "top_logprobs",
             Op::Accumulate { .. } => "accumulate",
             Op::Fill { .. } => "fill",
             Op::GradNorm { .. } => "grad_norm",
@@ -368,6 +389,19 @@ impl Op {
                 }
                 f(tokens, Write);
             }
+            Op::AdjustLogits { logits, entries, starts, repetition, masks, mask_of, out } => {
+                for id in [logits, entries, starts, repetition, masks, mask_of] {
+                    f(id, Read);
+                }
+                f(out, Write);
+            }
+            Op::TopLogprobs { logits, tokens, labels, logprobs, top } => {
+                for id in [logits, tokens, labels] {
+                    f(id, Read);
+                }
+                f(logprobs, Write);
+                f(top, Write);
+            }
             Op::Accumulate { x, y } => {
                 f(x, Read);
                 f(y, ReadWrite);
@@ -421,6 +455,13 @@ pub fn dropout_keeps(seed: u32, salt: u32, index: u32, p: f32) -> bool {
     h ^= h >> 16;
     (h >> 8) as f32 * (1.0 / 16_777_216.0) >= p
 }
+
+/// The logit of a token that must not be chosen. Finite, because shaders may assume that all numbers are: its distance from any
+/// other logit is so large that the token's weight is 0.
+pub const IMPOSSIBLE: f32 = f32::MIN;
+
+/// In word 0 of an entry of [`Op::AdjustLogits`]: the repetition penalty applies.
+pub const SEEN: u32 = 1 << 31;
 
 /// Elements of a block of [`Op::AdamW8bit`].
 pub const MOMENT_BLOCK: usize = 256;

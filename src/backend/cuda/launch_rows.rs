@@ -10,7 +10,7 @@ use crate::program::Op;
 /// Elements of a block of the element-wise kernels (`kernels/elementwise.cuh`).
 const ELEMENTS: usize = 2048;
 
-/// Logits of a block of `kernels/sample.cu`, and the most such blocks of a row.
+/// Logits of a block of `kernels/{sample,adjust_logits,top_logprobs}.cu`, and the most such blocks of a row that is sampled from.
 const SAMPLE_CHUNK: usize = 4096;
 const MAX_SAMPLE_CHUNKS: usize = 64;
 
@@ -97,6 +97,32 @@ impl Recorder<'_> {
                 let args = Args::new().ptrs(&[self.at(logits)?, self.at(sampling)?, self.at(uniforms)?, scratch]);
                 let args = self.live(args.ptr(self.at(tokens)?), r)?.u32(r.rows).u32(r.cols);
                 self.launch("sample", "sample", [r.rows, 1, 1], 1024, 65_536, args)?.overlaps = hopper;
+            }
+            Op::AdjustLogits { logits, entries, starts, repetition, masks, mask_of, out } => {
+                let (r, words) = (self.rows(logits), self.rows(masks).cols);
+                let args = Args::new().ptrs(&[self.at(logits)?, self.at(masks)?, self.at(mask_of)?, self.at(out)?]);
+                let args = self.live(args, r)?.u32(r.rows).u32(r.cols).u32(words);
+                let grid = [r.cols.div_ceil(SAMPLE_CHUNK), r.rows, 1];
+                self.launch("adjust_logits", "adjust_logits", grid, 256, 0, args)?.overlaps = hopper;
+                let lists = [self.at(logits)?, self.at(entries)?, self.at(starts)?, self.at(repetition)?];
+                let args = Args::new().ptrs(&lists).ptrs(&[self.at(masks)?, self.at(mask_of)?, self.at(out)?]);
+                let args = self.live(args, r)?.u32(r.rows).u32(r.cols).u32(words);
+                let name = "adjust_logits_entries";
+                self.launch("adjust_logits", name, [r.rows, 1, 1], 256, 0, args)?.overlaps = hopper;
+            }
+            Op::TopLogprobs { logits, tokens, labels, logprobs, top } => {
+                let (r, n) = (self.rows(logits), self.rows(top).cols);
+                let chunks = r.cols.div_ceil(SAMPLE_CHUNK);
+                // A record of a chunk: its largest logit and the sum, then n tokens with their logits; 8 bytes each.
+                let scratch = self.scratch(r.rows * chunks * (1 + n) * 8);
+                let args = self.live(Args::new().ptrs(&[self.at(logits)?, scratch]), r)?;
+                let args = args.u32(r.rows).u32(r.cols).u32(n);
+                let name = "top_logprobs_chunks";
+                self.launch("top_logprobs", name, [chunks, r.rows, 1], 256, 0, args)?.overlaps = hopper;
+                let args = Args::new().ptrs(&[self.at(logits)?, self.at(tokens)?, self.at(labels)?, scratch]);
+                let args = self.live(args.ptrs(&[self.at(logprobs)?, self.at(top)?]), r)?;
+                let args = args.u32(r.rows).u32(r.cols).u32(n);
+                self.launch("top_logprobs", "top_logprobs", [r.rows, 1, 1], 256, 0, args)?.overlaps = hopper;
             }
             ref other => return Err(Error::internal(format!("cuda: '{}' is no op of rows", other.name()))),
         }

@@ -83,6 +83,33 @@ impl Recorder<'_> {
                 bindings.extend([Bind::Scratch(records), self.bind(*tokens)?]);
                 self.dispatch("sample", set, bindings, &params, rows as u64, work * 64)
             }
+            Op::AdjustLogits { logits, entries, starts, repetition, masks, mask_of, out } => {
+                let (rows, vocab) = self.shape(*logits);
+                let mut params = self.head(*logits, vocab);
+                params.push(self.shape(*masks).1 as u32);
+                let bindings = self.binds(&[counts, *logits, *masks, *mask_of, *out])?;
+                self.elementwise("adjust_logits", defines(&[]), bindings, &params, rows * vocab)?;
+                let bindings =
+                    self.binds(&[counts, *logits, *entries, *starts, *repetition, *masks, *mask_of, *out])?;
+                let set = defines(&[("WG", self.flat_group())]);
+                self.dispatch("adjust_logits_entries", set, bindings, &params, rows as u64, rows as u64)
+            }
+            Op::TopLogprobs { logits, tokens, labels, logprobs, top } => {
+                let ((rows, vocab), n) = (self.shape(*logits), self.shape(*top).1);
+                let chunks = vocab.div_ceil(SAMPLE_CHUNK);
+                let mut params = self.head(*logits, vocab);
+                params.extend([chunks as u32, n as u32]);
+                let set = self.reducing(256);
+                let records = (rows * chunks * (2 + 2 * n) * 4) as u64;
+                let mut bindings = self.binds(&[counts, *logits])?;
+                bindings.push(Bind::Scratch(records));
+                let (groups, work) = ((rows * chunks) as u64, (rows * vocab * (1 + n)) as u64);
+                self.dispatch("top_logprobs_chunks", set.clone(), bindings, &params, groups, work)?;
+                let mut bindings = self.binds(&[counts, *logits, *tokens, *labels])?;
+                bindings.push(Bind::Scratch(records));
+                bindings.extend(self.binds(&[*logprobs, *top])?);
+                self.dispatch("top_logprobs", set, bindings, &params, rows as u64, (rows * chunks * n * n) as u64)
+            }
             Op::Accumulate { x, y } => {
                 let (rows, k) = self.shape(*y);
                 self.elementwise(
@@ -106,7 +133,7 @@ impl Recorder<'_> {
     }
 }
 
-/// Logits that one workgroup of `sample_chunks.wgsl` looks at.
+/// Logits that one workgroup of `sample_chunks.wgsl` and `top_logprobs_chunks.wgsl` looks at.
 const SAMPLE_CHUNK: usize = 4096;
 
 /// `ACT` of the shaders.

@@ -2,6 +2,7 @@
 
 mod attention;
 mod elementwise;
+mod logits;
 mod lora;
 mod loss;
 mod matmul;
@@ -53,6 +54,8 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
         Op::AttentionBackward { geometry, .. } => attention::backward(args, geometry),
         Op::HeadLoss { dx, .. } => loss::head_loss(args, dx.is_some()),
         Op::Sample { logits, .. } => sample::forward(args, step.cols(*logits)),
+        Op::AdjustLogits { logits, .. } => logits::adjust(args, step.cols(*logits)),
+        Op::TopLogprobs { logits, top, .. } => logits::top_logprobs(args, step.cols(*logits), step.cols(*top)),
         Op::GradNorm { .. } => optim::grad_norm(args),
         Op::AdamW { .. } => optim::adamw(args),
         Op::AdamW8bit { .. } => optim::adamw_8bit(args),
