@@ -79,9 +79,9 @@ fn what_cannot_work_is_refused() {
     assert_eq!(ids(&engine, 1).len(), 100, "the engine lives on");
 }
 
-/// Tokens are chosen on the device, unless somebody in the step needs logits: the same tokens come out.
+/// A step draws its tokens itself, unless somebody wants more of the choice: the same tokens come out.
 #[test]
-fn tokens_chosen_on_the_device_and_on_the_host_are_the_same() {
+fn tokens_drawn_by_a_step_and_by_a_choice_are_the_same() {
     let filters: [(f32, f32, usize, f32); 6] = [
         (0.0, 1.0, 0, 0.0),
         (1.0, 1.0, 0, 0.0),
@@ -94,24 +94,75 @@ fn tokens_chosen_on_the_device_and_on_the_host_are_the_same() {
     for (n, (temperature, top_p, top_k, min_p)) in filters.into_iter().enumerate() {
         let sampling =
             SamplingParams { temperature, top_p, top_k, min_p, seed: Some(n as u64), ..SamplingParams::default() };
-        let on_device = Request { sampling, ..request(n as u32) };
-        let on_host = Request { logprobs: Some(1), ..on_device.clone() };
+        let drawn = Request { sampling, ..request(n as u32) };
+        let chosen = Request { logprobs: Some(1), ..drawn.clone() };
         // A bias of 0 and a minimum length change nothing but the path, the latter for half of the answer.
-        let mut biased = on_device.clone();
+        let mut biased = drawn.clone();
         biased.sampling.logit_bias = vec![(1, 0.0)];
-        let changing = Request { min_tokens: 50, stop_ids: vec![4000], ..on_device.clone() };
+        let changing = Request { min_tokens: 50, stop_ids: vec![4000], ..drawn.clone() };
+        let any = Request { grammar: Some(Grammar::Regex("(?s:.*)".into())), ..drawn.clone() };
         let ids = |request: Request| generate_text(&engine, request, TextOptions::default()).unwrap().ids;
-        let want = ids(on_device.clone());
+        let want = ids(drawn.clone());
         assert_eq!(want.len(), 100);
-        for (name, request) in [("logprobs", on_host.clone()), ("bias", biased), ("min_tokens", changing)] {
+        for (name, request) in [("logprobs", chosen.clone()), ("bias", biased), ("min_tokens", changing)] {
             assert_eq!(ids(request), want, "{name}: {n}");
         }
-        // In one step with a request that needs its logits, the other is sampled on the host, too.
+        // Special tokens and broken UTF-8 are no text, so a grammar of any text may say no to some.
+        if temperature == 0.0 {
+            assert_eq!(ids(any).len(), 100);
+        }
+        // Both kinds in one step.
         let (left, right) = std::thread::scope(|scope| {
-            let left = scope.spawn(|| ids(on_device));
-            (ids(on_host), left.join().unwrap())
+            let left = scope.spawn(|| ids(drawn));
+            (ids(chosen), left.join().unwrap())
         });
         assert_eq!((&left, &right), (&want, &want), "together: {n}");
+    }
+}
+
+#[test]
+fn penalties_biases_and_bans_decide() {
+    let engine = engine(960, 4);
+    let answer = |change: &dyn Fn(&mut Request)| {
+        let mut request = Request { sampling: SamplingParams::default(), ..request(2) };
+        change(&mut request);
+        generate_text(&engine, request, TextOptions::default()).unwrap().ids
+    };
+    let distinct = |ids: &[u32]| ids.iter().collect::<std::collections::HashSet<_>>().len();
+    let plain = answer(&|_| {});
+    assert!(distinct(&plain) < 95, "{plain:?}");
+    // Negative logits of what was seen become far lower: nothing comes twice, and nothing of the prompt.
+    let fresh = answer(&|r| r.sampling.repetition_penalty = 1e6);
+    assert_eq!(distinct(&fresh), 100);
+    assert!(!request(2).prompt.iter().any(|id| fresh.contains(id)));
+    let rarer = answer(&|r| (r.sampling.presence_penalty, r.sampling.frequency_penalty) = (2.0, 2.0));
+    assert!(distinct(&rarer) > distinct(&plain), "{rarer:?}");
+    assert_eq!(answer(&|r| r.sampling.logit_bias = vec![(123, 1000.0)]), [123; 100]);
+    let first = plain[0];
+    let banned = answer(&|r| (r.min_tokens, r.stop_ids) = (60, vec![first]));
+    assert!(banned.len() >= 60 && !banned[..60].contains(&first));
+    let too_many = Request { logprobs: Some(21), ..request(2) };
+    let refused = generate_text(&engine, too_many, TextOptions::default()).unwrap_err().to_string();
+    assert!(refused.contains("logprobs") && refused.contains("20"), "{refused}");
+}
+
+#[test]
+fn log_probabilities_of_an_answer_are_those_of_score() {
+    let engine = engine(960, 4);
+    // Penalties change what is chosen, not what is reported.
+    let mut asked = Request { logprobs: Some(20), ..request(5) };
+    (asked.sampling.frequency_penalty, asked.sampling.repetition_penalty) = (1.0, 1.3);
+    let answer = generate_text(&engine, asked.clone(), TextOptions::default()).unwrap();
+    let text: Vec<u32> = asked.prompt.iter().chain(&answer.ids).copied().collect();
+    let want = engine.score(&text, None).unwrap().logprobs;
+    assert_eq!(answer.tokens.len(), 100);
+    for (i, token) in answer.tokens.iter().enumerate() {
+        let got = token.logprobs.as_ref().unwrap();
+        let want = want[asked.prompt.len() - 1 + i];
+        assert!((got.logprob - want).abs() < 1e-4, "{} instead of {want}", got.logprob);
+        assert!(got.top.len() == 20 && got.top.is_sorted_by(|a, b| a.1 >= b.1));
+        let own = got.top.iter().find(|(id, _)| *id == token.id);
+        assert!(own.is_none_or(|(_, logprob)| *logprob == got.logprob));
     }
 }
 
@@ -148,6 +199,10 @@ fn guesses_change_speed_and_nothing_else() {
             let mut request = request(n);
             request.sampling.temperature = temperature;
             request.logprobs = (n % 2 == 1).then_some(1);
+            if n == 3 {
+                (request.sampling.frequency_penalty, request.sampling.repetition_penalty) = (0.1, 1.05);
+                (request.min_tokens, request.stop_ids) = (30, vec![17, 40, 99]);
+            }
             let ids = |engine: &Engine| generate_text(engine, request.clone(), TextOptions::default()).unwrap().ids;
             assert_eq!(ids(&guessing), ids(&plain), "request {n} at temperature {temperature}");
         }

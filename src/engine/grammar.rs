@@ -106,11 +106,8 @@ const WHITE_SPACE: &str = r"[ \n]{1,16}";
 /// Where an answer is in its grammar.
 pub struct Constraint {
     matcher: Matcher,
-    mask: Option<Mask>,
+    mask: Option<SimpleVob>,
 }
-
-/// The tokens that may come next.
-pub struct Mask(SimpleVob);
 
 impl Constraint {
     /// Works out which tokens may come next.
@@ -120,14 +117,14 @@ impl Constraint {
     pub fn prepare(&mut self) -> Result<()> {
         if self.mask.is_none() {
             let mask = self.matcher.compute_mask_or_eos();
-            self.mask = Some(Mask(mask.map_err(|e| Error::Text(format!("grammar: {e}")))?));
+            self.mask = Some(mask.map_err(|e| Error::Text(format!("grammar: {e}")))?);
         }
         Ok(())
     }
 
-    /// What the last [`Constraint::prepare`] found.
-    pub fn mask(&self) -> Option<&Mask> {
-        self.mask.as_ref()
+    /// What the last [`Constraint::prepare`] found: a bit for each token, that of token 0 the lowest of the first word.
+    pub fn mask(&self) -> Option<&[u32]> {
+        self.mask.as_ref().map(SimpleVob::as_slice)
     }
 
     /// Takes the next token; true when the answer is complete and nothing may follow.
@@ -138,20 +135,5 @@ impl Constraint {
         self.mask = None;
         self.matcher.consume_token(id).map_err(|e| Error::Text(format!("grammar: {e}")))?;
         Ok(self.matcher.is_stopped())
-    }
-}
-
-impl Mask {
-    /// Makes all other tokens impossible.
-    pub fn apply(&self, logits: &mut [f32]) {
-        let words = self.0.as_slice();
-        for (at, logits) in logits.chunks_mut(32).enumerate() {
-            let word = words.get(at).copied().unwrap_or(0);
-            for (bit, logit) in logits.iter_mut().enumerate() {
-                if word >> bit & 1 == 0 {
-                    *logit = f32::NEG_INFINITY;
-                }
-            }
-        }
     }
 }

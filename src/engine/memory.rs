@@ -91,12 +91,12 @@ fn at_least(tokens: usize, context: usize, why: impl FnOnce() -> String) -> Resu
     Ok(tokens)
 }
 
-/// Intermediates of the largest step: what lives at once in a layer, and the logits. An estimate from above, because the
+/// Intermediates of the largest step: what lives at once in a layer, and the logits, as they come and adjusted. An estimate from above, because the
 /// programs themselves can only be planned once the cache is there.
 fn step_bytes(model: &LoadedModel, sizes: &StepSizes) -> u64 {
     let c = model.config();
     let row = 4 * c.hidden + 3 * c.intermediate + 4 * (c.heads + c.kv_heads) * c.head_dim;
-    4 * (sizes.max_rows * row + sizes.max_gathered * c.vocab) as u64
+    4 * (sizes.max_rows * row + 2 * sizes.max_gathered * c.vocab) as u64
 }
 
 fn gib(bytes: u64) -> f64 {

@@ -6,6 +6,7 @@
 
 mod adapters;
 pub mod bench;
+mod choice;
 mod grammar;
 mod guess;
 mod kv;
@@ -30,6 +31,7 @@ use crate::error::{Error, Result};
 use crate::format::peft::Adapter;
 use crate::model::LoadedModel;
 use adapters::{AdapterBank, Registry};
+use choice::MAX_LOGPROBS;
 use grammar::Grammars;
 use kv::{PAGE, PagePool};
 use sequence::{Arrival, Ticket};
@@ -182,6 +184,7 @@ impl Engine {
         let runner = Box::new(Steps::new(model.clone(), sizes, layout.clone(), adapters)?);
         let mut ends = c.eos.clone();
         ends.extend(model.tokenizer.iter().flat_map(|t| t.end_ids()));
+        ends.retain(|id| (*id as usize) < c.vocab);
         ends.sort_unstable();
         ends.dedup();
         let stats = Arc::new(Mutex::new(Stats::default()));
@@ -232,9 +235,12 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Invalid`] for an empty or too long prompt, an unknown adapter, or parameters out of range.
-    pub fn submit(&self, request: Request, sink: EventSink) -> Result<RequestId> {
+    pub fn submit(&self, mut request: Request, sink: EventSink) -> Result<RequestId> {
         self.check_tokens(&request.prompt)?;
-        request.sampling.check(self.model().config().vocab)?;
+        let vocab = self.model().config().vocab;
+        request.sampling.check(vocab)?;
+        // What is no token never comes.
+        request.stop_ids.retain(|id| (*id as usize) < vocab);
         let total = request.prompt.len() + request.max_tokens;
         if request.max_tokens == 0 || total > self.max_len() {
             return Err(Error::invalid(format!(
@@ -243,6 +249,11 @@ impl Engine {
                 request.max_tokens,
                 self.max_len()
             )));
+        }
+        for (name, n) in [("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)] {
+            if n.is_some_and(|n| n > MAX_LOGPROBS) {
+                return Err(Error::invalid(format!("{name} must be at most {MAX_LOGPROBS}")));
+            }
         }
         let adapter = request.adapter.as_deref().map(|name| self.registry().get(name)).transpose()?;
         let constraint = request.grammar.as_ref().map(|grammar| self.grammars()?.constraint(grammar)).transpose()?;

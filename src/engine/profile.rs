@@ -67,7 +67,7 @@ pub fn profile(model: Arc<LoadedModel>, context: usize, batch: usize) -> Result<
     for run in 0..WARM_UP + RUNS {
         let start = Instant::now();
         steps.launch(&input)?;
-        steps.finish(0)?;
+        steps.finish()?;
         if run >= WARM_UP {
             seconds.push(start.elapsed().as_secs_f64());
         }

@@ -1,9 +1,9 @@
-//! Chooses the next token from a row of logits.
+//! What a request's parameters and its answer so far make of the choice of the next token; the choice itself is the device's.
 
-use super::grammar::Mask;
-use super::request::{SamplingParams, TokenLogprobs};
-use crate::backend::cpu::sample;
+use super::choice::LogitEntry;
+use super::request::SamplingParams;
 use crate::error::{Error, Result};
+use crate::program::{IMPOSSIBLE, SEEN};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
@@ -44,26 +44,38 @@ impl SamplingParams {
 pub struct Sampler {
     params: SamplingParams,
     rng: ChaCha8Rng,
-    /// Tokens of the prompt, and how often each was generated.
-    seen: HashMap<u32, u32>,
-    /// Tokens that may not be chosen yet.
-    pub forbidden: Vec<u32>,
+    /// What penalties and biases make of the logits, a token each.
+    entries: Vec<LogitEntry>,
+    /// Where the entry of a token is.
+    places: HashMap<u32, Place>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Place {
+    index: usize,
+    /// In prompt or answer.
+    seen: bool,
+    /// Times in the answer.
+    count: u32,
+    bias: f32,
 }
 
 impl Sampler {
     /// `seed` is used where the parameters have none.
     pub fn new(params: SamplingParams, prompt: &[u32], seed: u64) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(params.seed.unwrap_or(seed));
-        let mut sampler = Self { params, rng, seen: HashMap::new(), forbidden: Vec::new() };
+        let biases = params.logit_bias.clone();
+        let mut sampler = Self { params, rng, entries: Vec::new(), places: HashMap::new() };
+        biases.into_iter().for_each(|(id, bias)| sampler.change(id, |place| place.bias += bias));
         if sampler.tracks() {
-            sampler.seen = prompt.iter().map(|id| (*id, 0)).collect();
+            prompt.iter().for_each(|id| sampler.change(*id, |place| place.seen = true));
         }
         sampler
     }
 
-    /// Whether nothing but the four numbers of [`Sampler::how`] decides: the device can choose.
+    /// Whether nothing but the four numbers of [`Sampler::how`] decides.
     pub fn is_plain(&self) -> bool {
-        !self.tracks() && self.params.logit_bias.is_empty() && self.forbidden.is_empty()
+        !self.tracks() && self.entries.is_empty()
     }
 
     fn tracks(&self) -> bool {
@@ -77,7 +89,12 @@ impl Sampler {
         [p.temperature, p.top_k as f32, p.top_p, p.min_p]
     }
 
-    /// The random number, from [0, 1), that the answer's token at `position` is drawn with, wherever that happens.
+    /// What logits of seen tokens are divided or multiplied by.
+    pub fn repetition(&self) -> f32 {
+        self.params.repetition_penalty
+    }
+
+    /// The random number, from [0, 1), that the answer's token at `position` is drawn with.
     pub fn uniform(&mut self, position: usize) -> f32 {
         if self.params.temperature == 0.0 {
             return 0.0;
@@ -86,70 +103,104 @@ impl Sampler {
         self.rng.random()
     }
 
-    /// The next token, which `allowed` lets pass. `logits` are changed.
-    pub fn next(&mut self, logits: &mut [f32], uniform: f32, allowed: Option<&Mask>) -> u32 {
-        self.adjust(logits);
-        if let Some(allowed) = allowed {
-            allowed.apply(logits);
-        }
-        let id = sample(logits, self.how(), uniform);
+    /// Takes note of a token of the answer.
+    pub fn note(&mut self, id: u32) {
         if self.tracks() {
-            *self.seen.entry(id).or_default() += 1;
+            self.change(id, |place| (place.seen, place.count) = (true, place.count + 1));
         }
-        id
+    }
+
+    /// Appends what changes the logits if the answer goes on with `guesses`, and the `banned` tokens must not come.
+    pub fn entries(&self, guesses: &[u32], banned: &[u32], out: &mut Vec<LogitEntry>) {
+        let start = out.len();
+        out.extend_from_slice(&self.entries);
+        // Few tokens differ from what is known; those without an entry are at the end.
+        let mut set = |id: u32, entry: LogitEntry| {
+            let known = self.places.get(&id).map(|place| start + place.index);
+            let added = start + self.entries.len();
+            let own = |at: usize| out[at..].iter().position(|e| e[0] & !SEEN == id).map(|i| at + i);
+            match known.or_else(|| own(added)) {
+                Some(at) => out[at] = entry,
+                None => out.push(entry),
+            }
+        };
+        if self.tracks() {
+            for (i, &id) in guesses.iter().enumerate() {
+                let mut place = self.places.get(&id).copied().unwrap_or_default();
+                place.seen = true;
+                place.count += guesses[..=i].iter().filter(|other| **other == id).count() as u32;
+                set(id, self.entry(id, &place));
+            }
+        }
+        banned.iter().for_each(|&id| set(id, [id, IMPOSSIBLE.to_bits()]));
+    }
+
+    fn change(&mut self, id: u32, change: impl FnOnce(&mut Place)) {
+        let next = self.entries.len();
+        let place = self.places.entry(id).or_insert(Place { index: next, ..Place::default() });
+        change(place);
+        let place = *place;
+        let entry = self.entry(id, &place);
+        match self.entries.get_mut(place.index) {
+            Some(known) => *known = entry,
+            None => self.entries.push(entry),
+        }
     }
 
     /// Penalties and biases, as vLLM and OpenAI define them.
-    fn adjust(&self, logits: &mut [f32]) {
+    fn entry(&self, id: u32, place: &Place) -> LogitEntry {
         let p = &self.params;
-        for (id, count) in &self.seen {
-            let Some(logit) = logits.get_mut(*id as usize) else { continue };
-            *logit = if *logit > 0.0 { *logit / p.repetition_penalty } else { *logit * p.repetition_penalty };
-            if *count > 0 {
-                *logit -= p.presence_penalty + p.frequency_penalty * *count as f32;
-            }
+        let mut add = place.bias;
+        if place.count > 0 {
+            add -= p.presence_penalty + p.frequency_penalty * place.count as f32;
         }
-        for (id, bias) in &p.logit_bias {
-            if let Some(logit) = logits.get_mut(*id as usize) {
-                *logit += bias;
-            }
-        }
-        for id in &self.forbidden {
-            if let Some(logit) = logits.get_mut(*id as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
+        [if place.seen { id | SEEN } else { id }, add.to_bits()]
     }
 }
 
-/// The `n` largest logits, best first; ties by id.
-fn top(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
-    let mut all: Vec<(u32, f32)> = logits.iter().enumerate().map(|(id, l)| (id as u32, *l)).collect();
-    let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    if n < all.len() && n > 0 {
-        all.select_nth_unstable_by(n - 1, order);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(sampler: &Sampler, guesses: &[u32], banned: &[u32]) -> Vec<(u32, bool, f32)> {
+        let mut list = vec![[9, 9]];
+        sampler.entries(guesses, banned, &mut list);
+        list[1..].iter().map(|[id, add]| (id & !SEEN, id & SEEN != 0, f32::from_bits(*add))).collect()
     }
-    all.truncate(n);
-    all.sort_by(order);
-    all
-}
 
-/// `log Σ exp` of a row, in f64.
-fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    max + logits.iter().map(|l| (f64::from(*l) - max).exp()).sum::<f64>().ln()
-}
+    #[test]
+    fn entries_follow_the_answer() {
+        let params = SamplingParams {
+            presence_penalty: 0.5,
+            frequency_penalty: 0.25,
+            logit_bias: vec![(7, 2.0), (3, 1.0)],
+            ..SamplingParams::default()
+        };
+        let mut sampler = Sampler::new(params, &[3, 4, 3], 0);
+        assert!(!sampler.is_plain());
+        assert_eq!(entries(&sampler, &[], &[]), [(7, false, 2.0), (3, true, 1.0), (4, true, 0.0)]);
+        sampler.note(4);
+        sampler.note(4);
+        sampler.note(5);
+        let known = [(7, false, 2.0), (3, true, 1.0), (4, true, -1.0), (5, true, -0.75)];
+        assert_eq!(entries(&sampler, &[], &[]), known);
+        let guessed = [(7, true, 1.0), (3, true, 1.0), (4, true, -1.0), (5, true, -0.75), (6, true, -1.0)];
+        assert_eq!(entries(&sampler, &[6, 7, 6, 7], &[]), guessed, "what is only guessed counts for this list alone");
+        assert_eq!(entries(&sampler, &[], &[]), known);
+        let banned = entries(&sampler, &[6], &[8, 3, 8, 6]);
+        assert_eq!(banned[1], (3, false, IMPOSSIBLE));
+        assert_eq!(banned[4..], [(6, false, IMPOSSIBLE), (8, false, IMPOSSIBLE)]);
+    }
 
-/// Log-probabilities of the `n` likeliest tokens, best first.
-pub fn top_logprobs(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
-    let sum = log_sum_exp(logits);
-    top(logits, n).into_iter().map(|(id, logit)| (id, (f64::from(logit) - sum) as f32)).collect()
-}
-
-/// Log-probability of `id` and of the `n` likeliest tokens.
-pub fn logprobs_of(logits: &[f32], id: u32, n: usize) -> TokenLogprobs {
-    let sum = log_sum_exp(logits);
-    let logprob = |logit: f32| (f64::from(logit) - sum) as f32;
-    let top = top(logits, n).into_iter().map(|(id, logit)| (id, logprob(logit))).collect();
-    TokenLogprobs { logprob: logits.get(id as usize).map_or(f32::NEG_INFINITY, |l| logprob(*l)), top }
+    #[test]
+    fn a_bias_or_a_penalty_is_more_than_the_four_numbers() {
+        let plain = |change: fn(&mut SamplingParams)| {
+            let mut params = SamplingParams { temperature: 0.7, top_k: 5, ..SamplingParams::default() };
+            change(&mut params);
+            Sampler::new(params, &[1], 0).is_plain()
+        };
+        assert!(plain(|_| {}));
+        assert!(!plain(|p| p.repetition_penalty = 1.1));
+        assert!(!plain(|p| p.logit_bias = vec![(1, 0.0)]));
+    }
 }

@@ -2,14 +2,15 @@
 
 use super::RequestId;
 use super::adapters::{Slot, Version};
+use super::choice::{ChoiceInput, Chosen, RowChoice};
 use super::grammar::Constraint;
 use super::guess;
 use super::kv::{PagePool, Pages, Prefix};
 use super::request::{Event, EventSink, FinishReason, Request, TokenLogprobs, Usage};
-use super::sampler::{Sampler, logprobs_of};
+use super::sampler::Sampler;
 use super::scheduler::{Need, Share};
 use super::steps::StepInput;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -81,14 +82,6 @@ pub struct Sequence {
     arrived: Instant,
     started: Option<Instant>,
     first_token: Option<Instant>,
-}
-
-/// What a step says about the tokens that follow a sequence's gathered rows.
-pub enum Next<'a> {
-    /// They were chosen on the device.
-    Tokens(&'a [u32]),
-    /// Their logits, one row after the other.
-    Logits(&'a mut [f32]),
 }
 
 /// How a sequence came out of a step.
@@ -232,7 +225,7 @@ impl Sequence {
         }
     }
 
-    /// Whether the device can choose the next tokens: nobody asks for more than it does.
+    /// Whether a step's own draw chooses the next tokens: nobody asks for more.
     pub fn is_plain(&self) -> bool {
         self.request.logprobs.is_none()
             && !self.wants_prompt_logprobs()
@@ -248,7 +241,7 @@ impl Sequence {
         let known = self.tokens.len();
         let end = self.computed + share.rows;
         self.guesses.truncate(end.saturating_sub(known));
-        let first_gathered = if self.wants_prompt_logprobs() { self.computed } else { known - 1 };
+        let first_gathered = self.first_gathered();
         let start = input.gather.len();
         for position in self.computed..end {
             if position >= first_gathered {
@@ -268,19 +261,42 @@ impl Sequence {
         input.table.resize((seq as usize + 1) * pages_per_seq, 0);
     }
 
-    /// Works out which tokens may come next, while the device is busy.
-    pub fn prepare(&mut self) {
+    /// Works out, while the device is busy, what the choice of the next tokens is to respect; nothing where the step's own
+    /// draw is all that is wanted.
+    pub fn prepare(&mut self, share: &Share, choice: &mut ChoiceInput, vocab: usize) {
         self.stuck = self.constraint.as_mut().and_then(|constraint| constraint.prepare().err());
+        if self.is_plain() {
+            return;
+        }
+        let first = self.first_gathered();
+        for position in (first..).take(share.gathered.len()) {
+            let mut row = RowChoice { repetition: self.sampler.repetition(), ..RowChoice::default() };
+            match self.request.prompt.get(position + 1) {
+                Some(id) => (row.label, row.logprobs) = (Some(*id), self.request.prompt_logprobs),
+                None => {
+                    let guessed = position + 1 - self.tokens.len();
+                    let early = self.generated() + guessed < self.request.min_tokens;
+                    let banned = if early { &self.ends[..] } else { &[] };
+                    self.sampler.entries(&self.guesses[..guessed], banned, &mut choice.entries);
+                    row.mask = self.constraint.as_ref().and_then(Constraint::mask);
+                    row.logprobs = self.request.logprobs;
+                }
+            }
+            choice.push(&row, vocab);
+        }
     }
 
-    /// Takes note of a step's results: `next` and `uniforms` are those of its gathered rows.
-    pub fn advance(&mut self, share: &Share, mut next: Next, uniforms: &[f32]) -> Advance {
+    /// The first position of a step whose next token is wanted.
+    fn first_gathered(&self) -> usize {
+        if self.wants_prompt_logprobs() { self.computed } else { self.tokens.len() - 1 }
+    }
+
+    /// Takes note of a step's results.
+    pub fn advance(&mut self, share: &Share, chosen: &Chosen) -> Advance {
         let complete = self.computed + share.rows >= self.tokens.len();
         let guesses = std::mem::take(&mut self.guesses);
-        if let (Some(n), true, Next::Logits(logits)) =
-            (self.request.prompt_logprobs, self.wants_prompt_logprobs(), &next)
-        {
-            self.note_prompt(logits, share, n);
+        if let (Some(n), true) = (self.request.prompt_logprobs, self.wants_prompt_logprobs()) {
+            self.note_prompt(chosen, share, n);
         }
         if !complete {
             self.computed += share.rows;
@@ -289,15 +305,15 @@ impl Sequence {
         if self.wants_prompt_logprobs() {
             self.events.push(Event::Prompt(std::mem::take(&mut self.prompt_logprobs)));
         }
-        let first = share.gathered.len() - 1 - guesses.len();
+        let first = share.gathered.end - 1 - guesses.len();
         let mut accepted = 0;
         loop {
             self.computed = self.tokens.len();
             let row = first + accepted;
-            let over = match self.choose(&mut next, row, uniforms) {
-                Ok((id, logprobs)) => self.push(id, logprobs),
-                Err(error) => {
-                    self.fail(error);
+            let over = match (self.stuck.take(), chosen.tokens.get(row)) {
+                (None, Some(id)) => self.push(*id, self.request.logprobs.map(|n| chosen.logprobs(row, n))),
+                (error, _) => {
+                    self.fail(error.unwrap_or_else(|| Error::internal("a step without its token")));
                     ControlFlow::Break(())
                 }
             };
@@ -312,33 +328,10 @@ impl Sequence {
     }
 
     /// Keeps the log-probabilities of the prompt's tokens that follow a step's rows.
-    fn note_prompt(&mut self, logits: &[f32], share: &Share, n: usize) {
-        let vocab = logits.len() / share.gathered.len();
-        for (row, position) in logits.chunks_exact(vocab).zip(self.computed..) {
-            if let Some(&id) = self.request.prompt.get(position + 1) {
-                self.prompt_logprobs.push(logprobs_of(row, id, n));
-            }
-        }
-    }
-
-    fn choose(&mut self, next: &mut Next, row: usize, uniforms: &[f32]) -> Result<(u32, Option<TokenLogprobs>)> {
-        match next {
-            Next::Tokens(tokens) => {
-                let id = tokens.get(row).ok_or_else(|| Error::internal("a step without its token"))?;
-                Ok((*id, None))
-            }
-            Next::Logits(logits) => {
-                if let Some(error) = self.stuck.take() {
-                    return Err(error);
-                }
-                let vocab = logits.len() / uniforms.len();
-                let logits = &mut logits[row * vocab..(row + 1) * vocab];
-                let original = self.request.logprobs.map(|n| (n, logits.to_vec()));
-                let early = self.generated() < self.request.min_tokens;
-                self.sampler.forbidden = if early { self.ends.clone() } else { Vec::new() };
-                let allowed = self.constraint.as_ref().and_then(Constraint::mask);
-                let id = self.sampler.next(logits, uniforms[row], allowed);
-                Ok((id, original.map(|(n, logits)| logprobs_of(&logits, id, n))))
+    fn note_prompt(&mut self, chosen: &Chosen, share: &Share, n: usize) {
+        for (row, position) in share.gathered.clone().zip(self.computed..) {
+            if position + 1 < self.request.prompt.len() {
+                self.prompt_logprobs.push(chosen.logprobs(row, n));
             }
         }
     }
@@ -347,6 +340,7 @@ impl Sequence {
     fn push(&mut self, id: u32, logprobs: Option<TokenLogprobs>) -> ControlFlow<()> {
         self.first_token.get_or_insert_with(Instant::now);
         self.tokens.push(id);
+        self.sampler.note(id);
         if self.ends.contains(&id) {
             self.finish(FinishReason::Stop);
             return ControlFlow::Break(());

@@ -1,5 +1,6 @@
 //! Steps on the device: the serving program of each bucket of shapes, compiled once and replayed.
 
+use super::choice::{ChoiceInput, Choices, Chosen, Running};
 use super::kv::PAGE;
 use crate::backend::{Bindings, BufferDesc, Executable, Timing};
 use crate::error::{Error, Result};
@@ -7,6 +8,7 @@ use crate::format::quant::dequantise_row;
 use crate::model::LoadedModel;
 use crate::model::decoder::{ServeHead, ServeProgram, ServeShape, buffers, serve_program};
 use crate::model::lora::LoraLayout;
+use crate::tensor::DType;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -26,7 +28,7 @@ pub struct StepInput {
     pub adapters: Vec<u32>,
     /// Page numbers, `pages_per_seq` for each sequence of the step.
     pub table: Vec<u32>,
-    /// Rows whose logits or next tokens are wanted.
+    /// Rows whose next tokens are wanted.
     pub gather: Vec<u32>,
     /// How the next token of each of them is chosen: temperature, top-k, top-p, min-p.
     pub sampling: Vec<[f32; 4]>,
@@ -59,12 +61,17 @@ pub trait Runner {
     /// [`Error::Device`] and its like.
     fn launch(&mut self, input: &StepInput) -> Result<()>;
 
-    /// Waits for the step: the next token of each gathered row, and the logits of the first `rows` of them, to be changed in
-    /// place.
+    /// Lets the tokens of the first gathered rows of the step that was launched be chosen in another way than by its own draw.
     ///
     /// # Errors
     /// As [`Runner::launch`].
-    fn finish(&mut self, rows: usize) -> Result<(Vec<u32>, &mut [f32])>;
+    fn choose(&mut self, input: &StepInput, choice: &ChoiceInput) -> Result<()>;
+
+    /// Waits for the step: the next token of each gathered row.
+    ///
+    /// # Errors
+    /// As [`Runner::launch`].
+    fn finish(&mut self) -> Result<Chosen>;
 
     /// Runs a step; negative log-likelihood (nat) of `labels` (one a row, `u32::MAX`: 0).
     ///
@@ -121,9 +128,11 @@ pub struct Steps {
     bindings: Bindings,
     lora: Option<LoraLayout>,
     compiled: HashMap<Key, Compiled>,
+    choices: Choices,
     /// The step that was launched, and its gathered rows.
     launched: Option<(Key, usize)>,
-    logits: Vec<f32>,
+    /// The choice that follows it.
+    choosing: Option<Running>,
 }
 
 impl Steps {
@@ -145,7 +154,12 @@ impl Steps {
                 bindings.insert(name, model.device.allocate(desc)?);
             }
         }
-        Ok(Self { model, sizes, bindings, lora, compiled: HashMap::new(), launched: None, logits: Vec::new() })
+        for name in [buffers::LOGITS, buffers::ADJUSTED] {
+            let desc = BufferDesc { name: name.into(), dtype: DType::F32, rows: sizes.max_gathered, cols: c.vocab };
+            bindings.insert(name.into(), model.device.allocate(desc)?);
+        }
+        let (compiled, choices) = (HashMap::new(), Choices::default());
+        Ok(Self { model, sizes, bindings, lora, compiled, choices, launched: None, choosing: None })
     }
 
     /// Runs a step that ends in tokens; what each launch took.
@@ -231,27 +245,34 @@ impl Runner for Steps {
 
     fn launch(&mut self, input: &StepInput) -> Result<()> {
         let key = self.key(input, Wanted::Tokens);
-        self.launched = None;
+        (self.launched, self.choosing) = (None, None);
         self.run(key, input, None)?;
         self.launched = Some((key, input.gather.len()));
         Ok(())
     }
 
-    fn finish(&mut self, rows: usize) -> Result<(Vec<u32>, &mut [f32])> {
+    fn choose(&mut self, input: &StepInput, choice: &ChoiceInput) -> Result<()> {
+        let draws = (&input.sampling[..], &input.uniforms[..]);
+        let running = self.choices.run(&self.model, &self.bindings, self.sizes.max_gathered, choice, draws)?;
+        self.choosing = Some(running);
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Chosen> {
         let launched = self.launched.take().and_then(|(key, gathered)| Some((self.compiled.get_mut(&key)?, gathered)));
         let Some((c, gathered)) = launched else { return Err(Error::internal("no step was launched")) };
-        let ServeHead::Tokens { logits, tokens, .. } = c.ids.head else {
+        let ServeHead::Tokens { tokens, .. } = c.ids.head else {
             return Err(Error::internal("a step without tokens"));
         };
-        let mut ids = vec![0; gathered];
-        if !ids.is_empty() {
-            c.executable.read(tokens, bytemuck::cast_slice_mut(&mut ids))?;
+        let mut chosen = Chosen::tokens(vec![0; gathered]);
+        let choosing = self.choosing.take();
+        if gathered > choosing.as_ref().map_or(0, Running::rows) {
+            c.executable.read(tokens, bytemuck::cast_slice_mut(&mut chosen.tokens))?;
         }
-        self.logits.resize(rows * self.model.config().vocab, 0.0);
-        if rows > 0 {
-            c.executable.read(logits, bytemuck::cast_slice_mut(&mut self.logits))?;
+        if let Some(choosing) = choosing {
+            self.choices.read(&choosing, &mut chosen)?;
         }
-        Ok((ids, &mut self.logits))
+        Ok(chosen)
     }
 
     fn losses(&mut self, input: &StepInput, labels: &[u32]) -> Result<Vec<f32>> {

@@ -1,11 +1,11 @@
 //! The thread that owns the device: takes commands, runs steps, hands out tokens.
 
 use super::adapters::{AdapterBank, Version};
+use super::choice::{ChoiceInput, RowChoice};
 use super::kv::{PAGE, PagePool, Pages, Prefix};
 use super::request::FinishReason;
-use super::sampler::top_logprobs;
 use super::scheduler::{Budget, Share, shares};
-use super::sequence::{Arrival, Next, Sequence};
+use super::sequence::{Arrival, Sequence};
 use super::stats::Stats;
 use super::steps::{Runner, StepInput};
 use super::{RequestId, Scores};
@@ -276,7 +276,7 @@ impl Worker {
                 self.parts.pool.grow(&mut sequence.pages, positions)
             });
             if grown || self.running.len() < 2 {
-                // Rows whose logits are wanted come first: only those are read.
+                // Rows that want more than the step's own draw come first: the choice takes no others.
                 plan.sort_by_key(|share| self.running[share.index].is_plain());
                 return plan;
             }
@@ -290,34 +290,30 @@ impl Worker {
         let mut plan = self.plan();
         let pages = self.parts.runner.sizes().pages_per_seq();
         let mut input = StepInput::default();
-        let mut with_logits = 0;
         for share in &mut plan {
-            let sequence = &mut self.running[share.index];
-            sequence.fill(share, &mut input, pages);
-            if !sequence.is_plain() {
-                with_logits = input.gather.len();
-            }
+            self.running[share.index].fill(share, &mut input, pages);
         }
         self.parts.runner.launch(&input)?;
         if self.parts.runs_ahead {
             self.deliver();
         }
-        plan.iter().for_each(|share| self.running[share.index].prepare());
+        let mut choice = ChoiceInput::default();
+        for share in &plan {
+            self.running[share.index].prepare(share, &mut choice, self.parts.vocab);
+        }
+        if choice.rows() > 0 {
+            self.parts.runner.choose(&input, &choice)?;
+        }
         let began = Instant::now();
-        let (tokens, logits) = self.parts.runner.finish(with_logits)?;
+        let chosen = self.parts.runner.finish()?;
         self.waited += began.elapsed();
         self.counts.steps += 1;
         let mut over = Vec::new();
         for share in &plan {
             let sequence = &mut self.running[share.index];
-            let rows = share.gathered.clone();
-            let next = match rows.end <= with_logits {
-                true => Next::Logits(&mut logits[rows.start * self.parts.vocab..rows.end * self.parts.vocab]),
-                false => Next::Tokens(&tokens[rows.clone()]),
-            };
             let before = sequence.generated();
             self.counts.guessed_tokens += sequence.need().guesses as u64;
-            let end = sequence.advance(share, next, &input.uniforms[rows]);
+            let end = sequence.advance(share, &chosen);
             self.counts.generated_tokens += (sequence.generated() - before) as u64;
             self.counts.accepted_tokens += end.accepted as u64;
             sequence.remember(&mut self.parts.pool);
@@ -385,9 +381,11 @@ impl Worker {
         input.gather.push(0);
         input.sampling.push([0.0; 4]);
         input.uniforms.push(0.0);
+        let mut choice = ChoiceInput::default();
+        choice.push(&RowChoice { logprobs: Some(5), ..RowChoice::default() }, self.parts.vocab);
         self.parts.runner.launch(&input)?;
-        let (_, logits) = self.parts.runner.finish(1)?;
-        Ok(Scores { logprobs, next_top5: top_logprobs(logits, 5) })
+        self.parts.runner.choose(&input, &choice)?;
+        Ok(Scores { logprobs, next_top5: self.parts.runner.finish()?.logprobs(0, 5).top })
     }
 
     /// The last row of the text.

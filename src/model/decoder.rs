@@ -4,6 +4,7 @@
 //! and values lie (cache pages or the step's own rows) and what follows the last norm (logits of some
 //! rows, or the loss of all). The ops in between are the same.
 
+use super::choice::logits;
 use super::config::ModelConfig;
 use super::lora::{LoraLayout, Projection};
 use crate::backend::Limits;
@@ -32,6 +33,11 @@ pub mod buffers {
     pub const LORA_V_MAX: &str = "lora.v_max";
     /// alpha / rank of each adapter slot, f32 `[1, slots]`.
     pub const LORA_SCALES: &str = "lora.scales";
+
+    /// The logits of a step's gathered rows, f32 `[most gathered rows, vocab]`.
+    pub const LOGITS: &str = "logits";
+    /// The same after what requests want changed in them.
+    pub const ADJUSTED: &str = "logits.adjusted";
 
     /// The key cache of a layer, `[kv_rows, kv_heads · head_dim]`.
     pub fn key_cache(layer: usize) -> String {
@@ -107,7 +113,7 @@ pub enum ServeHead {
         /// `[gathered, hidden]`, in the type of activations.
         hidden: TensorId,
     },
-    /// Next tokens of chosen rows, and the logits that they were chosen from.
+    /// Next tokens of chosen rows; the logits that they were chosen from are in [`buffers::LOGITS`].
     Tokens {
         /// u32 `[1, gathered]`: the rows.
         rows: TensorId,
@@ -115,8 +121,6 @@ pub enum ServeHead {
         sampling: TensorId,
         /// f32 `[1, gathered]`, from [0, 1).
         uniforms: TensorId,
-        /// f32 `[gathered, vocab]`.
-        logits: TensorId,
         /// u32 `[gathered, 1]`.
         tokens: TensorId,
     },
@@ -435,7 +439,7 @@ impl Decoder<'_> {
         let c = self.model.config;
         let picked = self.b.activation("picked", gathered, c.hidden, Live::Gathered);
         self.b.push(Op::GatherRows { x: h, rows, out: picked })?;
-        let logits = self.b.output("logits", gathered, c.vocab, Live::Gathered);
+        let logits = logits(&mut self.b, buffers::LOGITS, gathered, c.vocab);
         let weight = self.head_weight();
         self.b.push(Op::MatMul { x: picked, weight, bias: None, residual: None, out: logits })?;
         let sampling = self.b.input("sampling", DType::F32, gathered, 4);
@@ -444,7 +448,7 @@ impl Decoder<'_> {
         let decl = TensorDecl { name: "tokens".into(), rows: gathered, cols: 1, dtype: DType::U32, place, live };
         let tokens = self.b.tensor(decl);
         self.b.push(Op::Sample { logits, sampling, uniforms, tokens })?;
-        Ok(ServeHead::Tokens { rows, sampling, uniforms, logits, tokens })
+        Ok(ServeHead::Tokens { rows, sampling, uniforms, tokens })
     }
 
     fn loss(&mut self, h: TensorId, labels: TensorId, scale: TensorId) -> Result<TensorId> {

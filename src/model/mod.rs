@@ -1,5 +1,6 @@
 //! From a configuration to programs: families as data, one decoder for all of them, weights on a device.
 
+pub mod choice;
 pub mod config;
 pub mod decoder;
 pub mod families;

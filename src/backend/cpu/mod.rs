@@ -12,4 +12,3 @@ mod simd;
 mod weight;
 
 pub use device::{info, open};
-pub use ops::{argmax, sample};

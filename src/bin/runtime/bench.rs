@@ -6,7 +6,7 @@ use runtime::backend;
 use runtime::engine::bench::traffic::{self, Lengths};
 use runtime::engine::bench::{self, BenchOptions, BenchReport};
 use runtime::engine::profile::{ProfileReport, profile};
-use runtime::engine::{EngineOptions, KvSize};
+use runtime::engine::{EngineOptions, KvSize, Request, SamplingParams};
 use runtime::format::random::{random_adapter, random_checkpoint};
 use runtime::model::LoadedModel;
 use runtime::tensor::DType;
@@ -54,6 +54,12 @@ pub struct Args {
     /// Share of the device's memory that the traffic may take, as in `runtime serve`
     #[arg(long, value_name = "SHARE", default_value_t = 0.9, requires = "traffic")]
     gpu_memory_utilization: f64,
+    /// Report log-probabilities with this many alternatives, to see what that costs
+    #[arg(long, value_name = "N")]
+    logprobs: Option<usize>,
+    /// Repetition penalty of every request, to see what that costs
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    repetition_penalty: f32,
     /// Runs after the warm-up; medians are reported
     #[arg(short, long, value_name = "N", default_value_t = 3)]
     runs: usize,
@@ -113,6 +119,11 @@ pub fn run(args: &Args) -> Result<()> {
         batches: args.batch.clone(),
         runs: args.runs,
         max_step_tokens: args.max_num_batched_tokens,
+        request: Request {
+            logprobs: args.logprobs,
+            sampling: SamplingParams { repetition_penalty: args.repetition_penalty, ..SamplingParams::default() },
+            ..Request::default()
+        },
         started,
     };
     let serve = bench::run(model.clone(), &options)?;

@@ -4,7 +4,7 @@ mod round;
 pub mod traffic;
 
 use super::kv::PAGE;
-use super::{Engine, EngineOptions, KvSize};
+use super::{Engine, EngineOptions, KvSize, Request};
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
 use round::{Job, Round};
@@ -25,6 +25,8 @@ pub struct BenchOptions {
     pub runs: usize,
     /// Most tokens in one step; `None`: the engine's own.
     pub max_step_tokens: Option<usize>,
+    /// What each request asks for besides its prompt and its length.
+    pub request: Request,
     /// When loading the model began.
     pub started: Instant,
 }
@@ -97,11 +99,10 @@ pub fn run(model: Arc<LoadedModel>, options: &BenchOptions) -> Result<BenchRepor
         ..defaults
     };
     let engine = Engine::start(model.clone(), sizes)?;
-    let vocab = model.config().vocab;
     // Any tokens do, but no two requests of a round begin alike, and no two rounds.
     let round = |batch: usize, max_tokens: usize, salt: usize| {
         let seeds = (0..batch).map(|row| salt * 104_729 + row * 7919);
-        Round::run(&engine, vocab, seeds.map(|seed| Job { prompt_tokens, max_tokens, seed, adapter: None }))
+        Round::run(&engine, &options.request, seeds.map(|seed| Job { prompt_tokens, max_tokens, seed, adapter: None }))
     };
     round(1, 1, 0)?;
     let first_token_s = options.started.elapsed().as_secs_f64();

@@ -24,7 +24,9 @@ pub struct Round {
 }
 
 impl Round {
-    pub fn run(engine: &Engine, vocab: usize, jobs: impl Iterator<Item = Job>) -> Result<Self> {
+    /// `like` has what the requests share.
+    pub fn run(engine: &Engine, like: &Request, jobs: impl Iterator<Item = Job>) -> Result<Self> {
+        let vocab = engine.model().config().vocab;
         let (sender, events) = mpsc::channel();
         let before = engine.stats().host_s;
         let start = Instant::now();
@@ -53,7 +55,7 @@ impl Round {
                 max_tokens: job.max_tokens,
                 adapter: job.adapter,
                 ignore_eos: true,
-                ..Request::default()
+                ..like.clone()
             };
             engine.submit(request, Box::new(sink))?;
         }

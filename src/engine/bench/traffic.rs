@@ -1,7 +1,7 @@
 //! How much of a mixed traffic a model gets through: all requests arrive at once, each with its own lengths.
 
 use super::round::{Job, Round};
-use crate::engine::{Engine, EngineOptions, Stats};
+use crate::engine::{Engine, EngineOptions, Request, Stats};
 use crate::error::{Error, Result};
 use crate::format::peft::Adapter;
 use crate::model::LoadedModel;
@@ -74,7 +74,6 @@ pub fn run(
     requests: &[Lengths],
     adapters: &[Adapter],
 ) -> Result<TrafficReport> {
-    let vocab = model.config().vocab;
     let engine = Engine::start(model, EngineOptions { prefix_cache: false, ..options })?;
     for (index, adapter) in adapters.iter().enumerate() {
         engine.load_adapter(&name(index), adapter)?;
@@ -88,8 +87,8 @@ pub fn run(
         });
         jobs.collect::<Vec<_>>().into_iter()
     };
-    Round::run(&engine, vocab, jobs(&requests[..requests.len().min(100)]))?;
-    let round = Round::run(&engine, vocab, jobs(requests))?;
+    Round::run(&engine, &Request::default(), jobs(&requests[..requests.len().min(100)]))?;
+    let round = Round::run(&engine, &Request::default(), jobs(requests))?;
     let seconds = round.total_s();
     let output_tokens: usize = requests.iter().map(|lengths| lengths.max_tokens).sum();
     let firsts = round.requests.iter().map(|(_, usage)| usage.queue_s + usage.prefill_s).collect();

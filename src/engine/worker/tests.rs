@@ -5,6 +5,7 @@
 use super::*;
 use crate::backend::{BackendChoice, Bindings, ComputeType, open};
 use crate::engine::adapters::Registry;
+use crate::engine::choice::Chosen;
 use crate::engine::request::{Event, Request};
 use crate::engine::sequence::Ticket;
 use crate::engine::steps::StepSizes;
@@ -42,7 +43,6 @@ struct Fake {
     sizes: StepSizes,
     cache: Vec<Entry>,
     tokens: Vec<u32>,
-    logits: Vec<f32>,
     model: Arc<LoadedModel>,
     bank: Bindings,
     layout: LoraLayout,
@@ -86,12 +86,13 @@ impl Runner for Fake {
         Ok(())
     }
 
-    fn finish(&mut self, rows: usize) -> Result<(Vec<u32>, &mut [f32])> {
-        self.logits = vec![0.0; rows * VOCAB as usize];
-        for (row, token) in self.tokens.iter().take(rows).enumerate() {
-            self.logits[row * VOCAB as usize + *token as usize] = 1.0;
-        }
-        Ok((std::mem::take(&mut self.tokens), &mut self.logits))
+    fn choose(&mut self, input: &StepInput, choice: &ChoiceInput) -> Result<()> {
+        assert!(choice.rows() <= input.gather.len());
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Chosen> {
+        Ok(Chosen::tokens(std::mem::take(&mut self.tokens)))
     }
 
     fn losses(&mut self, _: &StepInput, labels: &[u32]) -> Result<Vec<f32>> {
@@ -161,7 +162,6 @@ fn ten_thousand_random_requests() {
         cache: vec![(0, u32::MAX, 0); sizes.kv_rows],
         sizes,
         tokens: Vec::new(),
-        logits: Vec::new(),
         model,
         bank: bank.bindings().clone(),
         layout: bank.layout().clone(),
@@ -205,7 +205,7 @@ fn ten_thousand_random_requests() {
         let request = Request {
             prompt: prompt.clone(),
             max_tokens,
-            // Those whose logits are wanted take another way through a step.
+            // Those that want more than a draw take another way through a step.
             logprobs: random.random_bool(0.05).then_some(1),
             prompt_logprobs: random.random_bool(0.02).then_some(1),
             priority: i32::from(random.random_bool(0.1)),

@@ -11,8 +11,6 @@ mod optim;
 mod rope;
 mod sample;
 
-pub use sample::{argmax, sample};
-
 use super::args::Args;
 use super::executable::Step;
 use crate::error::Result;

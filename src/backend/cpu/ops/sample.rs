@@ -19,7 +19,7 @@ pub fn forward(mut args: Args, vocab: usize) -> Result<()> {
 }
 
 /// The first of the largest logits.
-pub fn argmax(logits: &[f32]) -> u32 {
+fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (i, logit) in logits.iter().enumerate() {
         if *logit > logits[best] {
@@ -33,8 +33,8 @@ pub fn argmax(logits: &[f32]) -> u32 {
 const NEAR: f32 = 4.5e-5; // e⁻¹⁰
 
 /// A token from a row of logits, as `Op::Sample` defines it: `[temperature, top_k, top_p, min_p]` and a uniform
-/// number of [0, 1). The engine's sampler on the host is this function, too. Sums are f64.
-pub fn sample(logits: &[f32], [temperature, top_k, top_p, min_p]: [f32; 4], uniform: f32) -> u32 {
+/// number of [0, 1). Sums are f64.
+fn sample(logits: &[f32], [temperature, top_k, top_p, min_p]: [f32; 4], uniform: f32) -> u32 {
     let best = argmax(logits);
     let max = logits.get(best as usize).copied().unwrap_or(0.0);
     if temperature == 0.0 || !max.is_finite() {
