@@ -1,6 +1,7 @@
 // out[t, n] = Σ_k x[t, k] · w[n, k] (+ bias[n]) (+ residual[t, n]), for many rows.
 // ACCUMULATE (lora_expand without slots): out += scales[0] · x · wᵀ.
 // x [rows, k] f32, w [n, k] any type or a part of its rows that starts at output column n0, out [rows, ldo].
+// SPLIT: out [parts, rows, n] holds sums over `chunk` elements of k each, which sum_parts.wgsl adds up in order.
 // One workgroup a tile of BM rows × BN columns (see tile.wgsl). Launched by launch_matmul.rs for more rows than
 // the matrix-vector shaders take.
 
@@ -8,7 +9,7 @@ struct Params {
     rows: u32, live: u32, row0: u32, k: u32,
     n: u32, n0: u32, ldo: u32, stride: u32,
     groups: u32, w1: u32, w2: u32, w3: u32,
-    x_row0: u32, pad0: u32, pad1: u32, pad2: u32,
+    x_row0: u32, chunk: u32, pad0: u32, pad1: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 #bind counts array<u32>
@@ -56,7 +57,17 @@ fn x8(t: u32, octet: u32) -> W8 {
 @compute @workgroup_size(${WG})
 fn main(ids: Ids) {
     let tiles_n = (p.n + ${BN}u - 1u) / ${BN}u;
+#if SPLIT
+    let tiles = tiles_n * ((p.rows + ${BM}u - 1u) / ${BM}u);
+    let part = group_index(ids) / tiles;
+    let group = group_index(ids) % tiles;
+    let first = part * p.chunk;
+    let end = min(first + p.chunk, p.k);
+#else
     let group = group_index(ids);
+    let first = 0u;
+    let end = p.k;
+#endif
     let t0 = (group / tiles_n) * ${BM}u;
     let c0 = (group % tiles_n) * ${BN}u;
     let live = live_rows();
@@ -66,7 +77,7 @@ fn main(ids: Ids) {
     let tm = ids.lid / (${BN}u / ${TN}u);
     let tn = ids.lid % (${BN}u / ${TN}u);
     clear_tile();
-    for (var k0 = 0u; k0 < p.k; k0 += ${BK}u) {
+    for (var k0 = first; k0 < end; k0 += ${BK}u) {
         for (var e = ids.lid; e < ${BM}u * ${BK}u / 8u; e += ${WG}u) {
             let m = e % ${BM}u;
             let o = e / ${BM}u;
@@ -93,6 +104,9 @@ fn main(ids: Ids) {
             let c = c0 + tn * ${TN}u + j;
             if c < p.n {
                 var v = acc[i][j >> 2u][j & 3u];
+#if SPLIT
+                out[(part * p.rows + t) * p.n + c] = v;
+#else
                 let at = t * p.ldo + p.n0 + c;
 #if BIAS
                 v += bias[p.n0 + c];
@@ -104,6 +118,7 @@ fn main(ids: Ids) {
                 v = out[at] + scale * v;
 #endif
                 out[at] = v;
+#endif
             }
         }
     }

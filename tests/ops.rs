@@ -372,9 +372,13 @@ fn rows() {
 
 #[test]
 fn lora_and_its_gradients() {
-    for (rows, k, n, rank, slots) in
-        [(3, 40, 24, 4, true), (5, 64, 37, 8, false), (50, 96, 70, 16, false), (50, 64, 64, 16, true)]
-    {
+    for (rows, k, n, rank, slots) in [
+        (3, 40, 24, 4, true),
+        (5, 64, 37, 8, false),
+        (50, 96, 70, 16, false),
+        (50, 64, 64, 16, true),
+        (270, 352, 200, 16, false),
+    ] {
         let mut b = Builder::new("lora");
         let adapters = if slots { 3 } else { 1 };
         let x = live_input(&mut b, "x", rows, k);

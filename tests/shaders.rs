@@ -105,6 +105,7 @@ fn variants() -> Vec<(&'static str, Set)> {
                 flag("RESIDUAL"),
                 flag("ACCUMULATE"),
                 flag("F16"),
+                flag("SPLIT"),
             ],
         ),
         (
@@ -138,12 +139,28 @@ fn variants() -> Vec<(&'static str, Set)> {
                 flag("NORM"),
             ],
         ),
-        ("matmul_dx", vec![weights(), vec![tile(64, 64, 32), tile(64, 16, 32)], flag("ACCUMULATE"), flag("SCALE")]),
+        (
+            "matmul_dx",
+            vec![
+                weights(),
+                vec![tile(64, 64, 32), tile(64, 16, 32)],
+                vec![vec![], vec![("ACCUMULATE", 1)], vec![("SPLIT", 1)]],
+                flag("SCALE"),
+                flag("EIGHTS"),
+            ],
+        ),
         (
             "matmul_dx_rows",
             vec![weights(), vec![vec![("WG", 8), ("T", 8), ("SUBGROUPS", 1)]], flag("ACCUMULATE"), flag("SCALE")],
         ),
-        ("matmul_dw", vec![vec![tile(64, 64, 16), tile(16, 64, 16), tile(64, 16, 16)], flag("SCALE")]),
+        (
+            "matmul_dw",
+            vec![
+                vec![tile(64, 64, 16), tile(16, 64, 16), tile(64, 16, 16)],
+                vec![vec![], vec![("SCALE", 1)], vec![("SPLIT", 1)]],
+            ],
+        ),
+        ("sum_parts", vec![group(), flag("SCALE"), flag("ACCUMULATE")]),
         ("lora_shrink", vec![reductions(), flag("SLOTS")]),
         ("lora_expand", vec![group(), flag("SLOTS")]),
         ("dropout", vec![group(), flag("ACCUMULATE")]),

@@ -1,6 +1,7 @@
 //! Launches the products: matmul and its backward, LoRA, the head with its loss. Picks the shader by the rows of
 //! the step and the kind of adapter.
 
+use super::launch_split::Total;
 use super::launch_vec::{VEC_ROWS, VecPart, VecProduct, vec_fits};
 use super::library::weight_flags;
 use super::places::WeightView;
@@ -56,13 +57,27 @@ impl Recorder<'_> {
                     (64, 64)
                 };
                 let mut set = tile(bm, bn, 16);
+                let groups = n.div_ceil(bm) * k.div_ceil(bn);
+                let work = (rows * n * k) as u64;
+                if let Some(split) = self.split(groups, rows, n * k) {
+                    params.push(split.chunk as u32);
+                    set.insert("SPLIT", 1);
+                    let mut bindings = self.binds(&[self.program.counts, *dy, *x])?;
+                    bindings.push(self.parts(split, n * k));
+                    self.dispatch("matmul_dw", set, bindings, &params, (groups * split.parts) as u64, work)?;
+                    self.label_last(format!("{n}x{k}"));
+                    let head = [n as u32, 2, 0, k as u32];
+                    let total = Total { out: *dw, head, col0: 0, row0: 0, scale: *scale, accumulate: true };
+                    return self.sum_parts(split, &total);
+                }
                 let mut bindings = self.binds(&[self.program.counts, *dy, *x, *dw])?;
                 if let Some(scale) = scale {
                     set.insert("SCALE", 1);
                     bindings.push(self.bind(*scale)?);
                 }
-                let groups = n.div_ceil(bm) * k.div_ceil(bn);
-                self.dispatch("matmul_dw", set, bindings, &params, groups as u64, (rows * n * k) as u64)
+                self.dispatch("matmul_dw", set, bindings, &params, groups as u64, work)?;
+                self.label_last(format!("{n}x{k}"));
+                Ok(())
             }
             Op::LoraShrink { x, a, slots, rank, out } => self.lora_shrink(*x, *a, *slots, *rank, *out),
             Op::LoraExpand { u, b, slots, scales, rank, y } => self.lora_expand(*u, *b, *slots, *scales, *rank, *y),
@@ -118,8 +133,15 @@ impl Recorder<'_> {
             params.extend(part.layout);
             params.push(product.x_row0 as u32);
             let mut set = weight_defines(&part, k);
-            let mut bindings =
-                vec![self.bind(self.program.counts)?, self.bind(x)?, Bind::View(part.view), self.bind(out)?];
+            let (bm, bn) = if n <= 16 { (64, 16) } else { (64, 64) };
+            let groups = n.div_ceil(bn) * rows.div_ceil(bm);
+            let plain = product.bias.or(product.residual).or(product.scales).is_none();
+            let split = if plain { self.split(groups, k, rows * n) } else { None };
+            let target = match split {
+                Some(split) => self.parts(split, rows * n),
+                None => self.bind(out)?,
+            };
+            let mut bindings = vec![self.bind(self.program.counts)?, self.bind(x)?, Bind::View(part.view), target];
             for (flag, extra) in
                 [("BIAS", product.bias), ("RESIDUAL", product.residual), ("ACCUMULATE", product.scales)]
             {
@@ -139,14 +161,20 @@ impl Recorder<'_> {
                 let groups = n.div_ceil(group) * rows.div_ceil(t);
                 self.dispatch("matmul_rows", set, bindings, &params, groups as u64, work)?;
             } else {
-                let (bm, bn) = if n <= 16 { (64, 16) } else { (64, 64) };
                 set.extend(tile(bm, bn, 32));
+                set.insert("SPLIT", split.is_some().into());
+                params.push(split.map_or(0, |split| split.chunk as u32));
                 // Forward only: gradients are small enough to vanish in f16.
                 set.insert("F16", self.caps.half.into());
-                let groups = n.div_ceil(bn) * rows.div_ceil(bm);
+                let groups = groups * split.map_or(1, |split| split.parts);
                 self.dispatch("matmul", set, bindings, &params, groups as u64, work)?;
             }
             self.label_last(format!("{} {n}x{k}", part.dtype));
+            if let Some(split) = split {
+                let head = [product.head[0], product.head[1], product.head[2], n as u32];
+                let (scale, accumulate) = (None, false);
+                self.sum_parts(split, &Total { out, head, col0: part.first, row0: 0, scale, accumulate })?;
+            }
         }
         Ok(())
     }
@@ -175,7 +203,25 @@ impl Recorder<'_> {
             let mut set = weight_defines(&part, k);
             let work = (rows * part.rows * k) as u64;
             // Parts after the first add to what the first wrote.
-            set.insert("ACCUMULATE", (accumulate || i > 0).into());
+            let accumulate = accumulate || i > 0;
+            let (bm, bn) = if k <= 16 { (64, 16) } else { (64, 64) };
+            let groups = rows.div_ceil(bm) * k.div_ceil(bn);
+            if let Some(split) = self.split(groups, part.rows, rows * k) {
+                set.extend(tile(bm, bn, 32));
+                set.extend(defines(&[("SPLIT", 1), ("EIGHTS", eights(&part, ldy))]));
+                params.push(split.chunk as u32);
+                let label = format!("{} {}x{k}", part.dtype, part.rows);
+                let mut bindings = vec![self.bind(self.program.counts)?, self.bind(dy)?, Bind::View(part.view)];
+                bindings.push(self.parts(split, rows * k));
+                self.dispatch("matmul_dx", set, bindings, &params, (groups * split.parts) as u64, work)?;
+                self.label_last(label);
+                let head = [head[0], head[1], head[2], k as u32];
+                self.sum_parts(split, &Total { out: dx, head, col0: 0, row0: dx_row0, scale, accumulate })?;
+                continue;
+            }
+            set.insert("ACCUMULATE", accumulate.into());
+            let eights = eights(&part, ldy);
+            let label = format!("{} {}x{k}", part.dtype, part.rows);
             let mut bindings =
                 vec![self.bind(self.program.counts)?, self.bind(dy)?, Bind::View(part.view), self.bind(dx)?];
             if let Some(scale) = scale {
@@ -189,10 +235,10 @@ impl Recorder<'_> {
                 self.dispatch("matmul_dx_rows", set, bindings, &params, groups as u64, work)?;
                 continue;
             }
-            let (bm, bn) = if k <= 16 { (64, 16) } else { (64, 64) };
             set.extend(tile(bm, bn, 32));
-            let groups = rows.div_ceil(bm) * k.div_ceil(bn);
+            set.insert("EIGHTS", eights);
             self.dispatch("matmul_dx", set, bindings, &params, groups as u64, work)?;
+            self.label_last(label);
         }
         Ok(())
     }
@@ -271,6 +317,11 @@ fn weight_defines(part: &WeightView, k: usize) -> Defines {
     let mut set = defines(&weight_flags(part.dtype));
     set.insert("K_ANY", (!k.is_multiple_of(32)).into());
     set
+}
+
+/// Whether rows of dy are whole octets for this part of a weight, aligned to 16 bytes.
+fn eights(part: &WeightView, ldy: usize) -> i64 {
+    (part.rows.is_multiple_of(8) && part.first.is_multiple_of(4) && ldy.is_multiple_of(4)).into()
 }
 
 /// Constants of `tile.wgsl` with 4 × 4 sums an invocation.

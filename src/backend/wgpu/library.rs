@@ -81,6 +81,7 @@ files!(
     "matmul_dx.wgsl",
     "matmul_dx_rows.wgsl",
     "matmul_dw.wgsl",
+    "sum_parts.wgsl",
     "lora_shrink.wgsl",
     "lora_expand.wgsl",
     "dropout.wgsl",

@@ -13,6 +13,7 @@ mod launch_attention;
 mod launch_flat;
 mod launch_matmul;
 mod launch_rows;
+mod launch_split;
 mod launch_vec;
 pub mod library;
 mod places;
