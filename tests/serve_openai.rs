@@ -13,17 +13,8 @@ mod serve_support;
 
 use runtime::engine::EngineOptions;
 use runtime::serve::ServeOptions;
-use serve_support::{ADAPTER, MODEL, Server, engine, root, smollm2, tiny_engine, tiny_options};
-use std::path::PathBuf;
+use serve_support::{ADAPTER, MODEL, Server, engine, python, root, smollm2, tiny_engine, tiny_options};
 use std::process::Command;
-
-/// A Python with the `openai` package.
-fn python() -> PathBuf {
-    let given = std::env::var_os("RUNTIME_PYTHON").map(PathBuf::from);
-    let python = given.unwrap_or_else(|| root().join(".venv/bin/python"));
-    assert!(python.exists(), "no Python at {}: set RUNTIME_PYTHON to one with the `openai` package", python.display());
-    python
-}
 
 fn run(arguments: &[&str]) {
     let status =

@@ -1,12 +1,23 @@
-//! What an answer has to look like: `response_format`, and vLLM's names for it.
+//! What an answer has to look like: `response_format`, the formats of other endpoints, and vLLM's names for it.
 
 use super::openai::{ApiError, Fields};
 use crate::engine::Grammar;
 use serde_json::{Map, Value, json};
 
-/// Takes all fields that state a form; more than one is an error.
+/// Takes all fields of chat and completions that state a form; more than one is an error.
 pub(super) fn take(fields: &mut Fields) -> Result<Option<Grammar>, ApiError> {
-    let mut found: Option<(&str, Grammar)> = None;
+    let format = fields.take::<Map<String, Value>>("response_format")?;
+    let format = format.map(|format| response_format("response_format", format)).transpose()?.flatten();
+    with_additions(fields, "response_format", format)
+}
+
+/// `format`, which the endpoint's own field `name` states, or what vLLM's additions state.
+pub(super) fn with_additions(
+    fields: &mut Fields,
+    name: &'static str,
+    format: Option<Grammar>,
+) -> Result<Option<Grammar>, ApiError> {
+    let mut found = format.map(|format| (name, format));
     let mut add = |name: &'static str, constraint: Option<Grammar>| {
         let Some(constraint) = constraint else { return Ok(()) };
         match found.replace((name, constraint)) {
@@ -14,9 +25,6 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<Grammar>, ApiError> {
             Some((other, _)) => Err(ApiError::field(name, format!("`{name}` and `{other}` exclude each other"))),
         }
     };
-    if let Some(format) = fields.take::<Map<String, Value>>("response_format")? {
-        add("response_format", response_format("response_format", format)?)?;
-    }
     if let Some(outputs) = fields.take::<Map<String, Value>>("structured_outputs")? {
         add("structured_outputs", structured_outputs(outputs)?)?;
     }
@@ -28,6 +36,15 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<Grammar>, ApiError> {
     fields.take::<String>("guided_decoding_backend")?;
     fields.unsupported("guided_whitespace_pattern", &[])?;
     Ok(found.map(|(_, constraint)| constraint))
+}
+
+/// The format of `/v1/responses` (`text.format`) and `/v1/messages` (`output_config.format`): a schema lies beside
+/// its type. `place` is the field's whole name.
+pub(super) fn flat_format(place: &str, mut format: Map<String, Value>) -> Result<Option<Grammar>, ApiError> {
+    match format.remove("type") {
+        Some(Value::String(kind)) if kind == "json_schema" => named_schema(place, format).map(Some),
+        kind => plain_format(place, kind.as_ref().and_then(Value::as_str).unwrap_or_default()),
+    }
 }
 
 /// OpenAI's form, as chat and completions have it.

@@ -2,7 +2,7 @@
 
 use super::ServeOptions;
 use super::metrics::Metrics;
-use super::openai::{ApiError, Defaults, chat, completions, models};
+use super::openai::{ApiError, Defaults, chat, completions, embeddings, models, responses};
 use super::style::Style;
 use super::vllm::{adapters, status, tokens};
 use crate::engine::Engine;
@@ -17,6 +17,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
 
 /// What every handler needs.
 pub(super) struct App {
@@ -30,8 +31,13 @@ pub(super) struct App {
     pub metrics: Arc<Metrics>,
     /// How the model writes calls and reasoning.
     pub style: Style,
+    /// Who may wait for an embedding: the engine computes one at a time, and each waits on a thread.
+    pub embedding: Semaphore,
     api_keys: Vec<String>,
 }
+
+/// So that one is always ready when the engine has done another.
+const EMBEDDING_THREADS: usize = 2;
 
 pub(super) fn router(engine: Engine, options: ServeOptions) -> Result<Router> {
     let names = match options.served_model_names {
@@ -50,6 +56,7 @@ pub(super) fn router(engine: Engine, options: ServeOptions) -> Result<Router> {
         created: unix_time(),
         metrics: Arc::new(metrics),
         style,
+        embedding: Semaphore::new(EMBEDDING_THREADS),
         api_keys: options.api_keys,
     };
     let app = Arc::new(app);
@@ -58,6 +65,8 @@ pub(super) fn router(engine: Engine, options: ServeOptions) -> Result<Router> {
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/load_lora_adapter", post(adapters::load))
         .route("/v1/unload_lora_adapter", post(adapters::unload))
         .route("/tokenize", post(tokens::tokenize))

@@ -7,10 +7,12 @@
 mod answer;
 mod body;
 mod constraint;
+mod history;
 mod http;
 mod listen;
 mod metrics;
 mod openai;
+mod progress;
 mod running;
 mod sse;
 mod style;

@@ -27,6 +27,15 @@ pub fn smollm2() -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
+/// A Python with the clients' packages.
+pub fn python() -> PathBuf {
+    let given = std::env::var_os("RUNTIME_PYTHON").map(PathBuf::from);
+    let python = given.unwrap_or_else(|| root().join(".venv/bin/python"));
+    let shown = python.display();
+    assert!(python.exists(), "no Python at {shown}: set RUNTIME_PYTHON to one with `openai` and `anthropic`");
+    python
+}
+
 /// An engine on the CPU; with the tiny model, its adapter is loaded.
 pub fn engine(model: &Path, options: EngineOptions) -> Engine {
     let load = LoadOptions { backend: "cpu".parse().unwrap(), ..LoadOptions::default() };
@@ -34,8 +43,30 @@ pub fn engine(model: &Path, options: EngineOptions) -> Engine {
 }
 
 pub fn tiny_engine(max_seqs: usize) -> Engine {
+    tiny_engine_at(&tiny(), max_seqs)
+}
+
+/// The same with a context of 4096 tokens, for conversations with tools: each byte is a token.
+pub fn roomy_engine(max_seqs: usize) -> Engine {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(tiny()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let path = folder.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    config["max_position_embeddings"] = 4096.into();
+    std::fs::write(path, config.to_string()).unwrap();
+    tiny_engine_at(folder.path(), max_seqs)
+}
+
+fn tiny() -> PathBuf {
+    root().join("tests/golden/tiny/chat")
+}
+
+fn tiny_engine_at(path: &Path, max_seqs: usize) -> Engine {
     let options = EngineOptions { max_seqs, max_adapters: 2, max_rank: 8, ..EngineOptions::default() };
-    let engine = engine(&root().join("tests/golden/tiny/chat"), options);
+    let engine = engine(path, options);
     let folder = root().join("tests/golden/sft/tiny_chat/final_all");
     let adapter = Adapter::read(&folder, engine.model().config()).unwrap();
     engine.load_adapter(ADAPTER, &adapter).unwrap();

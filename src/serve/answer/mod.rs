@@ -1,11 +1,13 @@
 //! What an answer's text means: reasoning, content, calls of tools. The text comes in pieces of any size; the parts
 //! that come out are the same for every division, so a stream and a whole answer agree.
 
+mod blocks;
 mod call;
 mod members;
 mod reasoning;
 mod tools;
 
+pub(super) use blocks::{Block, Blocks, Change, Kind};
 pub(super) use tools::Calls;
 
 use crate::engine::text::TokenPiece;

@@ -1,4 +1,4 @@
-use super::{Calls, Form, Part, Reader, Reasoning, merged};
+use super::{Block, Blocks, Calls, Change, Form, Kind, Part, Reader, Reasoning, merged};
 
 fn form(calls: Calls) -> Form {
     Form { reasoning: Reasoning::Tagged { open: false }, calls, parallel: true }
@@ -113,4 +113,32 @@ fn forced_calls() {
     let list = "[{\"name\": \"f\", \"parameters\": {\"a\": 1}}, {\"name\": \"g\", \"parameters\": {}}]";
     assert_eq!(read(&form(Calls::List), list), [call("f", "{\"a\": 1}"), call("g", "{}")].concat());
     assert_eq!(read(&form(Calls::Named("f".into())), "{\"a\": 1}"), call("f", "{\"a\": 1}"));
+}
+
+#[test]
+fn blocks_are_runs_of_one_kind() {
+    let text = "<think>\nHm.\n</think>\n\nI look.\n<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>\n\
+                <tool_call>{\"name\": \"f\"}</tool_call>";
+    let block = |kind: Kind, text: &str| Block { kind, text: text.into(), tokens: Vec::new() };
+    let call = || Kind::Call("f".into());
+    let whole =
+        [block(Kind::Reasoning, "Hm."), block(Kind::Text, "I look."), block(call(), "{\"a\": 1}"), block(call(), "{}")];
+    let mut blocks = Blocks::new(&form(Calls::Hermes));
+    let mut changes: Vec<Change> = text.chars().flat_map(|c| blocks.push(&c.to_string(), Vec::new())).collect();
+    changes.extend(blocks.finish());
+    // What came piece by piece is what the closed blocks have.
+    let mut open: Option<Block> = None;
+    let mut closed = Vec::new();
+    for change in changes {
+        match change {
+            Change::Open(kind) => assert!(open.replace(block(kind, "")).is_none()),
+            Change::More { text, .. } => open.as_mut().unwrap().text.push_str(&text),
+            Change::Close(block) => {
+                assert_eq!(open.take(), Some(block.clone()));
+                closed.push(block);
+            }
+        }
+    }
+    assert_eq!(closed, whole);
+    assert!(Blocks::new(&form(Calls::None)).finish().is_empty());
 }

@@ -2,6 +2,7 @@
 
 use super::completions_reply::CompletionsReply;
 use super::params::{MAX_CHOICES, MAX_LOGPROBS, Params};
+use super::texts::Texts;
 use super::{ApiError, Fields};
 use crate::serve::body::JsonBody;
 use crate::serve::http::App;
@@ -10,22 +11,11 @@ use crate::serve::sse;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
 
 /// Tokens of an answer whose length is not stated: OpenAI's and vLLM's default for this endpoint.
 const DEFAULT_MAX_TOKENS: usize = 16;
-
-/// `prompt` in its four forms.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected a string, a list of strings, a list of token ids, or a list of such lists")]
-enum Prompt {
-    Text(String),
-    Texts(Vec<String>),
-    Ids(Vec<u32>),
-    IdLists(Vec<Vec<u32>>),
-}
 
 /// The handler.
 pub async fn create(State(app): State<Arc<App>>, JsonBody(fields): JsonBody) -> Result<Response, ApiError> {
@@ -46,7 +36,7 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, CompletionsReply, b
     params.request.adapter = adapter;
     params.text.continues_prompt = true;
     let add_special = fields.take("add_special_tokens")?.unwrap_or(true);
-    let prompts = prompts(app, fields.require("prompt")?, add_special)?;
+    let prompts = fields.require::<Texts>("prompt")?.ids("prompt", model, add_special)?;
     let (count, each) = (prompts.len(), params.best_of);
     if count * each > MAX_CHOICES {
         let message = format!("{count} prompts with {each} answers each are more than {MAX_CHOICES} answers");
@@ -81,25 +71,4 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
         }
         top => Ok(top),
     }
-}
-
-/// Token ids of each prompt.
-fn prompts(app: &App, prompt: Prompt, add_special: bool) -> Result<Vec<Vec<u32>>, ApiError> {
-    let model = app.engine.model();
-    let tokenizer = model.tokenizer()?;
-    let encode = |text: &String| tokenizer.encode(text, add_special);
-    let prompts = match prompt {
-        Prompt::Text(text) => vec![encode(&text)?],
-        Prompt::Texts(texts) => texts.iter().map(encode).collect::<Result<_, _>>()?,
-        Prompt::Ids(ids) => vec![ids],
-        Prompt::IdLists(lists) => lists,
-    };
-    let vocab_size = model.config().vocab;
-    if let Some(id) = prompts.iter().flatten().find(|id| **id as usize >= vocab_size) {
-        return Err(ApiError::field("prompt", format!("`prompt`: {id} is not a token id below {vocab_size}")));
-    }
-    if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
-        return Err(ApiError::field("prompt", "`prompt` must have at least one token"));
-    }
-    Ok(prompts)
 }

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 /// `logprobs` of a chat choice.
 #[derive(Serialize)]
 pub struct ChatLogprobs {
-    content: Vec<ChatToken>,
+    /// One for each token; `/v1/responses` has the same.
+    pub content: Vec<ChatToken>,
 }
 
 #[derive(Serialize)]
-struct ChatToken {
+pub struct ChatToken {
     token: String,
     logprob: f32,
     bytes: Vec<u8>,

@@ -4,6 +4,7 @@ pub(super) mod chat;
 mod chat_reply;
 pub(super) mod completions;
 mod completions_reply;
+pub(super) mod embeddings;
 mod error;
 mod fields;
 mod logprobs;
@@ -11,6 +12,10 @@ pub(super) mod messages;
 pub(super) mod models;
 mod params;
 mod reply;
+pub(super) mod responses;
+mod responses_input;
+mod responses_reply;
+mod texts;
 
 pub(super) use error::ApiError;
 pub(super) use fields::Fields;

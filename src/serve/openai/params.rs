@@ -1,4 +1,4 @@
-//! What chat and completions have in common: sampling, stopping, counts, streaming.
+//! What the endpoints have in common: sampling, stopping, counts, streaming.
 
 use super::{ApiError, Fields};
 use crate::engine::Grammar;
@@ -40,7 +40,7 @@ impl Defaults {
     }
 }
 
-/// The fields that both endpoints take.
+/// How to answer.
 pub struct Params {
     /// Everything but prompt, length, adapter and log-probabilities.
     pub request: Request,
@@ -71,8 +71,23 @@ enum Stop {
 }
 
 impl Params {
-    /// Takes the shared fields.
+    /// Takes the fields that chat and completions share.
     pub fn take(fields: &mut Fields, defaults: &Defaults, vocab_size: usize) -> Result<Self, ApiError> {
+        let mut params = Self::common(fields, defaults, vocab_size)?;
+        params.text.stop = stop_strings(fields)?;
+        let n = fields.take("n")?.unwrap_or(1);
+        if !(1..=MAX_CHOICES).contains(&n) {
+            return Err(ApiError::field("n", format!("`n` must be between 1 and {MAX_CHOICES}, not {n}")));
+        }
+        let max_tokens = fields.take("max_tokens")?;
+        let (include_usage, usage_each) = stream_options(fields, params.stream)?;
+        let best_of = best_of(fields, n, params.stream)?;
+        let constraint = constraint::take(fields)?;
+        Ok(Self { n, best_of, max_tokens, include_usage, usage_each, constraint, ..params })
+    }
+
+    /// Takes the fields that all endpoints have or get as vLLM's additions: sampling, tokens, `stream`.
+    pub fn common(fields: &mut Fields, defaults: &Defaults, vocab_size: usize) -> Result<Self, ApiError> {
         let sampling = sampling(fields, defaults, vocab_size)?;
         let request = Request {
             min_tokens: fields.take("min_tokens")?.unwrap_or(0),
@@ -83,24 +98,26 @@ impl Params {
             ..Request::default()
         };
         let text = TextOptions {
-            stop: stop_strings(fields)?,
+            stop: Vec::new(),
             skip_special: fields.take("skip_special_tokens")?.unwrap_or(true),
             include_stop: fields.take("include_stop_str_in_output")?.unwrap_or(false),
             continues_prompt: false,
         };
-        let n = fields.take("n")?.unwrap_or(1);
-        if !(1..=MAX_CHOICES).contains(&n) {
-            return Err(ApiError::field("n", format!("`n` must be between 1 and {MAX_CHOICES}, not {n}")));
-        }
-        let max_tokens = fields.take("max_tokens")?;
         let stream = fields.take("stream")?.unwrap_or(false);
-        let (include_usage, usage_each) = stream_options(fields, stream)?;
-        let best_of = best_of(fields, n, stream)?;
-        let constraint = constraint::take(fields)?;
         for (name, neutral) in not_yet() {
             fields.unsupported(name, &neutral)?;
         }
-        Ok(Self { request, text, constraint, n, best_of, max_tokens, stream, include_usage, usage_each })
+        Ok(Self {
+            request,
+            text,
+            constraint: None,
+            n: 1,
+            best_of: 1,
+            max_tokens: None,
+            stream,
+            include_usage: false,
+            usage_each: false,
+        })
     }
 
     /// The choices to return, `n` a prompt.
