@@ -96,6 +96,7 @@ fn wrong_arguments_are_2() {
     refused(&["generate", "-m", TINY, "--ids", "1,x"], "'x' is no token id");
     refused(&["generate", "-m", TINY, "-p", "x", "--backend", "abacus"], "use auto, cuda, wgpu or cpu");
     refused(&["generate", "-m", TINY, "-p", "x", "--dtype", "f64"], "use auto, f32, f16 or bf16");
+    refused(&["score", "-m", TINY, "-p", "x", "--kv-cache-dtype", "fp8_e5m2"], "fp8, fp8_e4m3 or int8");
     refused(
         &["train", "-m", TINY, "--data", "d", "-o", "o", "--max-steps", "1", "--epochs", "1"],
         "cannot be used with",

@@ -13,7 +13,7 @@ mod common;
 use common::device::{load, repository};
 use runtime::backend::BackendChoice;
 use runtime::engine::text::{TextOptions, generate_text};
-use runtime::engine::{Engine, EngineOptions, FinishReason, Grammar, KvSize, Request, SamplingParams};
+use runtime::engine::{Engine, EngineOptions, FinishReason, Grammar, KvSize, KvType, Request, SamplingParams};
 use runtime::format::random::random_adapter;
 
 fn engine(kv_tokens: usize, max_seqs: usize) -> Engine {
@@ -321,4 +321,46 @@ fn answers_keep_to_their_grammar() {
     assert!(wrong(Grammar::Regex("(".into())).starts_with("grammar: "));
     assert!(wrong(Grammar::JsonSchema(serde_json::json!({"type": "colour"}))).contains("colour"));
     assert!(wrong(Grammar::Choice(Vec::new())).contains("empty"));
+}
+
+/// What 8-bit caches change: the answers a little, the tokens that fit the same memory by half and more, and nothing else.
+#[test]
+fn caches_of_8_bits_hold_more_and_answer_nearly_the_same() {
+    let prompt = request(60).prompt;
+    let start = |kv_type| {
+        chat_engine(|options| {
+            options.kv = KvSize::Bytes(400 << 10);
+            (options.kv_type, options.max_seqs) = (kv_type, 64);
+        })
+    };
+    let plain = start(KvType::Auto);
+    let want = plain.score(&prompt, None).unwrap().logprobs;
+    for (kv_type, most) in [(KvType::Fp8, 0.2), (KvType::Int8, 0.05)] {
+        let engine = start(kv_type);
+        let got = engine.score(&prompt, None).unwrap().logprobs;
+        let difference: f32 = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).sum::<f32>() / want.len() as f32;
+        assert!(difference > 0.0 && difference < most, "{kv_type:?}: {difference} nat on average");
+        // Two heads of 32 f32s take 256 bytes, their codes and scales 72, in whole 16 bytes 80.
+        let (pages, before) = (engine.stats().kv_pages, plain.stats().kv_pages);
+        assert!(pages * 10 > before * 30 && pages * 10 < before * 33, "{kv_type:?}: {pages} pages instead of {before}");
+        let first = generate_text(&engine, request(30), TextOptions::default()).unwrap();
+        let again = generate_text(&engine, request(30), TextOptions::default()).unwrap();
+        assert_eq!((again.usage.cached_tokens, again.ids), (48, first.ids));
+        // Parked and computed again, a request finds the same numbers.
+        let small = chat_engine(|o| (o.kv_type, o.kv, o.max_seqs) = (kv_type, KvSize::Tokens(320), 6));
+        let got: Vec<Vec<u32>> = std::thread::scope(|scope| {
+            let running: Vec<_> = (0..6).map(|n| (n, small.clone())).collect();
+            let running: Vec<_> = running.into_iter().map(|(n, small)| scope.spawn(move || ids(&small, n))).collect();
+            running.into_iter().map(|r| r.join().unwrap()).collect()
+        });
+        let alone: Vec<Vec<u32>> = (0..6).map(|n| ids(&engine, n)).collect();
+        assert_eq!(got, alone, "{kv_type:?}");
+    }
+    for (name, kv_type) in
+        [("auto", KvType::Auto), ("fp8", KvType::Fp8), ("fp8_e4m3", KvType::Fp8), ("int8", KvType::Int8)]
+    {
+        assert_eq!(name.parse::<KvType>().unwrap(), kv_type);
+    }
+    let refused = "fp8_e5m2".parse::<KvType>().unwrap_err().to_string();
+    assert!(refused.contains("fp8_e5m2") && refused.contains("fp8_e4m3 or int8"), "{refused}");
 }

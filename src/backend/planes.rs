@@ -45,6 +45,7 @@ impl Planes {
         let each: [(usize, usize); 4] = match self.dtype {
             DType::F32 | DType::U32 => [(64, 1), (0, 1), (0, 1), (0, 1)],
             DType::F16 | DType::BF16 => [(32, 1), (0, 1), (0, 1), (0, 1)],
+            DType::I8 | DType::E4M3 => [(16, 1), (0, 1), (0, 1), (0, 1)],
             DType::Q4_0 => [(8, 1), (1, 1), (0, 1), (0, 1)],
             DType::Q4_1 => [(8, 1), (2, 1), (0, 1), (0, 1)],
             DType::Q5_0 => [(8, 1), (2, 1), (1, 1), (0, 1)],
@@ -90,7 +91,7 @@ impl Planes {
         let mut out = vec![0u32; words];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut out);
         match self.dtype {
-            DType::F32 | DType::F16 | DType::BF16 | DType::U32 => {
+            plain if !plain.is_quantised() => {
                 let size = self.dtype.block_bytes();
                 let (row, padded) = (cols * size, self.groups * GROUP * size);
                 for (source, target) in data.chunks_exact(row.max(1)).zip(bytes.chunks_exact_mut(padded.max(1))) {
@@ -191,6 +192,6 @@ fn pack_block(dtype: DType, b: usize, block: &[u8], out: &mut [u8], plane: [usiz
             }
             put(1, 4 * b, &block[32..36]);
         }
-        DType::F32 | DType::F16 | DType::BF16 | DType::U32 => {}
+        DType::F32 | DType::F16 | DType::BF16 | DType::U32 | DType::I8 | DType::E4M3 => {}
     }
 }

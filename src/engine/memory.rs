@@ -1,9 +1,12 @@
-//! How much memory the key/value cache gets.
+//! How much memory the key/value cache gets, and what of it a token takes.
 
 use super::kv::PAGE;
 use super::steps::StepSizes;
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
+use crate::program::cache::row_len;
+use crate::tensor::DType;
+use std::str::FromStr;
 
 /// Size of the key/value cache. Whatever is asked for, it is no larger than all requests of an engine can fill.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,6 +27,58 @@ impl Default for KvSize {
     }
 }
 
+/// Type of the key/value cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// The device's own: that of activations on CUDA, f16 where wgpu has it, else f32.
+    #[default]
+    Auto,
+    /// 8-bit floats (e4m3), each head of a token with its own scale.
+    Fp8,
+    /// 8-bit integers, each head of a token with its own scale.
+    Int8,
+}
+
+impl KvType {
+    /// The element type for a model on its device.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for 8 bits where heads are no whole words.
+    pub(super) fn dtype(self, model: &LoadedModel) -> Result<DType> {
+        let dtype = match self {
+            KvType::Auto => return Ok(model.device.limits().kv_dtype),
+            KvType::Fp8 => DType::E4M3,
+            KvType::Int8 => DType::I8,
+        };
+        match model.config().head_dim {
+            width if width % 4 == 0 => Ok(dtype),
+            width => Err(Error::unsupported(format!("a cache of 8 bits for heads of width {width}: a multiple of 4"))),
+        }
+    }
+}
+
+impl FromStr for KvType {
+    type Err = Error;
+
+    /// vLLM's names.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(KvType::Auto),
+            "fp8" | "fp8_e4m3" => Ok(KvType::Fp8),
+            "int8" => Ok(KvType::Int8),
+            other => Err(Error::invalid(format!(
+                "a key/value cache of type '{other}': use auto (the type that --dtype names), fp8, fp8_e4m3 or int8"
+            ))),
+        }
+    }
+}
+
+/// Bytes of one token's keys and values in all layers.
+fn token_bytes(model: &LoadedModel, dtype: DType) -> u64 {
+    let c = model.config();
+    (2 * c.layers * row_len(dtype, c.kv_heads, c.head_dim) * dtype.block_bytes()) as u64
+}
+
 /// Left for the driver and for what the estimate of a step's intermediates misses.
 const RESERVE: u64 = 512 << 20;
 
@@ -33,9 +88,7 @@ impl KvSize {
     /// # Errors
     /// [`Error::Invalid`] where that does not fit what was asked for; [`Error::OutOfMemory`] where it does not fit the device.
     pub(super) fn pages(self, model: &LoadedModel, sizes: &StepSizes) -> Result<usize> {
-        let c = model.config();
-        let limits = model.device.limits();
-        let per_token = (2 * c.layers * c.kv_heads * c.head_dim * limits.kv_dtype.block_bytes()) as u64;
+        let per_token = token_bytes(model, sizes.kv_dtype);
         let context = sizes.max_len.next_multiple_of(PAGE);
         let useful = context.saturating_mul(sizes.max_seqs);
         let tokens = match self {

@@ -22,7 +22,7 @@ pub mod text;
 mod worker;
 
 pub use grammar::Grammar;
-pub use memory::KvSize;
+pub use memory::{KvSize, KvType};
 pub use request::{Event, EventSink, FinishReason, Request, SamplingParams, TokenLogprobs, Usage};
 pub use stats::Stats;
 
@@ -53,6 +53,8 @@ pub struct EngineOptions {
     pub max_step_tokens: usize,
     /// Size of the key/value cache.
     pub kv: KvSize,
+    /// Type of the key/value cache.
+    pub kv_type: KvType,
     /// Keep what was computed for one prompt for others that begin in the same way.
     pub prefix_cache: bool,
     /// Tokens that may be guessed from the text so far and checked in one step, for each answer; 0: none.
@@ -74,6 +76,7 @@ impl Default for EngineOptions {
             max_len: None,
             max_step_tokens: 512,
             kv: KvSize::default(),
+            kv_type: KvType::Auto,
             prefix_cache: true,
             guesses: 0,
             max_waiting: None,
@@ -175,6 +178,7 @@ impl Engine {
             max_gathered: (options.max_seqs * (1 + options.guesses)).max(16).min(max_rows),
             max_len,
             kv_rows: 0,
+            kv_dtype: options.kv_type.dtype(&model)?,
         };
         let pages = options.kv.pages(&model, &sizes)?;
         sizes.kv_rows = pages * PAGE;

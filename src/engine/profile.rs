@@ -1,6 +1,7 @@
 //! Where the time of a decode step goes: each kernel on the device's clock, beside the step on the host's.
 
 use super::kv::PAGE;
+use super::memory::KvType;
 use super::steps::{Runner, StepInput, StepSizes, Steps};
 use crate::backend::{Bindings, Timing};
 use crate::error::Result;
@@ -40,7 +41,7 @@ const RUNS: usize = 20;
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] where the device cannot time launches; those of a step.
-pub fn profile(model: Arc<LoadedModel>, context: usize, batch: usize) -> Result<ProfileReport> {
+pub fn profile(model: Arc<LoadedModel>, context: usize, batch: usize, kv: KvType) -> Result<ProfileReport> {
     let pages = (context + 1).div_ceil(PAGE);
     let sizes = StepSizes {
         max_rows: batch,
@@ -48,6 +49,7 @@ pub fn profile(model: Arc<LoadedModel>, context: usize, batch: usize) -> Result<
         max_gathered: batch,
         max_len: pages * PAGE,
         kv_rows: batch * pages * PAGE,
+        kv_dtype: kv.dtype(&model)?,
     };
     let mut steps = Steps::new(model, sizes, None, &Bindings::new())?;
     let rows = 0..batch as u32;

@@ -8,6 +8,7 @@ use crate::format::quant::dequantise_row;
 use crate::model::LoadedModel;
 use crate::model::decoder::{ServeHead, ServeProgram, ServeShape, buffers, serve_program};
 use crate::model::lora::LoraLayout;
+use crate::program::cache::row_len;
 use crate::tensor::DType;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -48,6 +49,8 @@ pub struct StepSizes {
     pub max_len: usize,
     /// Positions that the cache holds.
     pub kv_rows: usize,
+    /// Type of the cache.
+    pub kv_dtype: DType,
 }
 
 /// What runs steps: the device, or in tests something that is easier to predict.
@@ -144,13 +147,13 @@ impl Steps {
         adapters: &Bindings,
     ) -> Result<Self> {
         let c = model.config();
-        let dtype = model.device.limits().kv_dtype;
         let mut bindings = model.weights.clone();
         bindings.extend(adapters.iter().map(|(name, buffer)| (name.clone(), buffer.clone())));
         bindings.insert(buffers::ROPE.into(), model.rope_buffer(sizes.max_len)?);
         for layer in 0..c.layers {
             for name in [buffers::key_cache(layer), buffers::value_cache(layer)] {
-                let desc = BufferDesc { name: name.clone(), dtype, rows: sizes.kv_rows, cols: c.kv_heads * c.head_dim };
+                let (dtype, cols) = (sizes.kv_dtype, row_len(sizes.kv_dtype, c.kv_heads, c.head_dim));
+                let desc = BufferDesc { name: name.clone(), dtype, rows: sizes.kv_rows, cols };
                 bindings.insert(name, model.device.allocate(desc)?);
             }
         }
@@ -317,7 +320,7 @@ fn compile(
         pages: sizes.pages_per_seq(),
         page: PAGE,
         kv_rows: sizes.kv_rows,
-        kv_dtype: model.device.limits().kv_dtype,
+        kv_dtype: sizes.kv_dtype,
         hidden: key.wanted == Wanted::Hidden,
     };
     let mut ids = model.with_shape(sizes.max_len, |m| serve_program(m, &shape, lora))?;

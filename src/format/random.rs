@@ -208,7 +208,9 @@ fn unit(dtype: DType) -> Result<Vec<u8>> {
             }
             // The sixteen values have a standard deviation of 0.517.
             DType::NF4 => put(32, &(SPREAD / 0.517).to_le_bytes()),
-            DType::U32 => return Err(Error::invalid("u32 is not a weight type")),
+            DType::U32 | DType::I8 | DType::E4M3 => {
+                return Err(Error::invalid(format!("{dtype} is not a weight type")));
+            }
         }
     }
     Ok(bytes)

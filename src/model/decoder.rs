@@ -9,6 +9,7 @@ use super::config::ModelConfig;
 use super::lora::{LoraLayout, Projection};
 use crate::backend::Limits;
 use crate::error::Result;
+use crate::program::cache::row_len;
 use crate::program::{
     Builder, Geometry, KvLayout, Live, MOMENT_BLOCK, Op, Place, Program, TensorDecl, TensorId, Trainable,
     differentiate, recompute, recompute_cheap,
@@ -39,7 +40,7 @@ pub mod buffers {
     /// The same after what requests want changed in them.
     pub const ADJUSTED: &str = "logits.adjusted";
 
-    /// The key cache of a layer, `[kv_rows, kv_heads · head_dim]`.
+    /// The key cache of a layer, `[kv_rows, kv_heads · head_dim]`, or rows of codes (`program::cache`).
     pub fn key_cache(layer: usize) -> String {
         format!("kv.{layer}.k")
     }
@@ -341,7 +342,8 @@ impl Decoder<'_> {
         let (slots, k_out, v_out, v_seen, layout, lse) = match &self.kv {
             KeyValues::Cache { slots, table, shape } => {
                 let (slots, table, shape) = (*slots, *table, *shape);
-                let mut cache = |name: String| self.b.state(&name, &name, 0, shape.kv_dtype, shape.kv_rows, kv_cols);
+                let cols = row_len(shape.kv_dtype, c.kv_heads, c.head_dim);
+                let mut cache = |name: String| self.b.state(&name, &name, 0, shape.kv_dtype, shape.kv_rows, cols);
                 let (k, v) = (cache(buffers::key_cache(layer)), cache(buffers::value_cache(layer)));
                 (Some(slots), k, Some(v), v, KvLayout::Paged { table, page: shape.page }, None)
             }

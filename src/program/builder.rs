@@ -1,5 +1,6 @@
 //! Builds a [`Program`] op by op, checking shapes as it goes.
 
+use super::cache::row_len;
 use super::{Live, MOMENT_BLOCK, Node, Op, Place, Program, STATE_ALIGN, TensorDecl, TensorId};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
@@ -199,7 +200,10 @@ impl Builder {
                 shape(*b, d(*b).rows / d(*y).cols * d(*y).cols, *rank)
             }
             Op::Dropout { x, out, .. } => same(*out, *x),
-            Op::QkNormRopeKv { q, k, v, head_dim, q_out, q_norm, k_norm, .. } => {
+            Op::QkNormRopeKv { q, k, v, head_dim, q_out, k_out, v_out, q_norm, k_norm, .. } => {
+                let cache = *k_out;
+                shape(cache, d(cache).rows, row_len(d(cache).dtype, d(*k).cols / head_dim, *head_dim))?;
+                v_out.map_or(Ok(()), |v_out| same(v_out, cache))?;
                 same(*q_out, *q)?;
                 same(*v, *k)?;
                 shape(*k, d(*q).rows, d(*k).cols / head_dim * head_dim)?;
@@ -217,7 +221,7 @@ impl Builder {
             Op::Attention { q, k, v, geometry: g, out, lse, .. } => {
                 shape(*q, d(*out).rows, g.heads * g.head_dim)?;
                 same(*out, *q)?;
-                shape(*k, d(*k).rows, g.kv_heads * g.head_dim)?;
+                shape(*k, d(*k).rows, row_len(d(*k).dtype, g.kv_heads, g.head_dim))?;
                 same(*v, *k)?;
                 lse.map_or(Ok(()), |l| shape(l, d(*q).rows, g.heads))
             }

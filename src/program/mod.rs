@@ -5,6 +5,7 @@
 //! executable with the placement that [`plan`] computed.
 
 mod builder;
+pub mod cache;
 mod differentiate;
 mod op;
 mod plan;

@@ -81,8 +81,8 @@ pub enum Op {
     /// Norm of each head of q and k (where the model has it), rotary embedding in half-split order, and
     /// scatter of k and v to the cache, in one pass. q `[T, H·D]`, k, v `[T, G·D]`; norms f32 `[1, D]`;
     /// positions u32 `[1, T]`; rope f32 `[positions, rope_dim]` of (cos, sin) pairs; q_out `[T, H·D]`.
-    /// With `slots` (u32 `[1, T]`) row t of k and v goes to row `slots[t]` of k_out and v_out (f32 or f16
-    /// caches); without, k_out is `[T, G·D]` and v_out absent.
+    /// With `slots` (u32 `[1, T]`) row t of k and v goes to row `slots[t]` of k_out and v_out (caches, of plain numbers or
+    /// of 8-bit codes: `program::cache`); without, k_out is `[T, G·D]` and v_out absent.
     QkNormRopeKv {
         q: TensorId,
         k: TensorId,
@@ -113,8 +113,8 @@ pub enum Op {
         dq: TensorId,
         dk: TensorId,
     },
-    /// Causal softmax attention of variable length: q, out `[T, H·D]`; k, v rows of `[·, G·D]` found through
-    /// `layout`; seqs u32 `[1, T]` is each row's sequence, positions u32 `[1, T]` its position (with a packed
+    /// Causal softmax attention of variable length: q, out `[T, H·D]`; k, v rows of `[·, G·D]` (or of a cache of 8-bit
+    /// codes, `program::cache`) found through `layout`; seqs u32 `[1, T]` is each row's sequence, positions u32 `[1, T]` its position (with a packed
     /// layout the position is the row's distance from its sequence's first row and `positions` is not read).
     /// `lse` f32 `[T, H]`: log of the sum of the exponentials, kept for the backward pass.
     Attention {

@@ -34,6 +34,10 @@ pub enum DType {
     Q5_K,
     /// 256 × 6 bit, 16 eight-bit scales.
     Q6_K,
+    /// 8-bit integer, in caches: rows carry scales of their own (`program::cache`).
+    I8,
+    /// 8-bit float of 4 exponent and 3 mantissa bits without infinities (<https://arxiv.org/abs/2209.05433>), in caches.
+    E4M3,
     /// 64 × 4 bit, one f32 scale: bitsandbytes' 4-bit NormalFloat (<https://arxiv.org/abs/2305.14314>).
     NF4,
 }
@@ -58,7 +62,7 @@ impl DType {
     /// Elements in one block; 1 for plain types.
     pub const fn block_len(self) -> usize {
         match self {
-            DType::F32 | DType::F16 | DType::BF16 | DType::U32 => 1,
+            DType::F32 | DType::F16 | DType::BF16 | DType::U32 | DType::I8 | DType::E4M3 => 1,
             DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::Q8_0 => 32,
             DType::NF4 => 64,
             DType::Q4_K | DType::Q5_K | DType::Q6_K => 256,
@@ -70,6 +74,7 @@ impl DType {
         match self {
             DType::F32 | DType::U32 => 4,
             DType::F16 | DType::BF16 => 2,
+            DType::I8 | DType::E4M3 => 1,
             DType::Q4_0 => 18,
             DType::Q4_1 => 20,
             DType::Q5_0 => 22,
@@ -95,6 +100,11 @@ impl DType {
         self.block_len() > 1
     }
 
+    /// True for the types of caches that hold 8-bit codes beside scales.
+    pub const fn is_code(self) -> bool {
+        matches!(self, DType::I8 | DType::E4M3)
+    }
+
     /// The usual name, as in file names and messages: `f16`, `q4_k`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -102,6 +112,8 @@ impl DType {
             DType::F16 => "f16",
             DType::BF16 => "bf16",
             DType::U32 => "u32",
+            DType::I8 => "i8",
+            DType::E4M3 => "e4m3",
             DType::Q4_0 => "q4_0",
             DType::Q4_1 => "q4_1",
             DType::Q5_0 => "q5_0",

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
-/// What a CPU buffer holds. u32 buffers keep their numbers as f32 bit patterns, so that all storage is one type.
+/// What a CPU buffer holds. u32 buffers and caches of 8-bit codes keep their bits in f32s, so that all storage is one type.
 pub(super) enum Storage {
     /// Mutable numbers.
     Numbers(RwLock<Vec<f32>>),
@@ -97,10 +97,10 @@ impl Device for CpuDevice {
     }
 
     fn allocate(&self, desc: BufferDesc) -> Result<Buffer> {
-        if !matches!(desc.dtype, DType::F32 | DType::U32) {
+        if !matches!(desc.dtype, DType::F32 | DType::U32 | DType::I8 | DType::E4M3) {
             return Err(Error::unsupported(format!("cpu: buffer '{}' of type {}", desc.name, desc.dtype)));
         }
-        let data = zeroed(&desc.name, desc.rows * desc.cols)?;
+        let data = zeroed(&desc.name, desc.bytes().div_ceil(4))?;
         Ok(Buffer::new(desc, Arc::new(Storage::Numbers(RwLock::new(data)))))
     }
 

@@ -7,6 +7,7 @@ use super::weight::Weight;
 use crate::backend::{Bindings, Buffer, Executable, only_f32_activations};
 use crate::error::{Error, Result};
 use crate::program::{Live, MemoryPlan, Place, Program, TensorId, plan};
+use crate::tensor::DType;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -39,6 +40,11 @@ pub(super) struct Step<'a> {
 }
 
 impl Step<'_> {
+    /// Type of a tensor.
+    pub fn dtype(&self, id: TensorId) -> DType {
+        self.program.decl(id).dtype
+    }
+
     /// Elements in a row of a tensor.
     pub fn cols(&self, id: TensorId) -> usize {
         self.program.decl(id).cols
@@ -86,7 +92,8 @@ impl CpuExecutable {
             }
             Place::State { buffer: name, offset } => {
                 let buffer = find(name)?;
-                if offset + decl.len() > buffer.desc().rows * buffer.desc().cols {
+                let desc = buffer.desc();
+                if decl.dtype.is_code() != desc.dtype.is_code() || offset + decl.len() > desc.rows * desc.cols {
                     return Err(Error::internal(format!("'{}' lies outside buffer '{name}'", decl.name)));
                 }
                 if !self.state_index.contains_key(name) {
@@ -108,7 +115,7 @@ impl CpuExecutable {
         }
     }
 
-    /// The pool of a tensor and its live elements in it.
+    /// The pool of a tensor and its live elements in it, counted in f32s.
     fn locate(&self, id: TensorId, counts: [usize; 4]) -> Result<(Pool, Range<usize>)> {
         let decl = self.program.decl(id);
         let rows = match decl.live {
@@ -119,14 +126,16 @@ impl CpuExecutable {
         if rows > decl.rows {
             return Err(Error::internal(format!("{rows} rows do not fit the {} of '{}'", decl.rows, decl.name)));
         }
-        let len = rows * decl.cols;
+        // Four codes of a cache lie in an f32.
+        let per = if decl.dtype.is_code() { 4 } else { 1 };
+        let len = rows * decl.cols / per;
         match &decl.place {
             Place::Weight => Ok((Pool::Weight(id.index()), 0..0)),
             Place::Input | Place::Output => Ok((Pool::Own(id.index()), 0..len)),
             Place::State { buffer, offset } => {
                 let index = self.state_index.get(buffer).copied();
                 let index = index.ok_or_else(|| Error::internal(format!("'{buffer}' is not bound")))?;
-                Ok((Pool::State(index), *offset..offset + len))
+                Ok((Pool::State(index), offset / per..offset / per + len))
             }
             Place::Temp => {
                 let slot = self.plan.slot(id);

@@ -134,7 +134,7 @@ impl Weight {
                     #[inline(always)]
                     |b, w| nf4_block(b, w),
                 ),
-                DType::U32 => {}
+                DType::U32 | DType::I8 | DType::E4M3 => {}
             },
         );
     }
@@ -309,7 +309,7 @@ impl Weight {
                         #[inline(always)]
                         |b, w| nf4_block(b, w),
                     ),
-                    DType::U32 => {}
+                    DType::U32 | DType::I8 | DType::E4M3 => {}
                 },
             );
         });

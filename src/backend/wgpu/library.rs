@@ -31,7 +31,7 @@ impl Variant {
 /// The flags that select a weight type in `decode.wgsl`.
 pub fn weight_flags(dtype: DType) -> Vec<(&'static str, i64)> {
     let flags: &[&'static str] = match dtype {
-        DType::F32 | DType::U32 => &["W_F32"],
+        DType::F32 | DType::U32 | DType::I8 | DType::E4M3 => &["W_F32"],
         DType::F16 => &["W_F16"],
         DType::BF16 => &["W_BF16"],
         DType::Q8_0 => &["W_Q8_0"],

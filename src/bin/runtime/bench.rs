@@ -1,6 +1,6 @@
 //! `runtime bench`
 
-use crate::common::{self, DeviceArgs};
+use crate::common::{self, CacheArgs, DeviceArgs};
 use runtime::Result;
 use runtime::backend;
 use runtime::engine::bench::traffic::{self, Lengths};
@@ -60,6 +60,8 @@ pub struct Args {
     /// Repetition penalty of every request, to see what that costs
     #[arg(long, value_name = "R", default_value_t = 1.0)]
     repetition_penalty: f32,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Runs after the warm-up; medians are reported
     #[arg(short, long, value_name = "N", default_value_t = 3)]
     runs: usize,
@@ -124,6 +126,7 @@ pub fn run(args: &Args) -> Result<()> {
             sampling: SamplingParams { repetition_penalty: args.repetition_penalty, ..SamplingParams::default() },
             ..Request::default()
         },
+        kv_type: args.cache.kv_cache_dtype,
         started,
     };
     let serve = bench::run(model.clone(), &options)?;
@@ -139,7 +142,8 @@ pub fn run(args: &Args) -> Result<()> {
         train_bench::run(&model, &options)
     });
     let batches = args.batch.iter().filter(|_| args.profile);
-    let profiles = batches.map(|batch| profile(model.clone(), args.prompt, *batch)).collect::<Result<_>>()?;
+    let kv = args.cache.kv_cache_dtype;
+    let profiles = batches.map(|batch| profile(model.clone(), args.prompt, *batch, kv)).collect::<Result<_>>()?;
     let report = Report { serve, train: train.transpose()?, profiles };
     if args.json { common::print_json(&report) } else { common::print(&table(&report)) }
 }
@@ -152,6 +156,7 @@ fn run_traffic(args: &Args, model: Arc<LoadedModel>, requests: &[Lengths]) -> Re
         max_step_tokens: args.max_num_batched_tokens.unwrap_or(defaults.max_step_tokens),
         max_len: longest,
         kv: KvSize::Share(args.gpu_memory_utilization),
+        kv_type: args.cache.kv_cache_dtype,
         max_adapters: args.adapters,
         max_rank: args.rank,
         ..defaults

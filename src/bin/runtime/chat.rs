@@ -1,6 +1,6 @@
 //! `runtime chat`: a conversation on a terminal, or one message a line from a pipe.
 
-use crate::common::{self, ADAPTER, ModelArgs};
+use crate::common::{self, ADAPTER, CacheArgs, ModelArgs};
 use crate::generate::{chat_ids, stream};
 use crate::sampling::SamplingArgs;
 use runtime::engine::text::TextOptions;
@@ -14,6 +14,8 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
+    cache: CacheArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
     /// A LoRA adapter in PEFT's format
     #[arg(long, value_name = "DIR")]
@@ -25,7 +27,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let model = args.model.load()?;
-    let engine = common::engine(model.clone(), args.adapter.as_deref())?;
+    let engine = common::engine(model.clone(), args.adapter.as_deref(), args.cache)?;
     let adapter = args.adapter.as_ref().map(|_| ADAPTER.to_owned());
     let talking = std::io::stdin().is_terminal();
     if talking {

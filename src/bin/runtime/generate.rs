@@ -1,6 +1,6 @@
 //! `runtime generate`
 
-use crate::common::{self, ADAPTER, Ids, ModelArgs};
+use crate::common::{self, ADAPTER, CacheArgs, Ids, ModelArgs};
 use crate::sampling::SamplingArgs;
 use runtime::engine::text::{Completion, TextEvent, TextOptions, generate_text, submit_text};
 use runtime::engine::{Engine, FinishReason, Request, Usage};
@@ -18,6 +18,8 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     prompt: PromptArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// A LoRA adapter in PEFT's format
@@ -60,7 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(text) if args.chat => chat_ids(&model, &json!([{ "role": "user", "content": text }]))?,
         _ => args.prompt.encode(&model)?,
     };
-    let engine = common::engine(model, args.adapter.as_deref())?;
+    let engine = common::engine(model, args.adapter.as_deref(), args.cache)?;
     let request = args.sampling.request(prompt, args.adapter.as_ref().map(|_| ADAPTER.to_owned()));
     let options =
         TextOptions { stop: args.sampling.stop.clone(), continues_prompt: !args.chat, ..TextOptions::default() };

@@ -1,6 +1,6 @@
 //! `runtime score`
 
-use crate::common::{self, ADAPTER, ModelArgs};
+use crate::common::{self, ADAPTER, CacheArgs, ModelArgs};
 use crate::generate::PromptArgs;
 use runtime::Result;
 use serde_json::json;
@@ -10,6 +10,8 @@ use std::path::PathBuf;
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     #[command(flatten)]
     text: PromptArgs,
     /// A LoRA adapter in PEFT's format
@@ -23,7 +25,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let model = args.model.load()?;
     let ids = args.text.encode(&model)?;
-    let engine = common::engine(model.clone(), args.adapter.as_deref())?;
+    let engine = common::engine(model.clone(), args.adapter.as_deref(), args.cache)?;
     let scores = engine.score(&ids, args.adapter.as_ref().map(|_| ADAPTER))?;
     if args.json {
         let report = json!({ "ids": ids, "logprobs": scores.logprobs, "next_top5": scores.next_top5 });

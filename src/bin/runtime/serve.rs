@@ -1,6 +1,6 @@
 //! `runtime serve`: takes vLLM's flags as they are, so that a script needs to change one word.
 
-use crate::common::{self, DeviceArgs, largest_rank};
+use crate::common::{self, CacheArgs, DeviceArgs, largest_rank};
 use runtime::engine::{Engine, EngineOptions, KvSize};
 use runtime::format::peft::Adapter;
 use runtime::serve::{ReasoningStyle, ServeOptions, Shutdown, ToolStyle, serve};
@@ -65,9 +65,8 @@ pub struct Args {
     /// Size of the key/value cache in GiB instead
     #[arg(long, value_name = "GIB")]
     kv_cache_gb: Option<f64>,
-    /// Type of the key/value cache: the engine's own choice is the only one
-    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = ["auto"])]
-    kv_cache_dtype: String,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Keep what was computed for one prompt for others that begin in the same way; on unless --no-enable-prefix-caching
     #[arg(long, overrides_with = "no_enable_prefix_caching")]
     enable_prefix_caching: bool,
@@ -186,6 +185,7 @@ pub fn run(args: Args) -> Result<()> {
             Some(gib) => KvSize::Bytes((gib * f64::from(1u32 << 30)) as u64),
             None => KvSize::Share(args.gpu_memory_utilization),
         },
+        kv_type: args.cache.kv_cache_dtype,
         prefix_cache: !args.no_enable_prefix_caching,
         guesses: args.num_speculative_tokens,
         max_waiting: args.max_waiting,

@@ -4,7 +4,7 @@ mod round;
 pub mod traffic;
 
 use super::kv::PAGE;
-use super::{Engine, EngineOptions, KvSize, Request};
+use super::{Engine, EngineOptions, KvSize, KvType, Request};
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
 use round::{Job, Round};
@@ -27,6 +27,8 @@ pub struct BenchOptions {
     pub max_step_tokens: Option<usize>,
     /// What each request asks for besides its prompt and its length.
     pub request: Request,
+    /// Type of the key/value cache.
+    pub kv_type: KvType,
     /// When loading the model began.
     pub started: Instant,
 }
@@ -95,6 +97,7 @@ pub fn run(model: Arc<LoadedModel>, options: &BenchOptions) -> Result<BenchRepor
         max_seqs: most,
         max_len: Some(max_len),
         kv: KvSize::Tokens(most * max_len.next_multiple_of(PAGE)),
+        kv_type: options.kv_type,
         max_step_tokens: options.max_step_tokens.unwrap_or(defaults.max_step_tokens),
         ..defaults
     };

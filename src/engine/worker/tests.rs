@@ -14,7 +14,7 @@ use crate::format::peft::Adapter;
 use crate::model::LoadedModel;
 use crate::model::decoder::buffers;
 use crate::model::lora::LoraLayout;
-use crate::tensor::HostTensor;
+use crate::tensor::{DType, HostTensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::path::Path;
@@ -157,7 +157,14 @@ fn ten_thousand_random_requests() {
     };
 
     let pages = 40;
-    let sizes = StepSizes { max_rows: 48, max_seqs: 12, max_gathered: 24, max_len: MAX_LEN, kv_rows: pages * PAGE };
+    let sizes = StepSizes {
+        max_rows: 48,
+        max_seqs: 12,
+        max_gathered: 24,
+        max_len: MAX_LEN,
+        kv_rows: pages * PAGE,
+        kv_dtype: DType::F32,
+    };
     let fake = Fake {
         cache: vec![(0, u32::MAX, 0); sizes.kv_rows],
         sizes,

@@ -65,7 +65,7 @@ pub fn dequantise_row(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()>
         DType::Q5_K => blocks(bytes, out, q5_k_block),
         DType::Q6_K => blocks(bytes, out, q6_k_block),
         DType::NF4 => blocks(bytes, out, nf4_block),
-        DType::U32 => return Err(Error::invalid("u32 is not a weight type")),
+        DType::U32 | DType::I8 | DType::E4M3 => return Err(Error::invalid(format!("{dtype} is not a weight type"))),
     }
     Ok(())
 }

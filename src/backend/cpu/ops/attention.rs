@@ -9,8 +9,11 @@ use crate::backend::cpu::executable::Step;
 use crate::backend::cpu::gemm::{Mat, gemm};
 use crate::backend::cpu::simd::{axpy, dispatch, dot};
 use crate::error::{Error, Result};
+use crate::program::cache::{decode, row_len};
 use crate::program::{Geometry, KvLayout};
+use crate::tensor::DType;
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Query rows whose scores are held at a time.
@@ -25,12 +28,26 @@ struct Run {
     first: usize,
 }
 
+/// How keys and values are stored.
+pub struct Stored<'a> {
+    pub dtype: DType,
+    pub layout: &'a KvLayout,
+}
+
 /// Finds keys and values of a position.
 struct Keys<'a> {
     k: &'a [f32],
     v: &'a [f32],
     layout: Rows<'a>,
+    /// From row to row, in f32s.
     cols: usize,
+    codes: Option<Codes>,
+}
+
+/// Of a cache of 8-bit codes: what each code stands for, and where a row's scales begin, in f32s.
+struct Codes {
+    values: [f32; 256],
+    scales: usize,
 }
 
 enum Rows<'a> {
@@ -48,17 +65,20 @@ impl Keys<'_> {
         }
     }
 
-    /// Columns of one head in the row of a position.
-    fn head<'s>(&self, from: &'s [f32], seq: usize, position: usize, columns: &Range<usize>) -> &'s [f32] {
-        let at = self.row(seq, position) * self.cols;
-        &from[at + columns.start..at + columns.end]
-    }
-
     /// One head's rows for the positions, side by side.
     fn gather(&self, from: &[f32], seq: usize, positions: Range<usize>, columns: &Range<usize>) -> Vec<f32> {
         let mut out = Vec::with_capacity(positions.len() * columns.len());
         for position in positions {
-            out.extend_from_slice(self.head(from, seq, position, columns));
+            let at = self.row(seq, position) * self.cols;
+            let row = &from[at..at + self.cols];
+            match &self.codes {
+                None => out.extend_from_slice(&row[columns.clone()]),
+                Some(codes) => {
+                    let scale = row[codes.scales + columns.start / columns.len()];
+                    let head = &bytemuck::cast_slice::<f32, u8>(row)[columns.clone()];
+                    out.extend(head.iter().map(|code| codes.values[usize::from(*code)] * scale));
+                }
+            }
         }
         out
     }
@@ -88,13 +108,13 @@ fn score(g: &Geometry, product: f32) -> f32 {
     g.softcap.map_or(s, |cap| cap * (s / cap).tanh())
 }
 
-pub fn forward(mut args: Args, layout: &KvLayout, g: &Geometry, has_lse: bool, step: &Step) -> Result<()> {
+pub fn forward(mut args: Args, stored: &Stored, g: &Geometry, has_lse: bool, step: &Step) -> Result<()> {
     let (q, k, v) = (args.read()?, args.read()?, args.read()?);
     let (seqs, positions, map) = (args.read_u32()?, args.read_u32()?, args.read_u32()?);
     let (out, lse) = (args.write()?, args.write_if(has_lse)?);
     let (width, per_group) = (g.heads * g.head_dim, g.heads / g.kv_heads);
     let rows = out.len() / width;
-    let layout = match layout {
+    let layout = match stored.layout {
         KvLayout::Paged { table, page } => Rows::Paged { table: map, pages: step.cols(*table), page: *page },
         KvLayout::Packed { .. } => Rows::Packed { bounds: map },
     };
@@ -103,7 +123,13 @@ pub fn forward(mut args: Args, layout: &KvLayout, g: &Geometry, has_lse: bool, s
         Rows::Packed { bounds } => t - bounds[seqs[t] as usize] as usize,
     };
     let runs = runs(&seqs[..rows], first);
-    let keys = Keys { k, v, layout, cols: g.kv_heads * g.head_dim };
+    let numbers = g.kv_heads * g.head_dim;
+    let codes = stored
+        .dtype
+        .is_code()
+        .then(|| Codes { values: std::array::from_fn(|code| decode(stored.dtype, code as u8)), scales: numbers / 4 });
+    let cols = if codes.is_some() { row_len(stored.dtype, g.kv_heads, g.head_dim) / 4 } else { numbers };
+    let keys = Keys { k, v, layout, cols, codes };
     let tasks: Vec<(&Run, usize)> =
         runs.iter().flat_map(|run| (0..g.kv_heads).map(move |group| (run, group))).collect();
     let results: Vec<(Vec<f32>, Vec<f32>)> =
@@ -138,11 +164,18 @@ fn query<'a>(q: &'a [f32], g: &Geometry, t: usize, head: usize) -> &'a [f32] {
     &q[at..at + g.head_dim]
 }
 
-/// Decode: keys and values are read in place, heads spread over threads.
+/// Decode: keys and values are read in place, but codes decoded first; heads spread over threads.
 fn one_row(q: &[f32], keys: &Keys, g: &Geometry, run: &Run, group: usize) -> Result<(Vec<f32>, Vec<f32>)> {
     let (d, per_group) = (g.head_dim, g.heads / g.kv_heads);
-    let start = |position| keys.row(run.seq, position) * keys.cols + group * d;
-    let starts: Vec<usize> = (lowest(g, run.first)..run.first + 1).map(start).collect();
+    let seen = lowest(g, run.first)..run.first + 1;
+    let columns = group * d..(group + 1) * d;
+    let (k, v, starts): (Cow<[f32]>, Cow<[f32]>, Vec<usize>) = if keys.codes.is_some() {
+        let gather = |from| Cow::Owned(keys.gather(from, run.seq, seen.clone(), &columns));
+        (gather(keys.k), gather(keys.v), (0..seen.len()).map(|i| i * d).collect())
+    } else {
+        let start = |position| keys.row(run.seq, position) * keys.cols + columns.start;
+        (keys.k.into(), keys.v.into(), seen.map(start).collect())
+    };
     let mut values = vec![0.0; per_group * d];
     let mut sums = vec![0.0; per_group];
     values.par_chunks_mut(d).zip(&mut sums).enumerate().for_each(|(h, (out, sum))| {
@@ -150,7 +183,7 @@ fn one_row(q: &[f32], keys: &Keys, g: &Geometry, run: &Run, group: usize) -> Res
         let mut scores = vec![0.0; starts.len()];
         *sum = dispatch(
             #[inline(always)]
-            || one_head(q, keys, g, &starts, &mut scores, out),
+            || one_head(q, (&k, &v), g, &starts, &mut scores, out),
         );
     });
     Ok((values, sums))
@@ -159,13 +192,20 @@ fn one_row(q: &[f32], keys: &Keys, g: &Geometry, run: &Run, group: usize) -> Res
 /// One query against the keys that begin at `starts`; adds the weighted values to `out` and gives the log of the
 /// sum of the exponentials.
 #[inline(always)]
-fn one_head(q: &[f32], keys: &Keys, g: &Geometry, starts: &[usize], scores: &mut [f32], out: &mut [f32]) -> f32 {
+fn one_head(
+    q: &[f32],
+    (k, v): (&[f32], &[f32]),
+    g: &Geometry,
+    starts: &[usize],
+    scores: &mut [f32],
+    out: &mut [f32],
+) -> f32 {
     for (s, start) in scores.iter_mut().zip(starts) {
-        *s = score(g, dot(q, &keys.k[*start..*start + q.len()]));
+        *s = score(g, dot(q, &k[*start..*start + q.len()]));
     }
     let (max, sum) = softmax(scores);
     for (p, start) in scores.iter().zip(starts) {
-        axpy(*p / sum, &keys.v[*start..*start + q.len()], out);
+        axpy(*p / sum, &v[*start..*start + q.len()], out);
     }
     max + sum.ln()
 }
@@ -263,7 +303,7 @@ pub fn backward(mut args: Args, g: &Geometry) -> Result<()> {
         return Err(Error::internal("attention_backward: a sequence must start at its first row"));
     }
     let cols = g.kv_heads * d;
-    let keys = Keys { k, v, layout: Rows::Packed { bounds }, cols };
+    let keys = Keys { k, v, layout: Rows::Packed { bounds }, cols, codes: None };
     let forward = Forward { q, lse, dout, delta };
     let tasks: Vec<(&Run, usize)> =
         runs.iter().flat_map(|run| (0..g.kv_heads).map(move |group| (run, group))).collect();

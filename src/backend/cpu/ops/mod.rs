@@ -38,17 +38,21 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
         Op::GluBackward { activation, .. } => elementwise::glu_backward(args, *activation),
         Op::Accumulate { .. } => elementwise::accumulate(args),
         Op::Fill { value, .. } => elementwise::fill(args, *value),
-        Op::QkNormRopeKv { q, k, q_norm, k_norm, eps, head_dim, rope, slots, v_out, .. } => {
+        Op::QkNormRopeKv { q, k, q_norm, k_norm, eps, head_dim, rope, slots, k_out, v_out, .. } => {
             let heads =
                 rope::Heads { q: step.cols(*q), k: step.cols(*k), dim: *head_dim, rope: step.cols(*rope), eps: *eps };
-            rope::forward(args, &heads, (q_norm.is_some(), k_norm.is_some()), slots.is_some(), v_out.is_some())
+            let cache = rope::Cache { dtype: step.dtype(*k_out), slots: slots.is_some(), values: v_out.is_some() };
+            rope::forward(args, &heads, (q_norm.is_some(), k_norm.is_some()), &cache)
         }
         Op::QkNormRopeBackward { q, k, q_norm, k_norm, eps, head_dim, rope, .. } => {
             let heads =
                 rope::Heads { q: step.cols(*q), k: step.cols(*k), dim: *head_dim, rope: step.cols(*rope), eps: *eps };
             rope::backward(args, &heads, (q_norm.is_some(), k_norm.is_some()))
         }
-        Op::Attention { layout, geometry, lse, .. } => attention::forward(args, layout, geometry, lse.is_some(), step),
+        Op::Attention { k, layout, geometry, lse, .. } => {
+            let stored = attention::Stored { dtype: step.dtype(*k), layout };
+            attention::forward(args, &stored, geometry, lse.is_some(), step)
+        }
         Op::AttentionBackward { geometry, .. } => attention::backward(args, geometry),
         Op::HeadLoss { dx, .. } => loss::head_loss(args, dx.is_some()),
         Op::Sample { logits, .. } => sample::forward(args, step.cols(*logits)),

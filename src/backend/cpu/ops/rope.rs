@@ -3,6 +3,8 @@
 use super::norm::{inverse_rms, row_backward, vector};
 use crate::backend::cpu::args::Args;
 use crate::error::{Error, Result};
+use crate::program::cache::{encode, row_len, scale_of};
+use crate::tensor::DType;
 use rayon::prelude::*;
 
 /// Widths: a row of q, a row of k, a head, its rotated part.
@@ -12,6 +14,15 @@ pub struct Heads {
     pub dim: usize,
     pub rope: usize,
     pub eps: f32,
+}
+
+/// Where k and v go.
+pub struct Cache {
+    pub dtype: DType,
+    /// To rows that the op's slots name, else row by row.
+    pub slots: bool,
+    /// v goes somewhere, too.
+    pub values: bool,
 }
 
 /// Norm and rotation of one head. `sign` −1 rotates back.
@@ -41,14 +52,25 @@ fn head_forward(x: &[f32], norm: Option<&[f32]>, cos_sin: &[f32], eps: f32, out:
     rotate(out, cos_sin, 1.0);
 }
 
-pub fn forward(mut args: Args, h: &Heads, norms: (bool, bool), has_slots: bool, has_v_out: bool) -> Result<()> {
+/// A row of heads as codes and scales, see [`crate::program::cache`].
+fn write_codes(dtype: DType, row: &[f32], dim: usize, out: &mut [f32]) {
+    let (codes, scales) = out.split_at_mut(row.len() / 4);
+    let codes: &mut [u8] = bytemuck::cast_slice_mut(codes);
+    for ((head, codes), scale) in row.chunks_exact(dim).zip(codes.chunks_exact_mut(dim)).zip(scales) {
+        let (own, factor) = scale_of(dtype, head.iter().fold(0.0, |top, x| x.abs().max(top)));
+        *scale = own;
+        codes.iter_mut().zip(head).for_each(|(code, x)| *code = encode(dtype, x * factor));
+    }
+}
+
+pub fn forward(mut args: Args, h: &Heads, norms: (bool, bool), cache: &Cache) -> Result<()> {
     let (q, k, v) = (args.read()?, args.read()?, args.read()?);
     let q_norm = if norms.0 { Some(vector(args.weight()?)) } else { None };
     let k_norm = if norms.1 { Some(vector(args.weight()?)) } else { None };
     let positions = args.read_u32()?;
     let rope = args.read()?;
-    let slots = args.read_u32_if(has_slots)?;
-    let (q_out, k_out, v_out) = (args.write()?, args.write()?, args.write_if(has_v_out)?);
+    let slots = args.read_u32_if(cache.slots)?;
+    let (q_out, k_out, v_out) = (args.write()?, args.write()?, args.write_if(cache.values)?);
     let (q_norm, k_norm) = (q_norm.as_deref(), k_norm.as_deref());
     q_out.par_chunks_mut(h.q).zip(q.par_chunks(h.q)).zip(positions).try_for_each(|((out, q), position)| {
         let cos_sin = angles(rope, h.rope, *position)?;
@@ -57,20 +79,30 @@ pub fn forward(mut args: Args, h: &Heads, norms: (bool, bool), has_slots: bool, 
         }
         Ok::<_, Error>(())
     })?;
-    let target = |t: usize| slots.map_or(t, |slots| slots[t] as usize);
-    let outside = |row: usize| Error::internal(format!("cache row {row} is outside the cache"));
+    // Of a row, in f32s.
+    let width = if cache.dtype.is_code() { row_len(cache.dtype, h.k / h.dim, h.dim) / 4 } else { h.k };
+    let write = |out: &mut [f32], t: usize, row: &[f32]| {
+        let target = slots.map_or(t, |slots| slots[t] as usize);
+        let out = out
+            .get_mut(target * width..(target + 1) * width)
+            .ok_or_else(|| Error::internal(format!("cache row {target} is outside the cache")))?;
+        if cache.dtype.is_code() {
+            write_codes(cache.dtype, row, h.dim, out)
+        } else {
+            out.copy_from_slice(row)
+        }
+        Ok::<_, Error>(())
+    };
+    let mut turned = vec![0.0; h.k];
     for (t, k) in k.chunks_exact(h.k).enumerate() {
-        let (cos_sin, row) = (angles(rope, h.rope, positions[t])?, target(t));
-        let out = k_out.get_mut(row * h.k..(row + 1) * h.k).ok_or_else(|| outside(row))?;
-        for (out, k) in out.chunks_exact_mut(h.dim).zip(k.chunks_exact(h.dim)) {
+        let cos_sin = angles(rope, h.rope, positions[t])?;
+        for (out, k) in turned.chunks_exact_mut(h.dim).zip(k.chunks_exact(h.dim)) {
             head_forward(k, k_norm, cos_sin, h.eps, out);
         }
+        write(k_out, t, &turned)?;
     }
     if let Some(v_out) = v_out {
-        for (t, v) in v.chunks_exact(h.k).enumerate() {
-            let row = target(t);
-            v_out.get_mut(row * h.k..(row + 1) * h.k).ok_or_else(|| outside(row))?.copy_from_slice(v);
-        }
+        v.chunks_exact(h.k).enumerate().try_for_each(|(t, v)| write(v_out, t, v))?;
     }
     Ok(())
 }
