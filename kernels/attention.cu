@@ -9,7 +9,7 @@
 //             page = 2^n ≥ 8
 //     packed: p = t − map[seqs[t]]; key j of sequence s is row map[s] + j (map holds the bounds; positions is not read)
 // Rows of one sequence are consecutive, their positions too. window: 0xffffffff for none; softcap: 0 for none;
-// scale > 0. skip_single ≠ 0 leaves out rows that are the only ones of their sequence: attention_decode computes them.
+// scale > 0. kind ≠ 0 (paged only): k and v are caches of 8-bit codes (codes.cuh). skip_single ≠ 0 leaves out rows that are the only ones of their sequence: attention_decode computes them.
 //
 // attention_{paged,packed}_plain_{f32,bf16,f16}: any D, f32 arithmetic, skip_single not supported.
 //     grid (rows, H), block 128, dynamic shared memory 20·D + 32 bytes.
@@ -25,6 +25,7 @@
 //
 // H100, 2026-11-23, bf16, H/G = 32/8, packed (paged with pages of 16): D = 128: 2 × 1,024 rows 213 (211) TFLOP/s, 2 ×
 // 4,096 rows 319 (314); D = 64: 175 (169), 265 (249). sm90_attention.cu is faster there.
+#include "codes.cuh"
 #include "mma.cuh"
 
 #define LOG2E 1.44269504f
@@ -47,7 +48,7 @@ template <typename T> struct Problem {
     float scale;
     u32 window;
     float softcap;
-    u32 skip_single;
+    u32 skip_single, kind;
 };
 
 // First position that a row at `position` sees.
@@ -74,16 +75,28 @@ template <typename T, bool PAGED> DEVICE void attention_plain(const Problem<T>& 
     u32 seq = a.seqs[t], position = PAGED ? a.positions[t] : t - a.map[seq], shift = 31 - __clz(a.page);
     float largest = NEG_INF, total = 0.0f;
     for (u32 key = lowest_key(position, a.window) + warp; key <= position; key += WARPS) {
-        u64 from = ((u64)key_row<PAGED>(a, shift, seq, key) * a.kv_heads + head / (a.heads / a.kv_heads)) * width;
+        u64 row = key_row<PAGED>(a, shift, seq, key);
+        u32 group = head / (a.heads / a.kv_heads);
+        u64 from = (row * a.kv_heads + group) * width;
+        const u8 *k8 = 0, *v8 = 0;
+        float k_scale = 1.0f, v_scale = 1.0f;
+        if (PAGED && a.kind) {
+            row *= code_stride(a.kv_heads, width);
+            k_scale = *scale_at((const u8*)a.k + row, a.kv_heads, width, group);
+            v_scale = *scale_at((const u8*)a.v + row, a.kv_heads, width, group);
+            k8 = (const u8*)a.k + row + group * width, v8 = (const u8*)a.v + row + group * width;
+        }
         float s = 0.0f;
-        for (u32 d = lane; d < width; d += 32) s += query[d] * to_float(a.k[from + d]);
+        for (u32 d = lane; d < width; d += 32)
+            s += query[d] * (k8 ? code_value(k8[d], a.kind) * k_scale : to_float(a.k[from + d]));
         s = warp_sum(s) * a.scale;
         if (a.softcap > 0.0f) s = a.softcap * tanhf(s / a.softcap);
         float before = largest;
         largest = fmaxf(largest, s);
         float shrink = expf(before - largest), p = expf(s - largest);
         total = total * shrink + p;
-        for (u32 d = lane; d < width; d += 32) sums[d] = sums[d] * shrink + p * to_float(a.v[from + d]);
+        for (u32 d = lane; d < width; d += 32)
+            sums[d] = sums[d] * shrink + p * (v8 ? code_value(v8[d], a.kind) * v_scale : to_float(a.v[from + d]));
     }
     if (lane == 0) stats[warp] = largest, stats[WARPS + warp] = total;
     __syncthreads();
@@ -123,6 +136,24 @@ template <typename T, int D, bool PAGED> struct Tensor {
     // Starts loading the keys and values of `next`; keys that no row of the run sees become 0 (they may hold NaN).
     static DEVICE void load(const Problem<T>& a, const Walk& next, u32 group, u32 keys) {
         u32 shift = 31 - __clz(a.page), low = lowest_key(next.position, a.window);
+        if (PAGED && a.kind) {
+            // Codes are turned into T on the way, a row at a time.
+#pragma unroll 2
+            for (int i = 0; i < N * 8 / THREADS; i++) {
+                u32 r = threadIdx.x / 8 + i * (THREADS / 8), key = next.key + r;
+                bool valid = key < next.key_end && key >= low;
+                u64 row = valid ? key_row<PAGED>(a, shift, next.seq, key) * code_stride(a.kv_heads, D) : 0;
+#pragma unroll
+                for (int j = 0; j < UNITS; j += 8) {
+                    u32 unit = j + threadIdx.x % 8, to = keys + (r * STRIDE + unit * 8) * 2;
+                    if (j + 8 <= UNITS || unit < UNITS) {
+                        load8_codes<T>(to, (const u8*)a.k + row, a.kv_heads, D, group, unit, valid, a.kind);
+                        load8_codes<T>(to + TILE_BYTES, (const u8*)a.v + row, a.kv_heads, D, group, unit, valid, a.kind);
+                    }
+                }
+            }
+            return;
+        }
         // Eight threads a row, so that a thread looks up few rows.
 #pragma unroll
         for (int i = 0; i < N * 8 / THREADS; i++) {
@@ -364,11 +395,11 @@ template <typename T, int D, bool PAGED> struct Tensor {
     T *out, float *lse, const T *q, const T *k, const T *v, const u32 *seqs, const u32 *positions, const u32 *map,     \
         const u32 *counts, u32 rows, u32 heads, u32 kv_heads, u32 head_dim, u32 pages, u32 page, float scale,          \
             u32 window,                                                                                                \
-        float softcap, u32 skip_single
+        float softcap, u32 skip_single, u32 kind
 #define PROBLEM(T)                                                                                                     \
     Problem<T> { out, lse, q, k, v, seqs, positions, map, counts, rows, heads, kv_heads, head_dim, pages, page, scale, \
         window,                                                                                                        \
-                 softcap, skip_single }
+                 softcap, skip_single, kind }
 
 #define PLAIN(name, T, PAGED)                                                                                          \
     extern "C" __global__ void __launch_bounds__(128) name(PARAMETERS(T)) { attention_plain<T, PAGED>(PROBLEM(T)); }

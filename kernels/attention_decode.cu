@@ -3,6 +3,8 @@
 // every_row = 1: all live rows (a small step: decode, or a short piece of a prompt). every_row = 0: only rows that are
 // the only ones of their sequence in this step; attention_paged_* with skip_single = 1 computes the others.
 // attention_decode_d{64,80,96,128,256}_{bf16,f16}; q, k, v, out aligned to 16 bytes; page = 2^n ≥ 8; scale > 0.
+// …_{bf16,f16}_{i8,e4m3}: the same over a cache of 8-bit codes (codes.cuh). The products are of codes: the scale of a key
+//     multiplies its score, that of a value its probability.
 //     grid (splits, G · ceil(H / G / 8), units), block 128, no dynamic shared memory;
 //     units = rows with every_row, else min(rows, sequences of the table); splits in 1..64.
 //     partial: units · H · splits · (D + 2) · 4 bytes of scratch, not used with splits = 1.
@@ -18,6 +20,7 @@
 // H100, 2026-11-23, bf16, D = 128, H/G = 32/8, pages of 16: one row, 128 keys 5.8 µs, 1,000 keys 8.1 µs, 40,000 keys
 // 62.6 µs (2.62 TB/s); 1,000 keys each: 32 rows 48 µs (2.71 TB/s), 256 rows 353 µs (2.97 TB/s). A copy reaches 3.0
 // TB/s.
+#include "codes.cuh"
 #include "mma.cuh"
 
 #define LOG2E 1.44269504f
@@ -51,9 +54,10 @@ template <int N> DEVICE void load_words(u32* to, const void* from) {
     }
 }
 
-template <typename T> struct Problem {
+template <typename T, typename C> struct Problem {
     T* out;
-    const T *q, *k, *v;
+    const T* q;
+    const C *k, *v;
     const u32 *seqs, *positions, *table, *counts;
     float* partial;
     u32* tickets;
@@ -64,27 +68,58 @@ template <typename T> struct Problem {
     u32 every_row;
 };
 
-template <typename T, int D> struct Decode {
+// T: type of activations, C: of the cache.
+template <typename T, typename C, int D> struct Decode {
     static const int WARPS = 4, HEADS = 8, STEP = 16;
-    static const bool AHEAD = D <= 128; // keys are loaded a step ahead, where registers suffice
+    static const bool CODES = IsCode<C>::value;
+    static const bool AHEAD = D <= 128 || CODES; // keys are loaded a step ahead, where registers suffice
     // of a row of q or of k, for each thread of the four that share it; of v: for keys 2t and 2t + 1
     static const int WORDS = D / 8;
+    static const int KEY_WORDS = CODES ? D / 16 : WORDS, VALUE_WORDS = CODES ? (D + 16) / 32 : D / 16;
 
-    // The words of a row that lane % 4 = t holds: pair i is 16-step i of the product; four words (eight elements) at a
-    // time.
+    // The words of a row that lane % 4 = t holds: pair i is 16-step i of the product; four words (eight elements; of codes
+    // 16) at a time.
     static DEVICE void load_row(u32 (&to)[WORDS], const T* row, u32 t) {
+        const int each = CODES ? 16 : 8, whole = D / (4 * each); // elements of a thread; rounds of the four
 #pragma unroll
-        for (int i = 0; i < D / 32; i++) load_words<4>(to + 4 * i, row + i * 32 + t * 8);
-        if constexpr (D % 32 == 16) load_words<2>(to + D / 32 * 4, row + D / 32 * 32 + t * 4);
-    }
-    // Of a row of v, what lane / 4 = g holds: word i is rows g and g + 8 of the i-th 16-row tile of outᵀ.
-    static DEVICE void load_value(u32 (&to)[D / 16], const T* row, u32 g) {
+        for (int i = 0; i < whole; i++)
 #pragma unroll
-        for (int i = 0; i < D / 64; i++) load_words<4>(to + 4 * i, row + i * 64 + g * 8);
-        if constexpr (D % 64 == 32) load_words<2>(to + D / 64 * 4, row + D / 64 * 64 + g * 4);
-        if constexpr (D % 64 == 16) load_words<1>(to + D / 64 * 4, row + D / 64 * 64 + g * 2);
+            for (int j = 0; j < each / 8; j++)
+                load_words<4>(to + (i * each / 8 + j) * 4, row + (i * 4 + t) * each + j * 8);
+        const T* rest = row + whole * 4 * each;
+        u32* rest_to = to + whole * each / 2;
+        if constexpr (D % (4 * each) == 32) load_words<4>(rest_to, rest + t * 8);
+        if constexpr (D % (4 * each) == 16) load_words<2>(rest_to, rest + t * 4);
     }
-    static DEVICE void load_values(u32 (&to)[4][D / 16], const T* v, uint2 rows, u64 stride, u32 g, u32 t) {
+    // The same of a key in the cache.
+    static DEVICE void load_key(u32 (&to)[KEY_WORDS], const C* row, u32 t) {
+        if constexpr (CODES) {
+#pragma unroll
+            for (int i = 0; i < D / 64; i++) load_words<4>(to + 4 * i, row + (i * 4 + t) * 16);
+            if constexpr (D % 64 == 32) load_words<2>(to + D / 64 * 4, row + D / 64 * 64 + t * 8);
+            if constexpr (D % 64 == 16) load_words<1>(to + D / 64 * 4, row + D / 64 * 64 + t * 4);
+        } else {
+            load_row(to, row, t);
+        }
+    }
+    // Of a row of v, what lane / 4 = g holds: word i is rows g and g + 8 of the i-th 16-row tile of outᵀ; of codes, those of
+    // two tiles.
+    static DEVICE void load_value(u32 (&to)[VALUE_WORDS], const C* row, u32 g) {
+        if constexpr (CODES) {
+#pragma unroll
+            for (int i = 0; i < D / 128; i++) load_words<4>(to + 4 * i, row + i * 128 + g * 16);
+            const C* rest = row + D / 128 * 128;
+            if constexpr (D % 128 >= 64) load_words<2>(to + D / 128 * 4, rest + g * 8);
+            if constexpr (D % 64 == 32) load_words<1>(to + D / 64 * 2, row + D / 64 * 64 + g * 4);
+            if constexpr (D % 64 == 16) to[D / 64 * 2] = *(const u16*)(row + D / 64 * 64 + g * 2);
+        } else {
+#pragma unroll
+            for (int i = 0; i < D / 64; i++) load_words<4>(to + 4 * i, row + i * 64 + g * 8);
+            if constexpr (D % 64 == 32) load_words<2>(to + D / 64 * 4, row + D / 64 * 64 + g * 4);
+            if constexpr (D % 64 == 16) load_words<1>(to + D / 64 * 4, row + D / 64 * 64 + g * 2);
+        }
+    }
+    static DEVICE void load_values(u32 (&to)[4][VALUE_WORDS], const C* v, uint2 rows, u64 stride, u32 g, u32 t) {
         load_value(to[0], v + (rows.x + 2 * t) * stride, g);
         load_value(to[1], v + (rows.x + 2 * t + 1) * stride, g);
         load_value(to[2], v + (rows.y + 2 * t) * stride, g);
@@ -92,18 +127,67 @@ template <typename T, int D> struct Decode {
     }
     // The element of v's row that word i of load_value begins with.
     static DEVICE u32 value_column(int i, u32 g) {
+        if (CODES && i < D / 128 * 8) return i / 8 * 128 + g * 16 + i % 8 * 2;
         if (i < D / 64 * 4) return i / 4 * 64 + g * 8 + i % 4 * 2;
         return D / 64 * 64 + (D % 64 == 32 ? g * 4 + i % 4 * 2 : g * 2);
     }
 
     // Cache rows of keys step · 16 and step · 16 + 8. Past the sequence's last key the first stands for both.
-    static DEVICE uint2 cache_rows(const Problem<T>& a, const u32* table, u32 shift, u32 step, u32 position) {
+    static DEVICE uint2 cache_rows(const Problem<T, C>& a, const u32* table, u32 shift, u32 step, u32 position) {
         u32 low = step * STEP, high = low + 8 <= position ? low + 8 : low, mask = a.page - 1;
         return make_uint2((table[low >> shift] << shift) + (low & mask),
             (table[high >> shift] << shift) + (high & mask));
     }
 
-    static DEVICE void run(const Problem<T>& a) {
+    // The scales of this lane's two keys, which are rows g of the 8 from rows.x and rows.y on.
+    static DEVICE float2 load_scales(const C* cache, uint2 rows, u64 stride, const Problem<T, C>& a, u32 group, u32 g) {
+        if (!CODES) return make_float2(1.0f, 1.0f);
+        return make_float2(*scale_at(cache + (rows.x + g) * stride, a.kv_heads, D, group) * code_unit<T, C>(),
+                           *scale_at(cache + (rows.y + g) * stride, a.kv_heads, D, group) * code_unit<T, C>());
+    }
+
+    // sᵀ += 16 keys · 8 queries.
+    static DEVICE void scores(float (&s)[4], const u32 (&ks)[2][KEY_WORDS], const u32 (&qs)[WORDS]) {
+#pragma unroll
+        for (int i = 0; i < D / 16; i++) {
+            u32 k16[4];
+            if constexpr (CODES) {
+                expand4<T, C>(ks[0][i], k16[0], k16[2]);
+                expand4<T, C>(ks[1][i], k16[1], k16[3]);
+            } else {
+                k16[0] = ks[0][2 * i], k16[1] = ks[1][2 * i], k16[2] = ks[0][2 * i + 1], k16[3] = ks[1][2 * i + 1];
+            }
+            mma16816<T>(s, k16, qs[2 * i], qs[2 * i + 1]);
+        }
+    }
+
+    // sums = sums · shrink + 16 values · 8 probabilities.
+    static DEVICE void values(float (&sums)[D / 16][4], const u32 (&vs)[4][VALUE_WORDS], u32 p0, u32 p1,
+                              const float (&shrink)[2]) {
+#pragma unroll
+        for (int i = 0; i < D / 16; i++)
+            sums[i][0] *= shrink[0], sums[i][1] *= shrink[1], sums[i][2] *= shrink[0], sums[i][3] *= shrink[1];
+        if constexpr (CODES) {
+#pragma unroll
+            for (int i = 0; i < D / 16; i++) {
+                // Two columns of four keys: those of each pair of keys side by side.
+                const u32 columns = i % 2 ? 0x7362 : 0x5140;
+                u32 v16[4];
+                expand4<T, C>(__byte_perm(vs[0][i / 2], vs[1][i / 2], columns), v16[0], v16[1]);
+                expand4<T, C>(__byte_perm(vs[2][i / 2], vs[3][i / 2], columns), v16[2], v16[3]);
+                mma16816<T>(sums[i], v16, p0, p1);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < D / 16; i++) {
+                u32 v16[4] = {__byte_perm(vs[0][i], vs[1][i], 0x5410), __byte_perm(vs[0][i], vs[1][i], 0x7632),
+                              __byte_perm(vs[2][i], vs[3][i], 0x5410), __byte_perm(vs[2][i], vs[3][i], 0x7632)};
+                mma16816<T>(sums[i], v16, p0, p1);
+            }
+        }
+    }
+
+    static DEVICE void run(const Problem<T, C>& a) {
         begin_dependent();
         __shared__ u32 found;
         __shared__ alignas(16) float sums_of[WARPS][HEADS][D + 4];
@@ -139,8 +223,8 @@ template <typename T, int D> struct Decode {
 #pragma unroll
         for (int i = 0; i < WORDS; i++) qs[i] = 0;
         if (g < heads) load_row(qs, a.q + ((u64)row * a.heads + head + g) * D, t);
-        const u64 stride = (u64)a.kv_heads * D;
-        const T *ks_at = a.k + (u64)group * D, *vs_at = a.v + (u64)group * D;
+        const u64 stride = CODES ? code_stride(a.kv_heads, D) : (u64)a.kv_heads * D;
+        const C *ks_at = a.k + (u64)group * D, *vs_at = a.v + (u64)group * D;
         const float scale2 = a.softcap > 0.0f ? LOG2E : a.scale * LOG2E;
 
         float sums[D / 16][4], largest[2] = {NEG_INF, NEG_INF}, total[2] = {0.0f, 0.0f};
@@ -150,36 +234,37 @@ template <typename T, int D> struct Decode {
             for (int j = 0; j < 4; j++) sums[i][j] = 0.0f;
 
         u32 step = begin + split * share + warp;
-        u32 ks[2][WORDS];
+        u32 ks[2][KEY_WORDS];
+        float2 k_scales = make_float2(1.0f, 1.0f), v_scales = k_scales;
         uint2 rows = make_uint2(0, 0), next = rows;
         if (step < end) {
             rows = cache_rows(a, table, shift, step, position);
             if (step + WARPS < end) next = cache_rows(a, table, shift, step + WARPS, position);
             if (AHEAD) {
-                load_row(ks[0], ks_at + (rows.x + g) * stride, t);
-                load_row(ks[1], ks_at + (rows.y + g) * stride, t);
+                load_key(ks[0], ks_at + (rows.x + g) * stride, t);
+                load_key(ks[1], ks_at + (rows.y + g) * stride, t);
+                k_scales = load_scales(a.k, rows, stride, a, group, g);
             }
         }
         for (; step < end; step += WARPS) {
-            u32 vs[4][D / 16];
+            u32 vs[4][VALUE_WORDS];
             if (!AHEAD) {
-                load_row(ks[0], ks_at + (rows.x + g) * stride, t);
-                load_row(ks[1], ks_at + (rows.y + g) * stride, t);
+                load_key(ks[0], ks_at + (rows.x + g) * stride, t);
+                load_key(ks[1], ks_at + (rows.y + g) * stride, t);
             }
             if (AHEAD) load_values(vs, vs_at, rows, stride, g, t);
+            if (CODES) v_scales = load_scales(a.v, rows, stride, a, group, g);
 
             float s[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-            for (int i = 0; i < D / 16; i++) {
-                u32 k16[4] = {ks[0][2 * i], ks[1][2 * i], ks[0][2 * i + 1], ks[1][2 * i + 1]};
-                mma16816<T>(s, k16, qs[2 * i], qs[2 * i + 1]);
-            }
+            scores(s, ks, qs);
+            if (CODES) s[0] *= k_scales.x, s[1] *= k_scales.x, s[2] *= k_scales.y, s[3] *= k_scales.y;
             if (!AHEAD) load_values(vs, vs_at, rows, stride, g, t);
             // The next keys are on their way while this step's softmax and second product run.
             rows = next;
             if (AHEAD && step + WARPS < end) {
-                load_row(ks[0], ks_at + (rows.x + g) * stride, t);
-                load_row(ks[1], ks_at + (rows.y + g) * stride, t);
+                load_key(ks[0], ks_at + (rows.x + g) * stride, t);
+                load_key(ks[1], ks_at + (rows.y + g) * stride, t);
+                k_scales = load_scales(a.k, rows, stride, a, group, g);
             }
             if (step + 2 * WARPS < end) next = cache_rows(a, table, shift, step + 2 * WARPS, position);
 
@@ -192,12 +277,15 @@ template <typename T, int D> struct Decode {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     u32 key = first + g + i / 2 * 8;
-                    if (key > position || key < low) s[i] = NEG_INF;
+                    if (key > position || key < low) {
+                        s[i] = NEG_INF;
+                        (i < 2 ? v_scales.x : v_scales.y) = 0.0f;
+                    }
                     // What lies there may be NaN, which a probability of 0 would not silence.
                     u32 value = first + 2 * t + i % 2 + i / 2 * 8;
                     if (value > position || value < low) {
 #pragma unroll
-                        for (int j = 0; j < D / 16; j++) vs[i][j] = 0;
+                        for (int j = 0; j < VALUE_WORDS; j++) vs[i][j] = 0;
                     }
                 }
             }
@@ -215,14 +303,9 @@ template <typename T, int D> struct Decode {
                 s[i + 2] = exp2_fast((s[i + 2] - top) * scale2);
                 total[i] = total[i] * shrink[i] + s[i] + s[i + 2];
             }
+            if (CODES) s[0] *= v_scales.x, s[1] *= v_scales.x, s[2] *= v_scales.y, s[3] *= v_scales.y;
             u32 p0 = transpose8(pack2<T>(s[0], s[1])), p1 = transpose8(pack2<T>(s[2], s[3]));
-#pragma unroll
-            for (int i = 0; i < D / 16; i++) {
-                sums[i][0] *= shrink[0], sums[i][1] *= shrink[1], sums[i][2] *= shrink[0], sums[i][3] *= shrink[1];
-                u32 v16[4] = {__byte_perm(vs[0][i], vs[1][i], 0x5410), __byte_perm(vs[0][i], vs[1][i], 0x7632),
-                              __byte_perm(vs[2][i], vs[3][i], 0x5410), __byte_perm(vs[2][i], vs[3][i], 0x7632)};
-                mma16816<T>(sums[i], v16, p0, p1);
-            }
+            values(sums, vs, p0, p1, shrink);
         }
 
 #pragma unroll
@@ -302,19 +385,23 @@ template <typename T, int D> struct Decode {
     }
 };
 
-// Three blocks on a multiprocessor keep enough loads on their way; at D = 256 their registers do not fit.
-#define DECODE(name, T, D)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(128, D <= 128 ? 3 : 2)                                                \
-        name(T* out, const T* q, const T* k, const T* v, const u32* seqs, const u32* positions, const u32* table,      \
+// Three blocks on a multiprocessor keep enough loads on their way, of codes four; at D = 256 their registers do not fit.
+#define DECODE(name, T, C, D)                                                                                          \
+    extern "C" __global__ void __launch_bounds__(128, D > 128 ? 2 : IsCode<C>::value ? 4 : 3)                        \
+        name(T* out, const T* q, const C* k, const C* v, const u32* seqs, const u32* positions, const u32* table,      \
              const u32* counts, float* partial, u32* tickets, u32 rows, u32 heads, u32 kv_heads, u32 pages, u32 page,  \
              float scale, u32 window, float softcap, u32 every_row) {                                                  \
-        Decode<T, D>::run(Problem<T>{out, q, k, v, seqs, positions, table, counts, partial, tickets, rows, heads,      \
+        Decode<T, C, D>::run(Problem<T, C>{out, q, k, v, seqs, positions, table, counts, partial, tickets, rows, heads,      \
             kv_heads,                                                                                                  \
                                      pages, page, scale, window, softcap, every_row});                                 \
     }
 #define WIDTH(D)                                                                                                       \
-    DECODE(attention_decode_d##D##_bf16, bf16, D)                                                                      \
-    DECODE(attention_decode_d##D##_f16, f16, D)
+    DECODE(attention_decode_d##D##_bf16, bf16, bf16, D)                                                                \
+    DECODE(attention_decode_d##D##_f16, f16, f16, D)                                                                   \
+    DECODE(attention_decode_d##D##_bf16_i8, bf16, i8, D)                                                               \
+    DECODE(attention_decode_d##D##_f16_i8, f16, i8, D)                                                                 \
+    DECODE(attention_decode_d##D##_bf16_e4m3, bf16, e4m3, D)                                                           \
+    DECODE(attention_decode_d##D##_f16_e4m3, f16, e4m3, D)
 #if !defined(HEAD_DIM) || HEAD_DIM == 64
 WIDTH(64)
 #endif

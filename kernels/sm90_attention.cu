@@ -14,6 +14,7 @@
 // H100, 2026-11-23, bf16, H/G = 32/8, packed (paged with pages of 16), beside PyTorch 2.11's attention with K and V of
 // 32 heads: D = 128: 2 × 1,024 rows 271 (245) TFLOP/s, beside 345; 2 × 4,096 rows 433 (385), beside 576. D = 64: 182
 // (169), beside 247; 303 (269), beside 416. D = 256, H/G = 16/8, 2 × 1,024 rows: 322 (290), beside 319.
+#include "codes.cuh"
 #include "sm90.cuh"
 
 #define LOG2E 1.44269504f
@@ -69,7 +70,7 @@ template <typename T> struct Problem {
     float scale;
     u32 window;
     float softcap;
-    u32 skip_single;
+    u32 skip_single, kind;
 };
 
 // First position that a row at `position` sees.
@@ -116,6 +117,32 @@ template <typename T, int D, bool PAGED> struct Hopper {
         }
     }
 
+    // The same out of a cache of codes, which become T on the way: they are asked for before there is room for them in `to`.
+    static DEVICE void load_codes(const Problem<T>& a, const T* from, const Walk& walk, u32 group, u32 to, u32 empty,
+        u32 parity) {
+        const u32 shift = 31 - __clz(a.page), low = lowest_key(walk.position, a.window);
+        const u64 stride = code_stride(a.kv_heads, D);
+        uint2 codes[N / 16][UNITS / 8];
+        float scales[N / 16];
+#pragma unroll
+        for (int i = 0; i < N / 16; i++) {
+            const u32 key = walk.key + threadIdx.x / 8 + i * 16;
+            const bool valid = key < walk.key_end && key >= low;
+            const u8* row = (const u8*)from + (valid ? key_row<PAGED>(a, shift, walk.seq, key) * stride : 0);
+            scales[i] = valid ? *scale_at(row, a.kv_heads, D, group) : 0.0f;
+#pragma unroll
+            for (int j = 0; j < UNITS / 8; j++)
+                codes[i][j] = valid ? *(const uint2*)(row + group * D + (j * 8 + threadIdx.x % 8) * 8) : make_uint2(0, 0);
+        }
+        barrier_wait(empty, parity);
+#pragma unroll
+        for (int i = 0; i < N / 16; i++)
+#pragma unroll
+            for (int j = 0; j < UNITS / 8; j++)
+                store16_shared(to + unit_at(threadIdx.x / 8 + i * 16, j * 8 + threadIdx.x % 8, N),
+                               decode8<T>(codes[i][j], scales[i], a.kind));
+    }
+
     struct Shared {
         u64 full[2 * STAGES], empty[2 * STAGES]; // of keys, then of values
         Walk tiles[STAGES];
@@ -158,6 +185,15 @@ template <typename T, int D, bool PAGED> struct Hopper {
             const u32 stage = tile % STAGES, parity = (tile / STAGES + 1) % 2;
             advance(s, walk, rows, a.window);
             const bool more = walk.row < rows;
+            if (PAGED && a.kind && more) {
+                load_codes(a, a.k, walk, group, tiles + stage * TILE_BYTES, empty + stage * 8, parity);
+                if (threadIdx.x == 0) s.tiles[stage] = walk;
+                hand_over<0>(full + stage * 8);
+                const u32 values = STAGES + stage;
+                load_codes(a, a.v, walk, group, tiles + values * TILE_BYTES, empty + values * 8, parity);
+                hand_over<0>(full + values * 8);
+                continue;
+            }
             room(empty + stage * 8, parity, before);
             if (threadIdx.x == 0) s.tiles[stage] = walk;
             if (more) load(a, a.k, walk, group, tiles + stage * TILE_BYTES);
@@ -388,10 +424,10 @@ template <typename T, int D, bool PAGED> struct Hopper {
         }
         __syncthreads();
         if (threadIdx.x < 128) {
-            registers_decrease<40>();
+            registers_decrease<PAGED ? 88 : 40>(); // codes of a tile need the more
             produce(a, shared, first, rows, shared_address(shared_memory) + skew + 2 * Q_BYTES);
         } else {
-            registers_increase<232>();
+            registers_increase<PAGED ? 208 : 232>();
             consume(a, shared, first, rows, shared_address(shared_memory) + skew, (char*)shared_memory + skew);
         }
     }
@@ -401,11 +437,11 @@ template <typename T, int D, bool PAGED> struct Hopper {
     T *out, float *lse, const T *q, const T *k, const T *v, const u32 *seqs, const u32 *positions, const u32 *map,     \
         const u32 *counts, u32 rows, u32 heads, u32 kv_heads, u32 head_dim, u32 pages, u32 page, float scale,          \
             u32 window,                                                                                                \
-        float softcap, u32 skip_single
+        float softcap, u32 skip_single, u32 kind
 #define PROBLEM(T)                                                                                                     \
     Problem<T> { out, lse, q, k, v, seqs, positions, map, counts, rows, heads, kv_heads, head_dim, pages, page, scale, \
         window,                                                                                                        \
-                 softcap, skip_single }
+                 softcap, skip_single, kind }
 #define HOPPER(name, T, D, PAGED)                                                                                      \
     extern "C" __global__ void __launch_bounds__(384, 1) name(PARAMETERS(T)) { Hopper<T, D, PAGED>::run(PROBLEM(T)); }
 #define WIDTH(D)                                                                                                       \

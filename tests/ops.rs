@@ -18,6 +18,7 @@
 use runtime::backend::wgpu::Variants;
 use runtime::backend::{BackendChoice, Bindings, BufferDesc, ComputeType, Device, cpu, wgpu};
 use runtime::model::config::Activation;
+use runtime::program::cache::{encode, row_len, scale_of};
 use runtime::program::{Builder, Geometry, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId, dynamic_map};
 use runtime::tensor::{DType, HostBytes, HostTensor};
 use std::collections::HashMap;
@@ -240,6 +241,25 @@ fn check_rounded(label: &str, program: &Program, given: &Given, tolerance: f32, 
             _ => tolerance,
         };
         same(&format!("{label} (cuda {dtype})"), &want, &got, allowed);
+    }
+}
+
+/// Name, type and bytes of a result.
+type Named = (String, DType, Vec<u8>);
+
+/// Hands on the results of a program whose caches hold codes: device, tolerance, the CPU's and the device's.
+fn on_all(program: &Program, given: &Given, check: impl Fn(&str, f32, &[Named], &[Named])) {
+    let (cpu, shared) = (cpu::open(ComputeType::F32).unwrap(), Arc::new(program.clone()));
+    let want = results(cpu.as_ref(), &shared, given, 7);
+    for (family, gpu) in adapters() {
+        check(&format!("{family:?}"), 1e-5, &want, &results(gpu.as_ref(), &shared, given, 7));
+    }
+    for (dtype, device) in nvidia() {
+        let on_gpu = if *dtype == DType::F32 { program.clone() } else { in_type(program, *dtype) };
+        let want = results_like(cpu.as_ref(), &shared, &on_gpu, given, 7);
+        let allowed = if *dtype == DType::BF16 { 2e-2 } else { 3e-3 };
+        let allowed = if *dtype == DType::F32 { 1e-5 } else { allowed };
+        check(&format!("cuda {dtype}"), allowed, &want, &results(device.as_ref(), &Arc::new(on_gpu), given, 7));
     }
 }
 
@@ -467,6 +487,75 @@ fn packed_attention_and_its_gradients() {
     }
 }
 
+/// Pages of 8 positions, 576 of each of two sequences: enough for attention to split the keys of few rows.
+const PAGED: (usize, usize, usize) = (8, 72, 2);
+
+/// New keys and values go to the cache (`writes`), and queries attend to it (`reads`).
+fn paged(g: Geometry, kv: DType, norms: bool, rows: usize, (writes, reads): (bool, bool)) -> Program {
+    let (page, pages, sequences) = PAGED;
+    let (width, kv_width, cache) = (g.heads * g.head_dim, g.kv_heads * g.head_dim, page * pages * sequences);
+    let cache_width = row_len(kv, g.kv_heads, g.head_dim);
+    let mut b = Builder::new("paged");
+    let mut q = live_input(&mut b, "q", rows, width);
+    let seqs = b.input("seqs", DType::U32, 1, rows);
+    let positions = b.input("positions", DType::U32, 1, rows);
+    let table = b.input("table", DType::U32, sequences, pages);
+    let k_cache = b.state("k_cache", "k_cache", 0, kv, cache, cache_width);
+    let v_cache = b.state("v_cache", "v_cache", 0, kv, cache, cache_width);
+    if writes {
+        let k = live_input(&mut b, "k", rows, kv_width);
+        let v = live_input(&mut b, "v", rows, kv_width);
+        let slots = b.input("slots", DType::U32, 1, rows);
+        // All of a head turns, or about half of it.
+        let turning = if norms { g.head_dim } else { g.head_dim / 4 * 2 };
+        let rope = b.input("rope", DType::F32, page * pages, turning);
+        let q_norm = norms.then(|| b.weight("q_norm", DType::F32, 1, g.head_dim));
+        let k_norm = norms.then(|| b.weight("k_norm", DType::F32, 1, g.head_dim));
+        let q_out = b.output("q_out", rows, width, Live::Tokens);
+        let rotary = Op::QkNormRopeKv {
+            q,
+            k,
+            v,
+            q_norm,
+            k_norm,
+            eps: 1e-6,
+            head_dim: g.head_dim,
+            positions,
+            rope,
+            slots: Some(slots),
+            q_out,
+            k_out: k_cache,
+            v_out: Some(v_cache),
+        };
+        b.push(rotary).unwrap();
+        q = q_out;
+    }
+    if reads {
+        let out = b.output("out", rows, width, Live::Tokens);
+        let layout = KvLayout::Paged { table, page };
+        b.push(Op::Attention { q, k: k_cache, v: v_cache, seqs, positions, layout, geometry: g, out, lse: None })
+            .unwrap();
+    }
+    b.finish()
+}
+
+/// Where the rows of [`paged`] belong: halves of them to each of two sequences.
+fn paged_rows(rows: usize) -> Given {
+    let (page, pages, sequences) = PAGED;
+    let mut given = counts((rows as u32 - 1).max(1), 0, 2);
+    let pages_of: Vec<u32> = (0..(sequences * pages) as u32).map(|i| (i * 5) % (sequences * pages) as u32).collect();
+    // Rows of a sequence follow each other, as in the engine's steps.
+    let first = rows as u32 / 2;
+    let place: Vec<(u32, u32)> =
+        (0..rows as u32).map(|t| if t < first { (0, 500 + t) } else { (1, 530 + t - first) }).collect();
+    let slot = |&(s, p): &(u32, u32)| pages_of[s as usize * pages + p as usize / page] * page as u32 + p % page as u32;
+    given.insert("slots", place.iter().map(slot).collect());
+    given.insert("seqs", place.iter().map(|p| p.0).collect());
+    given.insert("positions", place.iter().map(|p| p.1).collect());
+    given.insert("table", pages_of);
+    given
+}
+
 #[test]
 fn paged_attention_and_the_cache() {
     for (g, kv_type, norms, rows) in [
@@ -478,73 +567,88 @@ fn paged_attention_and_the_cache() {
         (geometry(6, 2, 64, Some(70), Some(3.0)), DType::F32, true, 8),
         (geometry(8, 1, 256, None, None), DType::F16, false, 2),
     ] {
-        // 576 positions: enough for attention to split the keys of few rows.
-        let (page, pages, sequences) = (8usize, 72usize, 2usize);
-        let (width, kv_width, cache) = (g.heads * g.head_dim, g.kv_heads * g.head_dim, page * pages * sequences);
-        let build = |kv: DType| {
-            let mut b = Builder::new("paged");
-            let q = live_input(&mut b, "q", rows, width);
-            let k = live_input(&mut b, "k", rows, kv_width);
-            let v = live_input(&mut b, "v", rows, kv_width);
-            let seqs = b.input("seqs", DType::U32, 1, rows);
-            let positions = b.input("positions", DType::U32, 1, rows);
-            let slots = b.input("slots", DType::U32, 1, rows);
-            let table = b.input("table", DType::U32, sequences, pages);
-            let rope = b.input("rope", DType::F32, page * pages, g.head_dim / 2 / 2 * 2 * 2 / 2);
-            let q_norm = norms.then(|| b.weight("q_norm", DType::F32, 1, g.head_dim));
-            let k_norm = norms.then(|| b.weight("k_norm", DType::F32, 1, g.head_dim));
-            let k_cache = b.state("k_cache", "k_cache", 0, kv, cache, kv_width);
-            let v_cache = b.state("v_cache", "v_cache", 0, kv, cache, kv_width);
-            let q_out = b.output("q_out", rows, width, Live::Tokens);
-            let rotary = Op::QkNormRopeKv {
-                q,
-                k,
-                v,
-                q_norm,
-                k_norm,
-                eps: 1e-6,
-                head_dim: g.head_dim,
-                positions,
-                rope,
-                slots: Some(slots),
-                q_out,
-                k_out: k_cache,
-                v_out: Some(v_cache),
-            };
-            b.push(rotary).unwrap();
-            let out = b.output("out", rows, width, Live::Tokens);
-            let layout = KvLayout::Paged { table, page };
-            b.push(Op::Attention {
-                q: q_out,
-                k: k_cache,
-                v: v_cache,
-                seqs,
-                positions,
-                layout,
-                geometry: g,
-                out,
-                lse: None,
-            })
-            .unwrap();
-            Arc::new(b.finish())
-        };
-        let mut given = counts((rows as u32 - 1).max(1), 0, 2);
-        let pages_of: Vec<u32> =
-            (0..(sequences * pages) as u32).map(|i| (i * 5) % (sequences * pages) as u32).collect();
-        let place: Vec<(u32, u32)> = {
-            // Rows of a sequence follow each other, as in the engine's steps.
-            let first = rows as u32 / 2;
-            (0..rows as u32).map(|t| if t < first { (0, 500 + t) } else { (1, 530 + t - first) }).collect()
-        };
-        let slot =
-            |&(s, p): &(u32, u32)| pages_of[s as usize * pages + p as usize / page] * page as u32 + p % page as u32;
-        given.insert("slots", place.iter().map(slot).collect());
-        given.insert("seqs", place.iter().map(|p| p.0).collect());
-        given.insert("positions", place.iter().map(|p| p.1).collect());
-        given.insert("table", pages_of.clone());
+        let build = |kv: DType| Arc::new(paged(g, kv, norms, rows, (true, true)));
         // An f16 cache rounds the new keys and values to 11 bits.
         let tolerance = if kv_type == DType::F16 { 1e-3 } else { 5e-6 };
-        compare(&format!("paged {g:?} {kv_type}"), &build(DType::F32), &build(kv_type), &given, tolerance);
+        let label = format!("paged {g:?} {kv_type}");
+        compare(&label, &build(DType::F32), &build(kv_type), &paged_rows(rows), tolerance);
+    }
+}
+
+/// A cache of random numbers in codes; heads differ in size.
+fn random_codes(kv: DType, rows: usize, g: &Geometry, r: &mut Random) -> Vec<u32> {
+    let width = row_len(kv, g.kv_heads, g.head_dim);
+    let mut bytes = Vec::with_capacity(rows * width);
+    for _ in 0..rows {
+        let mut scales = Vec::new();
+        for _ in 0..g.kv_heads {
+            let size = 0.3 + 2.0 * r.number().abs();
+            let (scale, factor) = scale_of(kv, size);
+            bytes.extend((0..g.head_dim).map(|_| encode(kv, r.number() * size * factor)));
+            scales.extend(scale.to_le_bytes());
+        }
+        bytes.extend(scales);
+        bytes.resize(bytes.len().next_multiple_of(16), 0);
+    }
+    assert_eq!(bytes.len(), rows * width);
+    bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
+}
+
+/// Scales agree; codes do, but for some that lie on the edge between two.
+fn same_cache(label: &str, g: &Geometry, kv: DType, want: &[u8], got: &[u8]) {
+    let (codes, width) = (g.kv_heads * g.head_dim, row_len(kv, g.kv_heads, g.head_dim));
+    let mut different = 0;
+    for (row, (want, got)) in want.chunks_exact(width).zip(got.chunks_exact(width)).enumerate() {
+        let scales = |row: &[u8]| numbers(DType::F32, &row[codes..codes + 4 * g.kv_heads]);
+        for (w, g) in scales(want).iter().zip(scales(got)) {
+            assert!((w - g).abs() <= 1e-5 * w, "{label}: row {row}: scale {g} instead of {w}");
+        }
+        for (i, (w, g)) in want[..codes].iter().zip(&got[..codes]).enumerate() {
+            different += usize::from(w != g);
+            // As signed numbers, or as signs and sizes.
+            let near = if kv == DType::I8 { (*w as i8).abs_diff(*g as i8) } else { w.abs_diff(*g) };
+            assert!(near <= 1 || (w | g) & 0x7f == 0, "{label}: row {row}, code {i}: {g} instead of {w}");
+        }
+    }
+    assert!(different * 100 <= want.len(), "{label}: {different} codes of {} differ", want.len());
+}
+
+/// 8-bit caches: what is written, and attention over the same bytes.
+#[test]
+fn paged_attention_over_caches_of_8_bits() {
+    for (g, norms, rows) in [
+        (geometry(4, 2, 16, None, None), true, 3usize),
+        (geometry(3, 1, 64, Some(9), None), false, 3),
+        (geometry(8, 4, 64, None, None), true, 40),
+        (geometry(2, 1, 20, None, None), false, 20),
+        (geometry(2, 2, 128, None, Some(3.0)), true, 20),
+        (geometry(4, 2, 128, None, None), true, 1),
+        (geometry(8, 2, 128, Some(70), None), true, 70),
+        (geometry(8, 1, 256, None, None), false, 2),
+        (geometry(2, 1, 256, None, None), false, 30),
+        (geometry(4, 2, 80, None, None), false, 3),
+        (geometry(4, 2, 96, None, None), false, 24),
+    ] {
+        for kv in [DType::I8, DType::E4M3] {
+            let label = format!("8-bit cache {g:?} {kv} {rows}");
+            let (page, pages, sequences) = PAGED;
+            let mut given = paged_rows(rows);
+            for (name, seed) in [("k_cache", 1), ("v_cache", 2)] {
+                given.insert(name, random_codes(kv, page * pages * sequences, &g, &mut Random(seed)));
+            }
+            on_all(&paged(g, kv, norms, rows, (true, false)), &given, |device, _, want, got| {
+                for ((name, dtype, want), (.., got)) in
+                    want.iter().zip(got).filter(|((_, dtype, _), _)| dtype.is_code())
+                {
+                    same_cache(&format!("{label} ({device}): {name}"), &g, *dtype, want, got);
+                }
+            });
+            on_all(&paged(g, kv, norms, rows, (false, true)), &given, |device, allowed, want, got| {
+                let outputs =
+                    |list: &[Named]| list.iter().filter(|(_, t, _)| !t.is_code()).cloned().collect::<Vec<_>>();
+                same(&format!("{label} ({device})"), &outputs(want), &outputs(got), allowed);
+            });
+        }
     }
 }
 

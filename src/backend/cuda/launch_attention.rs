@@ -5,6 +5,7 @@
 //! | f32, or a width that the tensor cores' kernels lack | any | `attention_{paged,packed}_plain` |
 //! | 16 bit | packed | `attention_packed_d…`, on Hopper `sm90_attention_packed_d…` |
 //! | 16 bit, few rows | paged | `attention_decode` |
+//! | 16 bit, few rows | paged, 8-bit codes | `attention_decode_…_{i8,e4m3}` |
 //! | 16 bit, more rows | paged | `attention_decode` for sequences with one row, `attention_paged_d…`, on Hopper `sm90_attention_paged_d…`, for the others |
 
 use super::launch::Args;
@@ -52,7 +53,7 @@ impl Recorder<'_> {
 
     fn attention(&mut self, a: &Attention) -> Result<()> {
         let (r, g) = (self.rows(a.q), a.geometry);
-        let t = self.activation(&[a.q, a.k, a.v, a.out])?;
+        let (t, kind_of_cache) = (self.activation(&[a.q, a.out])?, self.cache_kind(a.q, &[a.k, a.v])?);
         let tensor_cores = t != DType::F32 && WIDTHS.contains(&g.head_dim);
         let (kind, map, pages, page) = match a.layout {
             KvLayout::Paged { table, page } if page.is_power_of_two() && page >= 8 => {
@@ -83,7 +84,10 @@ impl Recorder<'_> {
             let args = args.ptrs(&[partial, tickets]).u32(r.rows).u32(g.heads);
             let args = args.u32(g.kv_heads).u32(pages).u32(page).f32(g.scale).u32(window);
             let args = args.f32(softcap).u32(usize::from(every_row));
-            let name = format!("attention_decode_d{}_{}", g.head_dim, suffix(t));
+            let mut name = format!("attention_decode_d{}_{}", g.head_dim, suffix(t));
+            if kind_of_cache != 0 {
+                name = format!("{name}_{}", suffix(self.decl(a.k).dtype));
+            }
             let file = format!("attention_decode/{}", g.head_dim);
             let hopper = self.caps.hopper();
             self.launch(&file, &name, [splits, blocks, units], 128, 0, args)?.overlaps = hopper;
@@ -94,7 +98,7 @@ impl Recorder<'_> {
         let args = Args::new().ptrs(&[self.at(a.out)?, lse, self.at(a.q)?, self.at(a.k)?, self.at(a.v)?]);
         let args = args.ptrs(&[self.at(a.seqs)?, self.at(a.positions)?, self.at(map)?, self.counts()?]);
         let args = args.u32(r.rows).u32(g.heads).u32(g.kv_heads).u32(g.head_dim).u32(pages).u32(page);
-        let args = args.f32(g.scale).u32(window).f32(softcap).u32(usize::from(decode));
+        let args = args.f32(g.scale).u32(window).f32(softcap).u32(usize::from(decode)).u32(kind_of_cache);
         if !tensor_cores {
             let name = format!("attention_{kind}_plain_{}", suffix(t));
             self.launch("attention/0", &name, [r.rows, g.heads, 1], 128, 20 * g.head_dim + 32, args)?;
@@ -114,6 +118,15 @@ impl Recorder<'_> {
         let shared = 2 * (m + 4 * n) * (g.head_dim + 8);
         self.launch(&file, &name, [g.heads, r.rows.div_ceil(m), 1], 128, shared, args)?;
         Ok(())
+    }
+
+    /// What caches hold, as `CacheKind` of `kernels/codes.cuh`: numbers of the activations' type, or codes.
+    fn cache_kind(&self, activation: TensorId, caches: &[TensorId]) -> Result<usize> {
+        match self.decl(caches[0]).dtype {
+            DType::I8 => Ok(1),
+            DType::E4M3 => Ok(2),
+            _ => caches.iter().try_fold(0, |kind, cache| self.activation(&[activation, *cache]).map(|_| kind)),
+        }
     }
 
     fn attention_backward(&mut self, op: &Op) -> Result<()> {
@@ -180,13 +193,13 @@ impl Recorder<'_> {
         else {
             return Err(Error::internal("not qk_norm_rope_kv"));
         };
-        let (r, t) = (self.rows(q), self.activation(&[q, k, v, q_out, k_out])?);
+        let (r, t, kind) = (self.rows(q), self.activation(&[q, k, v, q_out])?, self.cache_kind(q, &[k_out])?);
         let (heads, kv) = (r.cols / head_dim, self.decl(k).cols / head_dim);
         let args = Args::new().ptrs(&[self.at(q)?, self.at(k)?, self.at(v)?, self.maybe(q_norm)?, self.maybe(k_norm)?]);
         let args = args.f32(eps).ptrs(&[self.at(positions)?, self.at(rope)?]).u32(self.decl(rope).rows);
         let args = args.u32(self.decl(rope).cols).ptr(self.maybe(slots)?).u32(self.decl(k_out).rows);
         let args = args.ptrs(&[self.at(q_out)?, self.at(k_out)?, self.maybe(v_out)?]).u32(r.rows).u32(heads).u32(kv);
-        let args = self.live(args.u32(head_dim), r)?;
+        let args = self.live(args.u32(head_dim).u32(kind), r)?;
         let parts = heads + kv + if slots.is_some() { kv } else { 0 };
         let name = format!("qk_norm_rope_kv_{}", suffix(t));
         let hopper = self.caps.hopper();
