@@ -11,13 +11,30 @@
 
 mod serve_support;
 
-use serve_support::{ADAPTER, MODEL, Server, python, roomy_engine, root};
+use runtime::engine::Engine;
+use runtime::serve::{ReasoningStyle, ServeOptions};
+use serve_support::{ADAPTER, MODEL, Server, python, roomy_engine, root, tiny_options};
 use std::process::Command;
+
+/// A server that sets `<think>` apart, which the tiny model's template does not know.
+fn thinking(engine: Engine) -> Server {
+    Server::start(engine, ServeOptions { reasoning_style: ReasoningStyle::Think, ..tiny_options() })
+}
 
 #[test]
 fn responses_and_embeddings_serve_the_openai_client() {
-    let server = Server::tiny(roomy_engine(8));
-    run("openai_responses.py", &[&server.url(), MODEL, ADAPTER]);
+    let engine = roomy_engine(8);
+    let (server, thinking) = (Server::tiny(engine.clone()), thinking(engine));
+    run("openai_responses.py", &[&server.url(), MODEL, ADAPTER, &thinking.url()]);
+}
+
+#[test]
+fn messages_serve_the_anthropic_client() {
+    let engine = roomy_engine(8);
+    let (server, thinking) = (Server::tiny(engine.clone()), thinking(engine.clone()));
+    let keys = vec!["other".into(), "secret".into()];
+    let locked = Server::start(engine, ServeOptions { api_keys: keys, ..tiny_options() });
+    run("anthropic_client.py", &[&server.origin(), MODEL, &thinking.origin(), &locked.origin(), "secret"]);
 }
 
 fn run(script: &str, arguments: &[&str]) {

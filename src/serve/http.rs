@@ -1,6 +1,7 @@
 //! Routes and keys, and what all handlers share.
 
 use super::ServeOptions;
+use super::anthropic;
 use super::metrics::Metrics;
 use super::openai::{ApiError, Defaults, chat, completions, embeddings, models, responses};
 use super::style::Style;
@@ -67,6 +68,8 @@ pub(super) fn router(engine: Engine, options: ServeOptions) -> Result<Router> {
         .route("/v1/completions", post(completions::create))
         .route("/v1/responses", post(responses::create))
         .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/messages", post(anthropic::messages::create))
+        .route("/v1/messages/count_tokens", post(anthropic::messages::count_tokens))
         .route("/v1/load_lora_adapter", post(adapters::load))
         .route("/v1/unload_lora_adapter", post(adapters::unload))
         .route("/tokenize", post(tokens::tokenize))
@@ -80,6 +83,7 @@ pub(super) fn router(engine: Engine, options: ServeOptions) -> Result<Router> {
         .route("/metrics", get(status::metrics))
         .merge(guarded)
         .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(anthropic::error::in_its_form))
         .layer(DefaultBodyLimit::max(options.limits.body_bytes))
         .with_state(app);
     Ok(router)
@@ -130,7 +134,8 @@ async fn wrong_method(request: Request) -> ApiError {
 }
 
 async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if app.api_keys.is_empty() || bearer(request.headers()).is_some_and(|key| is_known(&app.api_keys, key)) {
+    let keys = given_keys(request.headers());
+    if app.api_keys.is_empty() || keys.into_iter().flatten().any(|key| is_known(&app.api_keys, key)) {
         return next.run(request).await;
     }
     let mut refusal = ApiError::unauthorized().into_response();
@@ -138,9 +143,12 @@ async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) ->
     refusal
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+/// OpenAI's way to send a key, and Anthropic's.
+fn given_keys(headers: &HeaderMap) -> [Option<&str>; 2] {
+    let value = |name: &str| headers.get(name)?.to_str().ok();
+    let bearer = value("authorization").and_then(|value| value.split_once(' '));
+    let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, key)| key.trim());
+    [bearer, value("x-api-key")]
 }
 
 /// Takes the same time whichever byte differs, so that a key cannot be found byte by byte.

@@ -1,10 +1,11 @@
-//! The HTTP server: OpenAI's endpoints over one [`Engine`].
+//! The HTTP server: the endpoints of OpenAI, Anthropic and vLLM over one [`Engine`].
 //!
 //! Handlers parse and tokenize on tokio's blocking threads, then only pass events on: [`running`] bridges the
 //! engine's thread to tokio with a bounded queue, so a client that reads slowly or leaves costs its own
 //! request and nothing else.
 
 mod answer;
+mod anthropic;
 mod body;
 mod constraint;
 mod history;

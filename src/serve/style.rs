@@ -141,4 +141,15 @@ impl Style {
         options.kwargs.entry(*name).or_insert(value);
         Ok(())
     }
+
+    /// Reasoning on or off; an error where the model cannot be told.
+    pub fn thinking(&self, field: &str, on: bool, options: &mut RenderOptions) -> std::result::Result<(), ApiError> {
+        match (self.reasoning, on) {
+            (false, true) => Err(ApiError::field(field, format!("`{field}`: this model does not reason"))),
+            (false, false) => Ok(()),
+            // It reasons unless it is told otherwise.
+            (true, true) if self.variables.first() != Some(&"enable_thinking") => Ok(()),
+            (true, on) => self.effort(field, if on { "high" } else { "none" }, options),
+        }
+    }
 }

@@ -1,6 +1,8 @@
 """Calls /v1/responses and /v1/embeddings of a running server with OpenAI's own client.
 
-    openai_responses.py URL MODEL ADAPTER
+    openai_responses.py URL MODEL ADAPTER THINKING_URL
+
+THINKING_URL is a server that sets <think>…</think> apart.
 """
 
 import json
@@ -18,6 +20,8 @@ CITY = {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required"
 WEATHER = {"type": "function", "name": "weather", "description": "Tells the weather.", "parameters": CITY, "strict": True}
 CALL = {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": '{"city": "Oslo"}'}
 RESULT = {"type": "function_call_output", "call_id": "call_1", "output": "rain"}
+# What a random model would not say by itself.
+SCRIPT = r'<think>\n[a-d]{5}\n</think>\n\n[e-h]{5}(\n<tool_call>\n\{"name": "weather", "arguments": \{"city": "Oslo"\}\}\n</tool_call>){2}'
 
 
 class Place(pydantic.BaseModel):
@@ -26,13 +30,14 @@ class Place(pydantic.BaseModel):
 
 
 class Tests:
-    def __init__(self, url, model, adapter):
+    def __init__(self, url, model, adapter, thinking_url):
         self.client = openai.OpenAI(base_url=url, api_key="EMPTY", max_retries=0)
+        self.thinking = openai.OpenAI(base_url=thinking_url, api_key="EMPTY", max_retries=0)
         self.model, self.adapter = model, adapter
 
-    def create(self, input="Say something.", extra=None, **fields):
+    def create(self, input="Say something.", extra=None, client=None, **fields):
         fields = {"model": self.model, "max_output_tokens": 12, "temperature": 0, **fields}
-        return self.client.responses.create(input=input, extra_body={**ON, **(extra or {})}, **fields)
+        return (client or self.client).responses.create(input=input, extra_body={**ON, **(extra or {})}, **fields)
 
     def events(self, **fields):
         events = list(self.create(stream=True, **fields))
@@ -146,6 +151,27 @@ class Tests:
         assert [item.name for item in required.output] == ["weather"]
         refused(lambda: self.create(tools=[{"type": "web_search"}]), BAD, "tools[0]", says="web_search")
         refused(lambda: self.create(tools=[WEATHER], tool_choice={"type": "function", "name": "g"}), BAD, "tool_choice")
+
+    def test_reasoning_and_parallel_calls(self):
+        extra = {"structured_outputs": {"regex": SCRIPT}, "ignore_eos": False}
+        fields = {"tools": [WEATHER], "max_output_tokens": 300, "client": self.thinking, "extra": extra}
+        answer = self.create(**fields)
+        thought, said, *calls = answer.output
+        assert (thought.type, thought.summary, len(thought.content[0].text)) == ("reasoning", [], 5), answer
+        assert answer.usage.output_tokens_details.reasoning_tokens >= 5 and len(said.content[0].text) == 5
+        assert [json.loads(call.arguments) for call in calls] == [{"city": "Oslo"}] * 2
+        assert len({call.call_id for call in calls}) == 2
+        events = self.events(**fields)
+        streamed = events[-1].response
+        assert events[-1].type == "response.completed" and streamed.usage.output_tokens == answer.usage.output_tokens
+        assert [item.type for item in streamed.output] == ["reasoning", "message", "function_call", "function_call"]
+        assert "".join(e.delta for e in events if e.type == "response.reasoning_text.delta") == thought.content[0].text
+        done = [event.item for event in events if event.type == "response.output_item.done"]
+        assert done == streamed.output and streamed.output_text == answer.output_text
+        results = [{"type": "function_call_output", "call_id": call.call_id, "output": "rain"} for call in calls]
+        question = {"role": "user", "content": "Rain?"}
+        assert self.create([question, *answer.output, *results], client=self.thinking).output
+        self.create(include=["reasoning.encrypted_content"], reasoning={"summary": "auto"})
 
     def test_parse(self):
         fields = {"model": self.model, "input": "Where?", "max_output_tokens": 200, "temperature": 0}

@@ -95,8 +95,13 @@ impl Server {
         Self::start(engine, tiny_options())
     }
 
+    /// Where OpenAI's clients look.
     pub fn url(&self) -> String {
-        format!("http://{}/v1", self.address)
+        format!("{}/v1", self.origin())
+    }
+
+    pub fn origin(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// Waits until the server has ended.
