@@ -1,6 +1,7 @@
 // Causal softmax attention of one query row and head, keys in chunks of WG with an online softmax:
 // out[t, h] = Σ_j softmax_j(score(q[t, h] · k[j, g])) · v[j, g], lse[t, h] = log Σ_j exp(score).
-// q, out [rows, heads · D]; k, v rows of [kv_rows, kv · D], f32 or f16 (KV_F16, paged only).
+// q, out [rows, heads · D]; k, v rows of [kv_rows, kv · D], f32 or, paged only, f16 (KV_F16) or
+// codes (KV_CODES, codes.wgsl; with D4).
 // PAGED: key j of sequence s is row table[s, j / page] · page + j % page; otherwise row bounds[s] + j.
 // SPLIT: p.splits workgroups share the keys of a row; each writes its unnormalised sum, maximum and sum of
 // exponentials to partials [rows, heads, splits, D + 2] for attention_combine.wgsl.
@@ -10,7 +11,7 @@ struct Params {
     rows: u32, live: u32, row0: u32, heads: u32,
     kv: u32, kv_rows: u32, window: u32, scale: f32,
     cap: f32, page: u32, pages: u32, splits: u32,
-    seqs: u32, pad0: u32, pad1: u32, pad2: u32,
+    seqs: u32, stride: u32, pad1: u32, pad2: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 #bind counts array<u32>
@@ -19,6 +20,10 @@ struct Params {
 #else
 #bind q array<f32>
 #endif
+#if KV_CODES
+#bind k array<u32>
+#bind v array<u32>
+#else
 #if D4
 #if KV_F16
 #bind k array<vec2<u32>>
@@ -37,6 +42,7 @@ struct Params {
 #else
 #bind v array<f32>
 #endif
+#endif
 #bind seqs array<u32>
 #bind layout_in array<u32>
 #bind out array<f32>
@@ -50,6 +56,9 @@ struct Params {
 #include "live.wgsl"
 #include "reduce.wgsl"
 #include "attention_mask.wgsl"
+#if KV_CODES
+#include "codes.wgsl"
+#endif
 
 #if D4
 var<workgroup> q_s: array<vec4<f32>, ${D} / 4>;
@@ -61,6 +70,13 @@ var<workgroup> row_s: array<u32, ${WG}>;
 
 fn key_dot(row: u32, g: u32) -> f32 {
     var s = 0.0;
+#if KV_CODES
+    let base = row * p.stride + g * (${D}u / 4u);
+    for (var c = 0u; c < ${D}u / 4u; c++) {
+        s += dot(q_s[c], codes4(k[base + c]));
+    }
+    return s * bitcast<f32>(k[row * p.stride + p.kv * (${D}u / 4u) + g]);
+#else
 #if D4
     let base = (row * p.kv + g) * (${D}u / 4u);
     for (var c = 0u; c < ${D}u / 4u; c++) {
@@ -83,13 +99,19 @@ fn key_dot(row: u32, g: u32) -> f32 {
     }
 #endif
     return s;
+#endif
 }
 
+// Element i of v, of codes before its scale.
 fn value_at(i: u32) -> f32 {
+#if KV_CODES
+    return codes4(v[i >> 2u] >> ((i & 3u) * 8u)).x;
+#else
 #if KV_F16
     return unpack2x16float(v[i >> 1u] >> ((i & 1u) * 16u)).x;
 #else
     return v[i];
+#endif
 #endif
 }
 
@@ -147,8 +169,13 @@ fn main(ids: Ids) {
         }
         let next = max(top, group_max(ids, s));
         let e = select(0.0, exp(s - next), j < hi);
+#if KV_CODES
+        p_s[ids.lid] = e * bitcast<f32>(v[row * p.stride + p.kv * (${D}u / 4u) + g]);
+        row_s[ids.lid] = row * p.stride * 4u + g * ${D}u;
+#else
         p_s[ids.lid] = e;
         row_s[ids.lid] = (row * p.kv + g) * ${D}u;
+#endif
         let keep = exp(top - next);
         sum = sum * keep + group_sum(ids, e);
         workgroupBarrier();

@@ -8,17 +8,22 @@ struct Params {
     rows: u32, live: u32, row0: u32, heads: u32,
     kv: u32, kv_rows: u32, window: u32, scale: f32,
     cap: f32, page: u32, pages: u32, splits: u32,
-    seqs: u32, pad0: u32, pad1: u32, pad2: u32,
+    seqs: u32, stride: u32, pad1: u32, pad2: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 #bind counts array<u32>
 #bind q array<vec4<f32>>
+#if KV_CODES
+#bind k array<u32>
+#bind v array<u32>
+#else
 #if KV_F16
 #bind k array<vec2<u32>>
 #bind v array<vec2<u32>>
 #else
 #bind k array<vec4<f32>>
 #bind v array<vec4<f32>>
+#endif
 #endif
 #bind seqs array<u32>
 #bind layout_in array<u32>
@@ -32,6 +37,9 @@ struct Params {
 #include "common.wgsl"
 #include "live.wgsl"
 #include "attention_mask.wgsl"
+#if KV_CODES
+#include "codes.wgsl"
+#endif
 #include "attention_tile.wgsl"
 
 // Of each item: its sequence, the first and the last key that it sees.
@@ -55,6 +63,15 @@ fn fetch(which: u32, index: u32, c: u32) -> vec4<f32> {
 #else
     let row = j;
 #endif
+#if KV_CODES
+    let words = min(row, p.kv_rows - 1u) * p.stride;
+    let own = words + group * ${QUADS}u + c;
+    let scale = words + p.kv * ${QUADS}u + group;
+    if which == 1u {
+        return codes4(k[own]) * bitcast<f32>(k[scale]);
+    }
+    return codes4(v[own]) * bitcast<f32>(v[scale]);
+#else
     let at = (min(row, p.kv_rows - 1u) * p.kv + group) * ${QUADS}u + c;
 #if KV_F16
     var w = vec2<u32>(0u);
@@ -65,6 +82,7 @@ fn fetch(which: u32, index: u32, c: u32) -> vec4<f32> {
         return k[at];
     }
     return v[at];
+#endif
 #endif
 }
 

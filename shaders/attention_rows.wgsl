@@ -8,17 +8,22 @@ struct Params {
     rows: u32, live: u32, row0: u32, heads: u32,
     kv: u32, kv_rows: u32, window: u32, scale: f32,
     cap: f32, page: u32, pages: u32, splits: u32,
-    seqs: u32, pad0: u32, pad1: u32, pad2: u32,
+    seqs: u32, stride: u32, pad1: u32, pad2: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 #bind counts array<u32>
 #bind q array<vec4<f32>>
+#if KV_CODES
+#bind k array<u32>
+#bind v array<u32>
+#else
 #if KV_F16
 #bind k array<vec2<u32>>
 #bind v array<vec2<u32>>
 #else
 #bind k array<vec4<f32>>
 #bind v array<vec4<f32>>
+#endif
 #endif
 #bind seqs array<u32>
 #bind layout_in array<u32>
@@ -32,34 +37,56 @@ struct Params {
 #include "common.wgsl"
 #include "live.wgsl"
 #include "attention_mask.wgsl"
+#if KV_CODES
+#include "codes.wgsl"
+#endif
 
 fn key4(i: u32) -> vec4<f32> {
+#if KV_CODES
+    return codes4(k[i]);
+#else
 #if KV_F16
     let w = k[i];
     return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
 #else
     return k[i];
 #endif
+#endif
 }
 
 fn value4(i: u32) -> vec4<f32> {
+#if KV_CODES
+    return codes4(v[i]);
+#else
 #if KV_F16
     let w = v[i];
     return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
 #else
     return v[i];
 #endif
+#endif
 }
 
-// Where the head of key j of a sequence starts, in vec4s.
+// Where the head of key j of a sequence starts, in vec4s (of codes: words).
 fn key_base(seq: u32, j: u32, g: u32) -> u32 {
 #if PAGED
     let row = layout_in[seq * p.pages + j / p.page] * p.page + j % p.page;
 #else
     let row = layout_in[seq] + j;
 #endif
+#if KV_CODES
+    return min(row, p.kv_rows - 1u) * p.stride + g * ${C}u;
+#else
     return (min(row, p.kv_rows - 1u) * p.kv + g) * ${C}u;
+#endif
 }
+#if KV_CODES
+
+// Where the scale of the head that starts at `base` is.
+fn scale_at(base: u32, g: u32) -> u32 {
+    return base + (p.kv - g) * ${C}u + g;
+}
+#endif
 
 @compute @workgroup_size(8)
 fn main(ids: Ids) {
@@ -110,6 +137,9 @@ fn main(ids: Ids) {
 #endfor
             }
 #endfor
+#if KV_CODES
+            s${b} *= bitcast<f32>(k[scale_at(base${b}, g)]);
+#endif
             let seen${b} = mine && j + ${b}u >= lo && j + ${b}u <= position;
             s${b} = select(-3.0e38, score_of(s${b}), seen${b});
 #endfor
@@ -122,11 +152,16 @@ fn main(ids: Ids) {
 #for b in 0..4
             let e${b} = select(0.0, exp(s${b} - next), seen${b});
             sum += e${b};
+#if KV_CODES
+            let weight${b} = e${b} * bitcast<f32>(v[scale_at(base${b}, g)]);
+#else
+            let weight${b} = e${b};
+#endif
 #for o in 0..C8
             {
                 let loaded = value4(base${b} + ${o}u * 8u + ids.lane);
 #for i in 0..8
-                acc[${o} * 8 + ${i}] = fma(vec4<f32>(e${b}), subgroupBroadcast(loaded, ${i}u), acc[${o} * 8 + ${i}]);
+                acc[${o} * 8 + ${i}] = fma(vec4<f32>(weight${b}), subgroupBroadcast(loaded, ${i}u), acc[${o} * 8 + ${i}]);
 #endfor
             }
 #endfor

@@ -2,12 +2,13 @@
 // to row slots[t] of the caches where SLOTS, else k to row t. One workgroup a head of q, k or v.
 // q [rows, heads · d], k, v [rows, kv · d], rope [positions, rope_dim] of (cos, sin); element i of the first
 // rope_dim / 2 turns with element i + rope_dim / 2, the rest passes through.
-// KV_F16: caches hold f16, two to a word: d and rope_dim / 2 are even. Launched by launch_attention.rs.
+// KV_F16: caches hold f16, two to a word: d and rope_dim / 2 are even. KV_CODES: 8-bit codes and scales (codes.wgsl): d is a
+// multiple of 4. Launched by launch_attention.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, heads: u32,
     kv: u32, d: u32, rope_dim: u32, eps: f32,
-    cache_rows: u32, rope_rows: u32, pad1: u32, pad2: u32,
+    cache_rows: u32, rope_rows: u32, stride: u32, pad2: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 #bind counts array<u32>
@@ -16,7 +17,7 @@ struct Params {
 #bind positions array<u32>
 #bind rope array<f32>
 #bind q_out array<f32>
-#if KV_F16
+#if KV_WORDS
 #bind k_out array<u32>
 #else
 #bind k_out array<f32>
@@ -24,7 +25,7 @@ struct Params {
 #if SLOTS
 #bind slots array<u32>
 #bind v array<f32>
-#if KV_F16
+#if KV_WORDS
 #bind v_out array<u32>
 #else
 #bind v_out array<f32>
@@ -39,6 +40,9 @@ struct Params {
 #include "common.wgsl"
 #include "live.wgsl"
 #include "reduce.wgsl"
+#if KV_CODES
+#include "codes.wgsl"
+#endif
 
 fn q_factor(i: u32) -> f32 {
 #if Q_NORM
@@ -94,6 +98,24 @@ fn main(ids: Ids) {
         if slots[t] >= p.cache_rows {
             return;
         }
+#if KV_CODES
+        var top = 0.0;
+        for (var i = ids.lid; i < p.d; i += ${WG}u) {
+            top = max(top, abs(v[start + i]));
+        }
+        top = group_max(ids, top);
+        let factor = factor_of(top);
+        for (var i = ids.lid * 4u; i < p.d; i += ${WG}u * 4u) {
+            var word = 0u;
+            for (var n = 0u; n < 4u; n++) {
+                word |= encode(v[start + i + n] * factor) << (8u * n);
+            }
+            v_out[slots[t] * p.stride + (g * p.d + i) / 4u] = word;
+        }
+        if ids.lid == 0u {
+            v_out[slots[t] * p.stride + p.kv * p.d / 4u + g] = bitcast<u32>(top / largest_code());
+        }
+#else
 #if KV_F16
         for (var i = ids.lid * 2u; i < p.d; i += ${WG}u * 2u) {
             v_out[(to + i) / 2u] = pack2x16float(vec2<f32>(v[start + i], v[start + i + 1u]));
@@ -102,6 +124,7 @@ fn main(ids: Ids) {
         for (var i = ids.lid; i < p.d; i += ${WG}u) {
             v_out[to + i] = v[start + i];
         }
+#endif
 #endif
         return;
     }
@@ -144,6 +167,25 @@ fn main(ids: Ids) {
 #else
     let to = base;
 #endif
+#if KV_CODES
+    var top = 0.0;
+    for (var i = ids.lid; i < p.d; i += ${WG}u) {
+        top = max(top, abs(turned(false, base, scale, angle, i)));
+    }
+    top = group_max(ids, top);
+    let factor = factor_of(top);
+    let g = h - p.heads;
+    for (var i = ids.lid * 4u; i < p.d; i += ${WG}u * 4u) {
+        var word = 0u;
+        for (var n = 0u; n < 4u; n++) {
+            word |= encode(turned(false, base, scale, angle, i + n) * factor) << (8u * n);
+        }
+        k_out[slots[t] * p.stride + (g * p.d + i) / 4u] = word;
+    }
+    if ids.lid == 0u {
+        k_out[slots[t] * p.stride + p.kv * p.d / 4u + g] = bitcast<u32>(top / largest_code());
+    }
+#else
 #if KV_F16
     for (var i = ids.lid * 2u; i < p.d; i += ${WG}u * 2u) {
         let pair = vec2<f32>(turned(false, base, scale, angle, i), turned(false, base, scale, angle, i + 1u));
@@ -153,5 +195,6 @@ fn main(ids: Ids) {
     for (var i = ids.lid; i < p.d; i += ${WG}u) {
         k_out[to + i] = turned(false, base, scale, angle, i);
     }
+#endif
 #endif
 }

@@ -89,6 +89,16 @@ fn decode(d: i64, per: i64) -> Set {
     loads.into_iter().chain(rest).collect()
 }
 
+/// Caches of 8-bit codes.
+fn codes() -> Vec<Set> {
+    ["KV_I8", "KV_E4M3"].map(|codes| vec![("KV_CODES", 1), (codes, 1)]).to_vec()
+}
+
+/// Caches in less than 32 bits.
+fn small_caches() -> Vec<Set> {
+    [codes(), vec![vec![("KV_F16", 1)]]].concat()
+}
+
 fn variants() -> Vec<(&'static str, Set)> {
     let group = || vec![vec![("WG", 64)]];
     let norms = || vec![vec![], vec![("Q_NORM", 1), ("K_NORM", 1), ("NORMS", 1)], vec![("K_NORM", 1), ("NORMS", 1)]];
@@ -164,10 +174,8 @@ fn variants() -> Vec<(&'static str, Set)> {
         ("lora_shrink", vec![reductions(), flag("SLOTS")]),
         ("lora_expand", vec![group(), flag("SLOTS")]),
         ("dropout", vec![group(), flag("ACCUMULATE")]),
-        (
-            "qk_norm_rope_kv",
-            vec![reductions(), vec![vec![], vec![("SLOTS", 1)], vec![("SLOTS", 1), ("KV_F16", 1)]], norms()],
-        ),
+        ("qk_norm_rope_kv", vec![reductions(), vec![vec![], vec![("SLOTS", 1)]], norms()]),
+        ("qk_norm_rope_kv", vec![reductions(), vec![vec![("SLOTS", 1), ("KV_WORDS", 1)]], small_caches(), norms()]),
         ("qk_norm_rope_backward", vec![reductions(), norms()]),
         (
             "attention",
@@ -177,6 +185,23 @@ fn variants() -> Vec<(&'static str, Set)> {
                 vec![vec![], vec![("PAGED", 1)], vec![("PAGED", 1), ("KV_F16", 1)], vec![("PAGED", 1), ("SPLIT", 1)]],
                 flag("LSE"),
             ],
+        ),
+        (
+            "attention",
+            vec![
+                heads().into_iter().filter(|set| set.contains(&("D4", 1))).collect(),
+                vec![vec![("PAGED", 1)], vec![("PAGED", 1), ("SPLIT", 1)]],
+                codes(),
+            ],
+        ),
+        ("attention_prefill", vec![head_tiles(1), vec![vec![("PAGED", 1)]], codes()]),
+        (
+            "attention_rows",
+            vec![vec![vec![("WG", 8), ("SUBGROUPS", 1), ("C", 16), ("C8", 2)]], vec![vec![("PAGED", 1)]], codes()],
+        ),
+        (
+            "attention_decode",
+            vec![vec![decode(64, 3), decode(128, 2), decode(256, 8)], codes(), vec![vec![("SPLIT", 1)], vec![]]],
         ),
         (
             "attention_rows",
@@ -264,6 +289,7 @@ fn every_file_is_used() {
         "tile",
         "activation",
         "attention_mask",
+        "codes",
         "attention_tile",
         "decode_load",
         "decode_value",

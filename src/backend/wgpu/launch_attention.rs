@@ -35,7 +35,7 @@ impl Recorder<'_> {
                 let mut set = self.reducing(64);
                 let mut params = self.head(*q_out, heads);
                 params.extend([kv as u32, *head_dim as u32, rope_dim as u32, eps.to_bits()]);
-                params.extend([self.shape(*k_out).0 as u32, rope_rows as u32]);
+                params.extend([self.shape(*k_out).0 as u32, rope_rows as u32, self.shape(*k_out).1 as u32 / 4]);
                 let mut bindings = self.binds(&[counts, *q, *k, *positions, *rope, *q_out, *k_out])?;
                 let mut parts = heads + kv;
                 if let (Some(slots), Some(v_out)) = (slots, v_out) {
@@ -43,12 +43,15 @@ impl Recorder<'_> {
                     bindings.extend(self.binds(&[*slots, *v, *v_out])?);
                     parts += kv;
                 }
-                if self.half(*k_out)? {
-                    if !head_dim.is_multiple_of(2) {
-                        return Err(Error::unsupported("f16 caches need an even head width"));
-                    }
-                    set.insert("KV_F16", 1);
+                let flags = self.cache_flags(*k_out)?;
+                let multiple = if flags.contains(&"KV_CODES") { 4 } else { 2 };
+                if !flags.is_empty() && !head_dim.is_multiple_of(multiple) {
+                    return Err(Error::unsupported(format!(
+                        "a head width of {head_dim} with caches of less than 32 bits"
+                    )));
                 }
+                set.extend(flags.iter().map(|flag| (*flag, 1)));
+                set.insert("KV_WORDS", i64::from(!flags.is_empty()));
                 self.norms(&mut set, &mut bindings, *q_norm, *k_norm)?;
                 self.dispatch(
                     "qk_norm_rope_kv",
@@ -133,7 +136,7 @@ impl Recorder<'_> {
         let mut params = self.head(out, g.heads);
         params.extend([g.kv_heads as u32, kv_rows as u32]);
         params.extend(masking(g));
-        params.extend([page as u32, pages as u32, splits as u32, sequences as u32]);
+        params.extend([page as u32, pages as u32, splits as u32, sequences as u32, self.shape(k).1 as u32 / 4]);
         // Lanes as rows: registers hold D numbers of q and of out, so heads wider than 128 take the other shader.
         let lanes =
             self.caps.software && self.caps.subgroup == Some(8) && g.head_dim.is_multiple_of(32) && g.head_dim <= 128;
@@ -150,11 +153,11 @@ impl Recorder<'_> {
         let partial_bytes = (rows * g.heads * splits * (g.head_dim + 2) * 4) as u64;
         let mut bindings = self.binds(&[counts, q, k, v, seqs, table])?;
         bindings.push(if splits > 1 { Bind::Scratch(partial_bytes) } else { self.bind(out)? });
-        for (flag, on) in
-            [("D4", g.head_dim.is_multiple_of(4) && !lanes && !tiled), ("KV_F16", self.half(k)?), ("SPLIT", splits > 1)]
-        {
+        let stored = self.cache_flags(k)?;
+        for (flag, on) in [("D4", g.head_dim.is_multiple_of(4) && !lanes && !tiled), ("SPLIT", splits > 1)] {
             set.insert(flag, on.into());
         }
+        set.extend(stored.iter().map(|flag| (*flag, 1)));
         if page > 0 {
             set.insert("PAGED", 1);
             bindings.push(self.bind(positions)?);
@@ -182,9 +185,9 @@ impl Recorder<'_> {
         let groups = (rows * g.heads * splits) as u64;
         match decode {
             Some(mut constants) => {
-                set.retain(|name, _| ["KV_F16", "SPLIT", "LSE"].contains(name));
+                set.retain(|name, _| stored.contains(name) || ["SPLIT", "LSE"].contains(name));
                 constants.extend(set);
-                let lanes = if self.half(k)? { 8 } else { 4 };
+                let lanes = 16 / self.program.decl(k).dtype.block_bytes();
                 constants.insert("K_LOADS", (g.head_dim / 4 / lanes) as i64);
                 let groups = (rows * g.kv_heads * splits) as u64;
                 self.dispatch("attention_decode", constants, bindings, &params, groups, work)?;
@@ -232,7 +235,7 @@ impl Recorder<'_> {
     /// Constants of `attention_decode.wgsl`, where it takes heads like these.
     fn decode_constants(&self, g: &Geometry) -> Option<Defines> {
         let (d, per, group) = (g.head_dim, g.heads / g.kv_heads, 256);
-        let shared = 4 * (per * (d + DECODE_KEYS * 5 + 2 * group) + DECODE_KEYS);
+        let shared = 4 * (per * (d + DECODE_KEYS * 5 + 2 * group) + 3 * DECODE_KEYS);
         let fits = matches!(d, 64 | 128 | 256) && self.caps.max_group as usize >= group;
         if self.caps.software || !fits || per > 8 || shared > self.caps.max_shared as usize {
             return None;
@@ -261,12 +264,14 @@ impl Recorder<'_> {
         (rows, width / head_dim, self.shape(k).1 / head_dim)
     }
 
-    /// Whether a cache holds f16 (else f32).
-    fn half(&self, id: TensorId) -> Result<bool> {
+    /// What a cache holds if not f32.
+    fn cache_flags(&self, id: TensorId) -> Result<&'static [&'static str]> {
         match self.program.decl(id).dtype {
-            DType::F16 => Ok(true),
-            DType::F32 => Ok(false),
-            other => Err(Error::unsupported(format!("a {other} key/value cache on wgpu: use f32 or f16"))),
+            DType::F32 => Ok(&[]),
+            DType::F16 => Ok(&["KV_F16"]),
+            DType::I8 => Ok(&["KV_CODES", "KV_I8"]),
+            DType::E4M3 => Ok(&["KV_CODES", "KV_E4M3"]),
+            other => Err(Error::unsupported(format!("a {other} key/value cache on wgpu"))),
         }
     }
 

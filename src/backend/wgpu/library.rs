@@ -69,6 +69,7 @@ files!(
     "tile.wgsl",
     "activation.wgsl",
     "attention_mask.wgsl",
+    "codes.wgsl",
     "attention_tile.wgsl",
     "embed.wgsl",
     "rms_norm.wgsl",
