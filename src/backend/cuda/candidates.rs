@@ -142,7 +142,7 @@ impl Recorder<'_> {
             }
         };
         let Some(plan) = choice else { return own(self, p) };
-        let workspace = self.scratch(plan.workspace);
+        let workspace = self.workspace(plan.workspace);
         self.launches.push(p.call(&plan, workspace));
         Ok(())
     }

@@ -48,6 +48,8 @@ pub enum Shared {
     Arena,
     /// Scratch of kernels.
     Scratch,
+    /// Part sums of products.
+    Workspace,
 }
 
 /// Memory that several executables use, and its size.
@@ -70,7 +72,7 @@ pub struct Context {
     pub candidates: Candidates,
     staging: Mutex<Vec<Stage>>,
     /// The largest allocation of each use that is alive; executables own it.
-    shared: Mutex<[Common; 2]>,
+    shared: Mutex<[Common; 3]>,
     pub stream: sys::CUstream,
     pub info: DeviceInfo,
     pub caps: Caps,

@@ -47,8 +47,10 @@ impl CudaExecutable {
         let Recorder { needed, groups, .. } = Recorder::record(&context, &program, &places, Extra::default())?;
         places.settle(&context, &program, &groups)?;
         let scratch = context.shared(&format!("the scratch of '{}'", program.name), Shared::Scratch, needed.scratch)?;
+        let what = format!("the part sums of '{}'", program.name);
         let extra = Extra {
             scratch,
+            workspace: context.shared(&what, Shared::Workspace, needed.workspace)?,
             counters: Arc::new(context.allocate_zeroed("counters", needed.counters)?),
             shadows: Arc::new(
                 context.allocate(&format!("the adapters' copies of '{}'", program.name), needed.shadows)?,
@@ -57,6 +59,7 @@ impl CudaExecutable {
         };
         let addresses = Extra {
             scratch: extra.scratch.address,
+            workspace: extra.workspace.address,
             counters: extra.counters.address,
             shadows: extra.shadows.address,
             segments: extra.segments.address,
@@ -78,7 +81,7 @@ impl CudaExecutable {
             copied,
             dirty: Vec::new(),
             _extra: extra,
-            extra_bytes: needed.scratch + needed.shadows,
+            extra_bytes: needed.scratch + needed.workspace + needed.shadows,
             context,
         })
     }

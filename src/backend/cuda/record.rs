@@ -33,6 +33,8 @@ pub struct Recorder<'a> {
 pub struct Extra<T> {
     /// Scratch of one op after another.
     pub scratch: T,
+    /// Part sums of one product, whose operands may lie in the scratch.
+    pub workspace: T,
     /// Zeros that kernels which count arrivals leave as zeros.
     pub counters: T,
     /// Copies of the adapters in the activations' type.
@@ -179,6 +181,12 @@ impl<'a> Recorder<'a> {
     pub fn scratch(&mut self, bytes: usize) -> u64 {
         self.needed.scratch = self.needed.scratch.max(bytes);
         self.extra.scratch
+    }
+
+    /// Reserves room for the part sums of one product: its address.
+    pub fn workspace(&mut self, bytes: usize) -> u64 {
+        self.needed.workspace = self.needed.workspace.max(bytes);
+        self.extra.workspace
     }
 
     /// Whether an address is that of the scratch, which kernels of the step write.
