@@ -177,20 +177,27 @@ template <typename T, int D, bool PAGED> struct Tensor {
         const u32* skipped) {
         walk.key += N;
         if (walk.key < walk.key_end) return;
-        do {
-            walk.row = walk.row_end;
-            if (walk.row >= rows) return;
-            u32 next = walk.row + 1;
-            while (next < rows) {
-                u32 bits = starts[next / 32] >> (next % 32);
-                if (bits) {
-                    next += __ffs(bits) - 1;
-                    break;
-                }
-                next = (next / 32 + 1) * 32;
+        // Rows that are left out may be many: past 32 of them at a time.
+        walk.row = walk.row_end;
+        while (walk.row < rows) {
+            u32 bits = ~skipped[walk.row / 32] >> (walk.row % 32);
+            if (bits) {
+                walk.row += __ffs(bits) - 1;
+                break;
             }
-            walk.row_end = min(next, rows);
-        } while (skipped[walk.row / 32] >> (walk.row % 32) & 1);
+            walk.row = (walk.row / 32 + 1) * 32;
+        }
+        if (walk.row >= rows) return;
+        u32 next = walk.row + 1;
+        while (next < rows) {
+            u32 bits = starts[next / 32] >> (next % 32);
+            if (bits) {
+                next += __ffs(bits) - 1;
+                break;
+            }
+            next = (next / 32 + 1) * 32;
+        }
+        walk.row_end = min(next, rows);
         u32 t = first + walk.row;
         walk.seq = a.seqs[t];
         walk.position = PAGED ? a.positions[t] : t - a.map[walk.seq];

@@ -154,20 +154,27 @@ template <typename T, int D, bool PAGED> struct Hopper {
     static DEVICE void advance(const Shared& s, Walk& walk, u32 rows, u32 window) {
         walk.key += N;
         if (walk.key < walk.key_end) return;
-        do {
-            walk.row = walk.row_end;
-            if (walk.row >= rows) return;
-            u32 next = walk.row + 1;
-            while (next < rows) {
-                u32 bits = s.starts[next / 32] >> (next % 32);
-                if (bits) {
-                    next += __ffs(bits) - 1;
-                    break;
-                }
-                next = (next / 32 + 1) * 32;
+        // Rows that are left out may be many: past 32 of them at a time.
+        walk.row = walk.row_end;
+        while (walk.row < rows) {
+            u32 bits = ~s.skipped[walk.row / 32] >> (walk.row % 32);
+            if (bits) {
+                walk.row += __ffs(bits) - 1;
+                break;
             }
-            walk.row_end = min(next, rows);
-        } while (s.skipped[walk.row / 32] >> (walk.row % 32) & 1);
+            walk.row = (walk.row / 32 + 1) * 32;
+        }
+        if (walk.row >= rows) return;
+        u32 next = walk.row + 1;
+        while (next < rows) {
+            u32 bits = s.starts[next / 32] >> (next % 32);
+            if (bits) {
+                next += __ffs(bits) - 1;
+                break;
+            }
+            next = (next / 32 + 1) * 32;
+        }
+        walk.row_end = min(next, rows);
         walk.seq = s.seqs[walk.row];
         walk.position = s.positions[walk.row];
         walk.key_end = walk.position + (walk.row_end - walk.row);
