@@ -51,6 +51,7 @@ template <int O, int P> struct MatmulArgs {
     u32 rows;    // of the bucket
     u32 count;   // outputs used, 1..O
     u32 out_f32; // 1: out is f32
+    u32 act;     // matmul_small's gated pair: 0 SiLU, 1 GELU
 };
 
 #define TILE_M 128

@@ -19,6 +19,7 @@
 // 32×4096×4096 1959, 2248, 2352; 128×4096×4096 1774, 1944, 2411; 32×12288×4096 2464, 2557, 2521;
 // 128×12288×4096 2330, 2411, 2650; 32×4096×12288 2518, 2652, 2520; 128×4096×12288 2225, 2355, 2611;
 // 32×151936×4096 2868, 2874, 2812; 128×151936×4096 2716, 2727, 2775.
+#include "activation.cuh"
 #include "sm90_gemm.cuh"
 
 #define KERNEL(name, T, BN, CLUSTER)                                                                                  \
@@ -36,23 +37,26 @@ KERNELS(f16)
 
 // ---- small M ----
 
-// Rows of W of one tile, 64 for each multiplying warpgroup: with half of them x would be read twice as often.
-#define FEATURES 128
-
+// Rows of W of one tile: 64 for each of GROUPS multiplying warpgroups. With half of them x would be read twice as often.
 // One block an SM with a long ring: two with half of it each were up to a third slower (with 128 tokens half of what a
 // ring holds is x).
-template <int TOKENS> struct SmallRing {
-    static constexpr int stage_bytes = (FEATURES + TOKENS) * TILE_K * 2;
-    static constexpr int bytes = 196608;
+template <int TOKENS, int GROUPS> struct SmallRing {
+    static constexpr int stage_bytes = (64 * GROUPS + TOKENS) * TILE_K * 2;
+    static constexpr int bytes = GROUPS == 2 ? 196608 : 204800;
     static constexpr int stages = bytes / stage_bytes;
 };
 
-template <typename T, int TOKENS> DEVICE void matmul_small(const MatmulArgs<3, 2>& args) {
-    using Ring = SmallRing<TOKENS>;
+DEVICE void add4(float4& sum, float4 v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; }
+DEVICE float gated(u32 act, float gate, float up) { return (act ? activate<1>(gate) : activate<0>(gate)) * up; }
+
+// With GLU the two outputs are gate and up, and a tile is ROWS / 2 rows of each: out = act(x · gateᵀ) · (x · upᵀ).
+template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small(const MatmulArgs<3, 2>& args) {
+    using Ring = SmallRing<TOKENS, GROUPS>;
     constexpr int STAGES = Ring::stages, STAGE_BYTES = Ring::stage_bytes;
-    constexpr int W_BYTES = FEATURES * TILE_K * 2;
+    constexpr int ROWS = 64 * GROUPS, FEATURES = GLU ? ROWS / 2 : ROWS, THREADS = 128 * GROUPS;
+    constexpr int W_BYTES = ROWS * TILE_K * 2;
     // Words from one token's features to the next one's: the four lanes that hold a row's tokens hit different banks.
-    constexpr int PITCH = FEATURES + 4;
+    constexpr int PITCH = ROWS + 4;
     extern __shared__ u8 shared[];
     u32 base = (shared_address(shared) + 1023) & ~1023u;
     // [TOKENS, PITCH], over the ring when that is done.
@@ -70,7 +74,7 @@ template <typename T, int TOKENS> DEVICE void matmul_small(const MatmulArgs<3, 2
 #pragma unroll
     for (int o = 0; o < 2; o++) {
         u32 tiles = (args.outputs[o].n + FEATURES - 1) / FEATURES;
-        if (output == o && o + 1 < args.count && tile >= tiles) output++, tile -= tiles;
+        if (!GLU && output == o && o + 1 < args.count && tile >= tiles) output++, tile -= tiles;
     }
     const MatmulOutput<2>& o = args.outputs[output];
     u32 feature = tile * FEATURES;
@@ -78,14 +82,14 @@ template <typename T, int TOKENS> DEVICE void matmul_small(const MatmulArgs<3, 2
     if (o.products > 1) blocks += (o.k[1] + TILE_K - 1) / TILE_K;
     u32 begin = blocks * rank / splits, end = blocks * (rank + 1) / splits;
 
-    if (threadIdx.x == 256) {
+    if (threadIdx.x == THREADS) {
         tma_prefetch_map(&o.b[0]);
         tma_prefetch_map(&o.a[0]);
     }
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
             barrier_init(full + 8 * s, 1);
-            barrier_init(empty + 8 * s, 2);
+            barrier_init(empty + 8 * s, GROUPS);
         }
         barrier_init_fence();
     }
@@ -95,9 +99,14 @@ template <typename T, int TOKENS> DEVICE void matmul_small(const MatmulArgs<3, 2
     auto load_w = [&](u32 block, u32 stage) {
         u32 p = block >= blocks0, k = (p ? block - blocks0 : block) * TILE_K, bar = full + 8 * stage;
         barrier_arrive_expect(bar, STAGE_BYTES);
+        u32 to = base + stage * STAGE_BYTES;
+        if constexpr (GLU) {
 #pragma unroll
-        for (int i = 0; i < FEATURES / 64; i++)
-            tma_load(base + stage * STAGE_BYTES + i * BOX_BYTES, &o.b[p], bar, k, feature + 64 * i);
+            for (int i = 0; i < 2; i++) tma_load(to + i * W_BYTES / 2, &args.outputs[i].b[p], bar, k, feature);
+        } else {
+#pragma unroll
+            for (int i = 0; i < GROUPS; i++) tma_load(to + i * BOX_BYTES, &o.b[p], bar, k, feature + 64 * i);
+        }
     };
     auto load_x = [&](u32 block, u32 stage) {
         u32 p = block >= blocks0, k = (p ? block - blocks0 : block) * TILE_K, bar = full + 8 * stage;
@@ -105,8 +114,8 @@ template <typename T, int TOKENS> DEVICE void matmul_small(const MatmulArgs<3, 2
         for (int i = 0; i < TOKENS; i += 64)
             tma_load(base + stage * STAGE_BYTES + W_BYTES + i * TILE_K * 2, &o.a[p], bar, k, token + i);
     };
-    if (group == 2) {
-        if (threadIdx.x == 256) {
+    if (group == GROUPS) {
+        if (threadIdx.x == THREADS) {
             // W does not depend on the kernel before: it may come while that one ends. So do not ask for live rows
             // first.
             u32 ahead = min(end - begin, STAGES);
@@ -140,7 +149,7 @@ template <typename T, int TOKENS> DEVICE void matmul_small(const MatmulArgs<3, 2
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }
         wgmma_wait<0>();
-        named_barrier(1, 256); // both groups have read the ring
+        named_barrier(1, THREADS); // all groups have read the ring
         u32 lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
 #pragma unroll
         for (int j = 0; j < TOKENS / 8; j++)
@@ -150,37 +159,45 @@ template <typename T, int TOKENS> DEVICE void matmul_small(const MatmulArgs<3, 2
     }
     cluster_sync();
     // Each block adds up its share of the tokens, the parts always in the order of their k.
-    if (group < 2) {
+    if (group < GROUPS) {
         launch_wait();
         u32 live = live_rows(args.counts, args.which, args.rows);
         float scale = o.scale ? *o.scale : 1.0f;
-        constexpr u32 ROW = FEATURES / 4, BATCH = TOKENS == 128 ? 4 : TOKENS == 64 ? 2 : 1;
+        constexpr u32 BATCH = TOKENS == 128 ? 4 : TOKENS == 64 ? 2 : 1, ROW = FEATURES / 4;
         u32 share = TOKENS / splits, items = share * ROW;
         // BATCH items at once, so that many loads from the other blocks are in flight.
-        for (u32 first = threadIdx.x; first < items; first += 256 * BATCH) {
-            float4 sum[BATCH];
+        for (u32 first = threadIdx.x; first < items; first += THREADS * BATCH) {
+            float4 sum[BATCH], up[BATCH];
 #pragma unroll
-            for (int j = 0; j < BATCH; j++) sum[j] = make_float4(0, 0, 0, 0);
+            for (int j = 0; j < BATCH; j++) sum[j] = up[j] = make_float4(0, 0, 0, 0);
 #pragma unroll 4
             for (u32 s = 0; s < splits; s++) {
-                float4 part[BATCH];
+                float4 part[BATCH], other[BATCH];
 #pragma unroll
                 for (int j = 0; j < BATCH; j++) {
-                    u32 i = min(first + 256 * j, items - 1);
-                    part[j] = cluster_load(base + ((rank * share + i / ROW) * PITCH + i % ROW * 4) * 4, s);
+                    u32 i = min(first + THREADS * j, items - 1);
+                    u32 at = base + ((rank * share + i / ROW) * PITCH + i % ROW * 4) * 4;
+                    part[j] = cluster_load(at, s);
+                    if (GLU) other[j] = cluster_load(at + FEATURES * 4, s);
                 }
 #pragma unroll
-                for (int j = 0; j < BATCH; j++)
-                    sum[j].x += part[j].x, sum[j].y += part[j].y, sum[j].z += part[j].z, sum[j].w += part[j].w;
+                for (int j = 0; j < BATCH; j++) {
+                    add4(sum[j], part[j]);
+                    if (GLU) add4(up[j], other[j]);
+                }
             }
 #pragma unroll
             for (int j = 0; j < BATCH; j++) {
-                u32 i = first + 256 * j, r = token + rank * share + i / ROW, c = feature + i % ROW * 4;
+                u32 i = first + THREADS * j, r = token + rank * share + i / ROW, c = feature + i % ROW * 4;
                 if (i >= items || r >= live || c >= o.n) continue;
                 float4 v = make_float4(sum[j].x * scale, sum[j].y * scale, sum[j].z * scale, sum[j].w * scale);
                 if (o.bias) {
                     float4 b = *(const float4*)(o.bias + c);
                     v.x += b.x, v.y += b.y, v.z += b.z, v.w += b.w;
+                }
+                if (GLU) {
+                    v.x = gated(args.act, v.x, up[j].x), v.y = gated(args.act, v.y, up[j].y);
+                    v.z = gated(args.act, v.z, up[j].z), v.w = gated(args.act, v.w, up[j].w);
                 }
                 u64 at = (u64)r * o.n + c;
                 if (o.residual) {
@@ -196,14 +213,21 @@ template <typename T, int TOKENS> DEVICE void matmul_small(const MatmulArgs<3, 2
     cluster_sync(); // the partners may still read this block's sums
 }
 
-#define SMALL_KERNEL(name, T, TOKENS)                                                                                 \
-    extern "C" __global__ __launch_bounds__(288, 1) void name(const __grid_constant__ MatmulArgs<3, 2> args) {        \
-        matmul_small<T, TOKENS>(args);                                                                                \
+#define SMALL_KERNEL(name, T, TOKENS, GROUPS, GLU)                                                                    \
+    extern "C" __global__ __launch_bounds__(128 * GROUPS + 32, 1)                                                     \
+        void name(const __grid_constant__ MatmulArgs<3, 2> args) {                                                    \
+        matmul_small<T, TOKENS, GROUPS, GLU>(args);                                                                   \
     }
 #define SMALL_KERNELS(T)                                                                                              \
-    SMALL_KERNEL(sm90_matmul_t16_##T, T, 16)                                                                          \
-    SMALL_KERNEL(sm90_matmul_t32_##T, T, 32)                                                                          \
-    SMALL_KERNEL(sm90_matmul_t64_##T, T, 64)                                                                          \
-    SMALL_KERNEL(sm90_matmul_t128_##T, T, 128)
+    SMALL_KERNEL(sm90_matmul_t16_##T, T, 16, 2, false)                                                                \
+    SMALL_KERNEL(sm90_matmul_t32_##T, T, 32, 2, false)                                                                \
+    SMALL_KERNEL(sm90_matmul_t64_##T, T, 64, 2, false)                                                                \
+    SMALL_KERNEL(sm90_matmul_t128_##T, T, 128, 2, false)                                                              \
+    SMALL_KERNEL(sm90_matmul_glu64_t32_##T, T, 32, 2, true)                                                           \
+    SMALL_KERNEL(sm90_matmul_glu64_t64_##T, T, 64, 2, true)                                                           \
+    SMALL_KERNEL(sm90_matmul_glu64_t128_##T, T, 128, 2, true)                                                         \
+    SMALL_KERNEL(sm90_matmul_glu96_t32_##T, T, 32, 3, true)                                                           \
+    SMALL_KERNEL(sm90_matmul_glu96_t64_##T, T, 64, 3, true)                                                           \
+    SMALL_KERNEL(sm90_matmul_glu96_t128_##T, T, 128, 3, true)
 SMALL_KERNELS(bf16)
 SMALL_KERNELS(f16)

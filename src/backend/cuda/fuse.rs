@@ -2,6 +2,7 @@
 //!
 //! - Few rows: an RMS norm and the products that alone read it (q, k, v; gate, up), and the gated activation after those.
 //! - Many rows, on Hopper: products that share x, each with its adapter's low-rank term accumulated in the same registers.
+//! - Between (17 to 128 rows, on Hopper): gate, up and the gated activation.
 //! - Elsewhere: a product goes to scratch in f32 before its adapter's term is added. Rounded to 16 bits it would swallow a
 //!   small term whole: SmolLM2's loss after six steps from B = 0 was 8 % (bf16) and 1.7 % (f16) above PEFT's.
 //! - Gradients, on Hopper: every term of one dx (the weights' and the adapters') in one product.
@@ -9,11 +10,13 @@
 //! The memory plan keeps everything that a group of fused ops touches alive through the group. What is fused reads and writes the same tensors as the ops one by one; intermediates that nobody else reads are not
 //! written.
 
+use super::launch_glu::GATED_ROWS;
 use super::launch_lora::{MAX_RANK, Shrink};
 use super::launch_matmul::{FEW_ROWS, Product};
 use super::record::{Recorder, Rows};
 use super::tensor_map::{MatmulOutput, TensorMap};
 use crate::error::Result;
+use crate::model::config::Activation;
 use crate::program::{Op, Place, TensorId};
 use crate::tensor::DType;
 
@@ -140,6 +143,10 @@ impl Recorder<'_> {
         if !self.caps.hopper() || list.is_empty() || !list.iter().all(fits) || (list.len() == 1 && !adapted) {
             return Ok(None);
         }
+        if let Some((activation, out)) = self.gate(at + nodes, &list, r)? {
+            self.sm90_glu([list[0].product, list[1].product], activation, out, r, t)?;
+            return Ok(Some(nodes + 1));
+        }
         self.shrink_all(x, &list)?;
         let a_box = self.a_box(r.rows);
         let x_map = TensorMap::new(t, self.at(x)?, r.rows, r.cols, a_box)?;
@@ -163,6 +170,21 @@ impl Recorder<'_> {
         }
         self.sm90_outputs(outputs, list.len(), r, false, t, !adapted)?;
         Ok(Some(nodes))
+    }
+
+    /// The gated activation at `at`, where it alone reads what both products of `list` make: it and the address of its result.
+    fn gate(&self, at: usize, list: &[Adapted], r: Rows) -> Result<Option<(Activation, u64)>> {
+        let (Some(Op::Glu { gate, up, activation, out }), [first, second]) = (self.op(at), list) else {
+            return Ok(None);
+        };
+        let bare = |p: &Adapted| p.adapter.is_none() && p.product.bias == 0 && p.product.residual == 0;
+        let made = [at - 2, at - 1].map(|at| match self.op(at) {
+            Some(Op::MatMul { out, .. }) => Some(*out),
+            _ => None,
+        });
+        let alone = |id: &TensorId| self.read_by(*id) == 1 && self.decl(*id).place == Place::Temp;
+        let fits = bare(first) && bare(second) && made == [Some(*gate), Some(*up)] && alone(gate) && alone(up);
+        (fits && r.rows <= GATED_ROWS).then(|| Ok((*activation, self.at(*out)?))).transpose()
     }
 
     /// A product and the low-rank term after it (with its dropout), rounded once.

@@ -294,6 +294,7 @@ impl Recorder<'_> {
             rows: r.rows as u32,
             count: count as u32,
             out_f32: u32::from(out_f32),
+            act: 0,
         };
         let widths: Vec<usize> = outputs[..count].iter().map(|o| o.n as usize).collect();
         let args = Args::new().bytes(args.bytes());
@@ -303,15 +304,8 @@ impl Recorder<'_> {
         let tiles = across * deep;
         // More rows, too, where their tiles would leave half of the chip idle: 256 × 1,024 × 3,072 takes 11.5 µs instead of 19.4.
         if deep == 1 || 2 * tiles <= multiprocessors {
-            // Parts of the inner dimension, in a cluster, as long as all of them run at once.
             let steps = outputs[0].k.iter().map(|k| k.div_ceil(64) as usize).sum::<usize>();
-            let parts = match tiles {
-                _ if 8 * tiles <= multiprocessors => 4,
-                _ if 2 * tiles <= multiprocessors => 2,
-                _ => 1,
-            };
-            // The kernel shares the tokens out among the parts: a power of two of them, each with something to add.
-            let parts = parts.min(1 << steps.max(1).ilog2());
+            let parts = split(tiles, steps, multiprocessors);
             let stages = match tokens {
                 16 => 10,
                 32 => 9,
@@ -339,6 +333,7 @@ impl Recorder<'_> {
             rows: r.rows as u32,
             count: 1,
             out_f32: 0,
+            act: 0,
         };
         let tile = hopper_tile(r.rows, &[r.cols], self.caps.multiprocessors as usize);
         let name = format!("sm90_matmul_dx_n{}c{}_{}", tile.columns, tile.cluster, suffix(t));
@@ -400,6 +395,17 @@ impl Recorder<'_> {
         }
         Ok(())
     }
+}
+
+/// Parts of an inner dimension of so many steps, in a cluster, as long as all of them run at once. The kernel shares the tokens out
+/// among them: a power of two, each with something to add.
+pub fn split(tiles: usize, steps: usize, multiprocessors: usize) -> usize {
+    let parts = match tiles {
+        _ if 8 * tiles <= multiprocessors => 4,
+        _ if 2 * tiles <= multiprocessors => 2,
+        _ => 1,
+    };
+    parts.min(1 << steps.max(1).ilog2())
 }
 
 /// How a Hopper product is cut.

@@ -17,6 +17,7 @@ mod launch_attention;
 mod launch_dots;
 mod launch_few;
 mod launch_flat;
+mod launch_glu;
 mod launch_lora;
 mod launch_matmul;
 mod launch_rows;

@@ -112,6 +112,8 @@ pub struct MatmulArgs<const O: usize, const P: usize> {
     pub rows: u32,
     pub count: u32,
     pub out_f32: u32,
+    /// Of a gated pair: 0 SiLU, 1 GELU.
+    pub act: u32,
 }
 
 impl<const O: usize, const P: usize> MatmulArgs<O, P> {
