@@ -218,7 +218,7 @@ impl Bench {
         let positions = b.input("positions", DType::U32, 1, rows);
         let table = b.input("table", DType::U32, 1, keys / 16);
         let out = self.out(&mut b, rows, q_cols);
-        let layout = KvLayout::Paged { table, page: 16 };
+        let layout = KvLayout::Paged { table, page: 16, apart: rows == 1 };
         b.push(Op::Attention { q, k, v, seqs, positions, layout, geometry, out, lse: None }).unwrap();
         let seen = rows * (keys - rows / 2);
         let work = Work {

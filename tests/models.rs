@@ -32,8 +32,17 @@ fn all_logits(model: &LoadedModel, ids: &[u32], chunk: usize) -> Vec<f32> {
     let max_len = ids.len();
     let pages = max_len.div_ceil(PAGE);
     let kv_rows = pages * PAGE;
-    let (kv_dtype, hidden) = (DType::F32, false);
-    let shape = ServeShape { rows: chunk, gathered: chunk, seqs: 2, pages, page: PAGE, kv_rows, kv_dtype, hidden };
+    let shape = ServeShape {
+        rows: chunk,
+        gathered: chunk,
+        seqs: 2,
+        pages,
+        page: PAGE,
+        kv_rows,
+        kv_dtype: DType::F32,
+        hidden: false,
+        apart: false,
+    };
     let mut serve = model.with_shape(max_len, |m| serve_program(m, &shape, None)).unwrap();
     let mut bindings: Bindings = model.weights.clone();
     bindings.insert(buffers::ROPE.into(), model.rope_buffer(max_len).unwrap());

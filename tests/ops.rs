@@ -331,7 +331,8 @@ fn matmul_of_every_type() {
     for dtype in DType::WEIGHTS {
         let sizes: &[(usize, usize)] = match dtype.block_len() {
             1 => &[(37, 19), (64, 34)],
-            32 => &[(96, 19)],
+            // Rows of whole 256 elements have kernels of their own.
+            32 => &[(96, 19), (256, 21)],
             64 => &[(192, 19)],
             _ => &[(512, 19)],
         };
@@ -532,7 +533,7 @@ fn paged(g: Geometry, kv: DType, norms: bool, rows: usize, (writes, reads): (boo
     }
     if reads {
         let out = b.output("out", rows, width, Live::Tokens);
-        let layout = KvLayout::Paged { table, page };
+        let layout = KvLayout::Paged { table, page, apart: false };
         b.push(Op::Attention { q, k: k_cache, v: v_cache, seqs, positions, layout, geometry: g, out, lse: None })
             .unwrap();
     }
@@ -572,6 +573,50 @@ fn paged_attention_and_the_cache() {
         let tolerance = if kv_type == DType::F16 { 1e-3 } else { 5e-6 };
         let label = format!("paged {g:?} {kv_type}");
         compare(&label, &build(DType::F32), &build(kv_type), &paged_rows(rows), tolerance);
+    }
+}
+
+/// Rows that are each alone in their sequence, as in a step of decoding: norm, rotation and the cache's new rows may be attention's
+/// own work.
+#[test]
+fn rows_alone_in_their_sequences() {
+    for (g, norms, rows) in [
+        (geometry(8, 2, 128, None, None), true, 20usize),
+        (geometry(4, 4, 64, Some(70), Some(3.0)), true, 1),
+        (geometry(18, 2, 128, None, None), true, 3),
+        (geometry(4, 2, 64, None, None), false, 5),
+        (geometry(2, 1, 256, None, None), true, 2),
+    ] {
+        let (page, pages, _) = PAGED;
+        let build = |kv: DType| {
+            let mut program = paged(g, kv, norms, rows, (true, true));
+            for t in &mut program.tensors {
+                match t.name.as_str() {
+                    "table" => t.rows = rows,
+                    "k_cache" | "v_cache" => t.rows = rows * page * pages,
+                    "q_out" => t.place = Place::Temp,
+                    _ => {}
+                }
+            }
+            for node in &mut program.nodes {
+                if let Op::Attention { layout: KvLayout::Paged { apart, .. }, .. } = &mut node.op {
+                    *apart = true;
+                }
+            }
+            Arc::new(program)
+        };
+        let all = (rows * pages) as u32;
+        let pages_of: Vec<u32> = (0..all).map(|i| (i * 5 + 3) % all).collect();
+        let positions: Vec<u32> = (0..rows as u32).map(|t| (493 + t * 97) % 575).collect();
+        let slot = |(t, p): (usize, &u32)| {
+            pages_of[t * pages + *p as usize / page] * page as u32 + p % page as u32
+        };
+        let mut given = counts((rows as u32 - 1).max(1), 0, rows as u32);
+        given.insert("slots", positions.iter().enumerate().map(slot).collect());
+        given.insert("seqs", (0..rows as u32).collect());
+        given.insert("positions", positions);
+        given.insert("table", pages_of);
+        compare(&format!("rows alone {g:?} {rows}"), &build(DType::F32), &build(DType::F16), &given, 1e-3);
     }
 }
 
@@ -1154,10 +1199,15 @@ fn products_of_every_shape_on_cuda() {
             (16, 13, 512, 520),
             (17, 17, 256, 264),
             (32, 30, 1024, 1032),
+            (64, 64, 192, 136),
             (128, 100, 512, 136),
+            (128, 128, 192, 136),
             (130, 129, 768, 392),
             (520, 517, 512, 776),
         ] {
+            if k % dtype.block_len() != 0 {
+                continue;
+            }
             let mut b = Builder::new("matmul");
             let weight = b.weight("w", dtype, n, k);
             let x = live_input(&mut b, "x", rows, k);
@@ -1218,13 +1268,36 @@ fn norms_and_their_products() {
     }
 }
 
+/// Gate, up and the activation between them: with 132 multiprocessors, 8,640 is a width at which tiles are the larger ones.
+#[test]
+fn gated_products_on_cuda() {
+    if nvidia().is_empty() {
+        return;
+    }
+    for (rows, live, k, n) in [(17, 17, 192, 200), (40, 33, 512, 8640), (64, 60, 256, 264), (128, 128, 576, 8640)] {
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let mut b = Builder::new("gated");
+            let x = live_input(&mut b, "x", rows, k);
+            let temp = |b: &mut Builder, name: &str| b.temp(name, rows, n, Live::Tokens);
+            let (gate, up) = (temp(&mut b, "gate"), temp(&mut b, "up"));
+            for (name, out) in [("wgate", gate), ("wup", up)] {
+                let weight = b.weight(name, DType::BF16, n, k);
+                b.push(Op::MatMul { x, weight, bias: None, residual: None, out }).unwrap();
+            }
+            let out = b.output("glu", rows, n, Live::Tokens);
+            b.push(Op::Glu { gate, up, activation, out }).unwrap();
+            check_cuda(&format!("gated {rows}x{k}x{n}"), &b.finish(), &counts(live, 0, 1), 2e-5);
+        }
+    }
+}
+
 /// Runs of products with adapters, and of gradients, that `src/backend/cuda/fuse.rs` does together.
 #[test]
 fn fused_runs_on_cuda() {
     if nvidia().is_empty() {
         return;
     }
-    for (rows, live) in [(1, 1), (2, 2), (5, 4), (16, 13), (40, 33), (128, 128), (200, 190)] {
+    for (rows, live) in [(1, 1), (2, 2), (5, 4), (16, 13), (40, 33), (64, 64), (128, 128), (200, 190)] {
         // Products with adapters and all their gradients, as a layer's query, key and value; v behind a dropout.
         for (dtype, k) in [(DType::BF16, 576), (DType::Q4_K, 512), (DType::Q4_1, 576)] {
             let rank = 16;

@@ -117,6 +117,8 @@ struct Key {
     gathered: usize,
     wanted: Wanted,
     adapters: bool,
+    /// Each row is the only one of its sequence.
+    apart: bool,
 }
 
 struct Compiled {
@@ -182,7 +184,9 @@ impl Steps {
             (_, n) if n == input.ids.len() => rows.min(self.sizes.max_gathered),
             _ => self.sizes.max_gathered,
         };
-        Key { rows, gathered, wanted, adapters: input.adapters.iter().any(|slot| *slot != u32::MAX) }
+        let adapters = input.adapters.iter().any(|slot| *slot != u32::MAX);
+        let apart = input.table.len() == input.ids.len() * self.sizes.pages_per_seq();
+        Key { rows, gathered, wanted, adapters, apart }
     }
 
     fn get(&mut self, key: Key) -> Result<&mut Compiled> {
@@ -235,6 +239,7 @@ impl Steps {
                 gathered,
                 wanted: Wanted::Tokens,
                 adapters: false,
+                apart: gathered == rows,
             })
         });
         keys.filter(|key| key.gathered <= key.rows)
@@ -322,6 +327,7 @@ fn compile(
         kv_rows: sizes.kv_rows,
         kv_dtype: sizes.kv_dtype,
         hidden: key.wanted == Wanted::Hidden,
+        apart: key.apart,
     };
     let mut ids = model.with_shape(sizes.max_len, |m| serve_program(m, &shape, lora))?;
     let program = Arc::new(std::mem::replace(&mut ids.program, crate::program::Builder::new("").finish()));

@@ -82,6 +82,8 @@ pub struct ServeShape {
     pub kv_dtype: DType,
     /// End with the gathered rows themselves, after the last norm.
     pub hidden: bool,
+    /// No two rows of a step belong to one sequence.
+    pub apart: bool,
 }
 
 /// A forward pass over paged keys and values, and the ids of its inputs and outputs.
@@ -345,7 +347,7 @@ impl Decoder<'_> {
                 let cols = row_len(shape.kv_dtype, c.kv_heads, c.head_dim);
                 let mut cache = |name: String| self.b.state(&name, &name, 0, shape.kv_dtype, shape.kv_rows, cols);
                 let (k, v) = (cache(buffers::key_cache(layer)), cache(buffers::value_cache(layer)));
-                (Some(slots), k, Some(v), v, KvLayout::Paged { table, page: shape.page }, None)
+                (Some(slots), k, Some(v), v, KvLayout::Paged { table, page: shape.page, apart: shape.apart }, None)
             }
             KeyValues::Own { bounds } => {
                 let layout = KvLayout::Packed { bounds: *bounds };

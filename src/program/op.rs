@@ -45,6 +45,8 @@ pub enum KvLayout {
         table: TensorId,
         /// Positions in a page.
         page: usize,
+        /// No two live rows belong to one sequence, as in a step of decoding.
+        apart: bool,
     },
     /// In this step's own rows: sequence s has rows `bounds[s] .. bounds[s + 1]`, in order of position.
     Packed {

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | f32, or a width that the tensor cores' kernels lack | any | `attention_{paged,packed}_plain` |
 //! | 16 bit | packed | `attention_packed_d…`, on Hopper `sm90_attention_packed_d…` |
-//! | 16 bit, few rows | paged | `attention_decode` |
+//! | 16 bit, few rows, or each alone in its sequence | paged | `attention_decode` |
 //! | 16 bit, few rows | paged, 8-bit codes | `attention_decode_…_{i8,e4m3}` |
 //! | 16 bit, more rows | paged | `attention_decode` for sequences with one row, `attention_paged_d…`, on Hopper `sm90_attention_paged_d…`, for the others |
 
@@ -55,21 +55,21 @@ impl Recorder<'_> {
         let (r, g) = (self.rows(a.q), a.geometry);
         let (t, kind_of_cache) = (self.activation(&[a.q, a.out])?, self.cache_kind(a.q, &[a.k, a.v])?);
         let tensor_cores = t != DType::F32 && WIDTHS.contains(&g.head_dim);
-        let (kind, map, pages, page) = match a.layout {
-            KvLayout::Paged { table, page } if page.is_power_of_two() && page >= 8 => {
-                ("paged", table, self.decl(table).cols, page)
+        let (kind, map, pages, page, apart) = match a.layout {
+            KvLayout::Paged { table, page, apart } if page.is_power_of_two() && page >= 8 => {
+                ("paged", table, self.decl(table).cols, page, apart)
             }
             KvLayout::Paged { page, .. } => {
                 return Err(Error::unsupported(format!("cuda: pages of {page} positions: a power of two from 8 on")));
             }
-            KvLayout::Packed { bounds } => ("packed", bounds, 0, 1),
+            KvLayout::Packed { bounds } => ("packed", bounds, 0, 1, false),
         };
         let window = g.window.unwrap_or(u32::MAX) as usize;
         let softcap = g.softcap.unwrap_or(0.0);
         let lse = self.maybe(a.lse)?;
         let decode = tensor_cores && kind == "paged" && a.lse.is_none();
         if decode {
-            let every_row = r.rows <= DECODE_ROWS;
+            let every_row = apart || r.rows <= DECODE_ROWS;
             let units = if every_row { r.rows } else { r.rows.min(self.decl(map).rows) };
             let blocks = g.kv_heads * (g.heads / g.kv_heads).div_ceil(8);
             // More than one block on each multiprocessor where the keys are many; a block cuts no finer than 64 keys.

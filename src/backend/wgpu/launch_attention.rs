@@ -118,7 +118,7 @@ impl Recorder<'_> {
         let rows = self.shape(q).0;
         let kv_rows = self.shape(k).0;
         let (table, page, pages, sequences, longest) = match layout {
-            KvLayout::Paged { table, page } => {
+            KvLayout::Paged { table, page, .. } => {
                 let (sequences, pages) = self.shape(table);
                 (table, page, pages, sequences, page * pages)
             }

@@ -115,7 +115,7 @@ pub fn forward(mut args: Args, stored: &Stored, g: &Geometry, has_lse: bool, ste
     let (width, per_group) = (g.heads * g.head_dim, g.heads / g.kv_heads);
     let rows = out.len() / width;
     let layout = match stored.layout {
-        KvLayout::Paged { table, page } => Rows::Paged { table: map, pages: step.cols(*table), page: *page },
+        KvLayout::Paged { table, page, .. } => Rows::Paged { table: map, pages: step.cols(*table), page: *page },
         KvLayout::Packed { .. } => Rows::Packed { bounds: map },
     };
     let first = |t: usize| match layout {
