@@ -58,15 +58,22 @@ vulkan() {
 }
 
 python_packages() {
-    local python=.venv/bin/python packages=(openai)
+    local clients=("openai==3.*" "anthropic==2.*")
     # NVIDIA's compiler needs no GPU: it checks every CUDA kernel, and the build takes its output along.
-    case "$(uname -s)" in Linux) packages+=("nvidia-cuda-nvrtc==13.0.*") ;; *) export RUNTIME_NO_NVRTC=1 ;; esac
-    if ! "$python" -m pip show --quiet "${packages[@]%%==*}" 2>/dev/null; then
-        if [ ! -x "$python" ] && ! python3 -m venv .venv; then
-            rm -rf .venv
-            apt_install "Python cannot make environments" python3-venv && python3 -m venv .venv || return 1
+    case "$(uname -s)" in Linux) clients+=("nvidia-cuda-nvrtc==13.0.*") ;; *) export RUNTIME_NO_NVRTC=1 ;; esac
+    python_environment .venv "${clients[@]}" || return 1
+    # On their own, because LlamaIndex asks for an older client.
+    python_environment .venv-frameworks "langchain-openai==1.*" "llama-index-llms-openai-like==0.8.*"
+}
+python_environment() { # python_environment FOLDER PACKAGE…
+    local folder=$1 python=$1/bin/python
+    shift
+    if ! "$python" -m pip show --quiet "${@%%==*}" 2>/dev/null; then
+        if [ ! -x "$python" ] && ! python3 -m venv "$folder"; then
+            rm -rf "$folder"
+            apt_install "Python cannot make environments" python3-venv && python3 -m venv "$folder" || return 1
         fi
-        "$python" -m pip install --quiet --disable-pip-version-check "${packages[@]}" || return 1
+        "$python" -m pip install --quiet --disable-pip-version-check "$@" || return 1
     fi
 }
 

@@ -13,7 +13,8 @@ mod serve_support;
 
 use runtime::engine::Engine;
 use runtime::serve::{ReasoningStyle, ServeOptions};
-use serve_support::{ADAPTER, MODEL, Server, python, roomy_engine, root, tiny_options};
+use serve_support::{ADAPTER, MODEL, Server, python, python_of, roomy_engine, root, tiny_options};
+use std::path::Path;
 use std::process::Command;
 
 /// A server that sets `<think>` apart, which the tiny model's template does not know.
@@ -37,7 +38,17 @@ fn messages_serve_the_anthropic_client() {
     run("anthropic_client.py", &[&server.origin(), MODEL, &thinking.origin(), &locked.origin(), "secret"]);
 }
 
+#[test]
+fn langchain_and_llama_index_hold_a_conversation_with_a_tool() {
+    let server = Server::tiny(roomy_engine(8));
+    run_with(&python_of("RUNTIME_FRAMEWORKS_PYTHON", ".venv-frameworks"), "frameworks.py", &[&server.url(), MODEL]);
+}
+
 fn run(script: &str, arguments: &[&str]) {
-    let status = Command::new(python()).arg(root().join("tests/python").join(script)).args(arguments).status().unwrap();
+    run_with(&python(), script, arguments);
+}
+
+fn run_with(python: &Path, script: &str, arguments: &[&str]) {
+    let status = Command::new(python).arg(root().join("tests/python").join(script)).args(arguments).status().unwrap();
     assert!(status.success());
 }

@@ -109,6 +109,80 @@ fn malformed_requests_are_refused_by_name() {
 }
 
 #[test]
+fn other_endpoints_refuse_by_name_too() {
+    let server = Server::tiny(tiny_engine(4));
+    for (path, base, wrong) in [
+        (
+            "/v1/responses",
+            json!({"model": MODEL, "input": "x", "max_output_tokens": 2}),
+            vec![
+                json!({"input": null}),
+                json!({"model": 7}),
+                json!({"max_output_tokens": "8"}),
+                json!({"previous_response_id": "resp_1"}),
+                json!({"tools": {}}),
+                json!({"include": "x"}),
+                json!({"text": "plain"}),
+                json!({"an_unknown_field": 1}),
+            ],
+        ),
+        (
+            "/v1/embeddings",
+            json!({"model": MODEL, "input": "x"}),
+            vec![
+                json!({"input": {}}),
+                json!({"dimensions": -1}),
+                json!({"encoding_format": 1}),
+                json!({"stream": true}),
+            ],
+        ),
+    ] {
+        for more in wrong {
+            let mut body = base.clone();
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let field = more.as_object().unwrap().keys().next().unwrap().clone();
+            let (status, message, param, _) = server.refused(path, &body.to_string());
+            assert_eq!((status, param), (400, json!(field)), "{more}: {message}");
+        }
+    }
+    // Anthropic's form, whatever is wrong.
+    for (method, headers, body, status, kind) in [
+        ("POST", JSON, "{", 400, "invalid_request_error"),
+        ("POST", "", "{}", 415, "invalid_request_error"),
+        ("GET", "", "", 405, "invalid_request_error"),
+        ("POST", JSON, "{\"model\": \"nobody\"}", 404, "not_found_error"),
+    ] {
+        let (got, text) = answer(server.send(method, "/v1/messages", headers, body));
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((got, &value["type"], &value["error"]["type"]), (status, &json!("error"), &json!(kind)), "{text}");
+    }
+}
+
+#[test]
+fn streams_of_typed_events_name_them() {
+    let server = Server::tiny(tiny_engine(1));
+    let more = json!({"model": MODEL, "stream": true, "temperature": 0, "ignore_eos": true});
+    for (path, mut body, first, last) in [
+        ("/v1/responses", json!({"input": "x", "max_output_tokens": 2}), "response.created", "response.incomplete"),
+        (
+            "/v1/messages",
+            json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}),
+            "message_start",
+            "message_stop",
+        ),
+    ] {
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let (status, text) = server.post(path, &body.to_string());
+        assert_eq!(status, 200, "{text}");
+        let named: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+        let typed = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        let typed: Vec<Value> = typed.map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(named, typed.iter().map(|event| event["type"].as_str().unwrap()).collect::<Vec<_>>());
+        assert_eq!((named[0], *named.last().unwrap()), (first, last), "{text}");
+    }
+}
+
+#[test]
 fn absent_and_null_fields_are_the_same() {
     let server = Server::tiny(tiny_engine(4));
     let text = |more: Value| {

@@ -29,10 +29,14 @@ pub fn smollm2() -> Option<PathBuf> {
 
 /// A Python with the clients' packages.
 pub fn python() -> PathBuf {
-    let given = std::env::var_os("RUNTIME_PYTHON").map(PathBuf::from);
-    let python = given.unwrap_or_else(|| root().join(".venv/bin/python"));
-    let shown = python.display();
-    assert!(python.exists(), "no Python at {shown}: set RUNTIME_PYTHON to one with `openai` and `anthropic`");
+    python_of("RUNTIME_PYTHON", ".venv")
+}
+
+/// The Python that a variable names, else that of an environment that scripts/test.sh makes.
+pub fn python_of(variable: &str, environment: &str) -> PathBuf {
+    let given = std::env::var_os(variable).map(PathBuf::from);
+    let python = given.unwrap_or_else(|| root().join(environment).join("bin/python"));
+    assert!(python.exists(), "no Python at {}: scripts/test.sh makes it, {variable} names another", python.display());
     python
 }
 

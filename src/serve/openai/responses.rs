@@ -54,8 +54,9 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, ResponsesReply, boo
     let instructions = fields.take("instructions")?;
     let messages = history(instructions, fields.require("input")?)?.into_value();
     let tools = tools(&mut fields)?;
-    // Of tools that OpenAI runs itself; there are none.
+    // Of tools that OpenAI runs itself; there are none. And how OpenAI caches prompts.
     fields.take::<usize>("max_tool_calls")?;
+    fields.take::<Value>("prompt_cache_options")?;
     fields.finish()?;
 
     let conversation = Conversation { messages, options, add_special: false };
@@ -64,7 +65,8 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, ResponsesReply, boo
     let sampling = &params.request.sampling;
     for (name, value) in [("temperature", sampling.temperature), ("top_p", sampling.top_p)] {
         if echo[name].is_null() {
-            echo.insert(name.into(), value.into());
+            // By way of its text: 0.7 has more digits as an f64.
+            echo.insert(name.into(), value.to_string().parse::<f64>().unwrap_or(value.into()).into());
         }
     }
     let tokenizer = app.engine.model().tokenizer()?.clone();

@@ -8,8 +8,8 @@ use serde::Deserialize;
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a string, a list of strings, a list of token ids, or a list of such lists")]
 pub enum Texts {
-    Text(String),
-    Texts(Vec<String>),
+    One(String),
+    Many(Vec<String>),
     Ids(Vec<u32>),
     IdLists(Vec<Vec<u32>>),
 }
@@ -19,8 +19,8 @@ impl Texts {
     pub fn ids(self, field: &str, model: &LoadedModel, add_special: bool) -> Result<Vec<Vec<u32>>, ApiError> {
         let encode = |text: &String| model.tokenizer()?.encode(text, add_special);
         let lists = match self {
-            Self::Text(text) => vec![encode(&text)?],
-            Self::Texts(texts) => texts.iter().map(encode).collect::<Result<_, _>>()?,
+            Self::One(text) => vec![encode(&text)?],
+            Self::Many(texts) => texts.iter().map(encode).collect::<Result<_, _>>()?,
             Self::Ids(ids) => vec![ids],
             Self::IdLists(lists) => lists,
         };
