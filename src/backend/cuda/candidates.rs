@@ -201,7 +201,7 @@ impl Recorder<'_> {
 
 /// Seconds of the launches one after another: the better of two rounds, after one that loads kernels and wakes the chip.
 fn time(context: &Context, launches: &[Work]) -> Result<f64> {
-    let round = || launches.iter().try_for_each(|launch| launch.submit(context));
+    let round = || launches.iter().try_for_each(|launch| launch.submit(context.stream));
     round()?;
     // The host runs ahead of the device while that is busy with the round before.
     let first = context.time(round)?;

@@ -4,10 +4,10 @@
 //! The library thinks in columns: a row-major matrix [rows, cols] is its column-major [cols, rows], so `out = x · Wᵀ` is
 //! asked for as `outᵀ = W · xᵀ`.
 
-use super::context::Context;
 use super::nvrtc::places;
 use crate::error::{Error, Result};
 use crate::tensor::DType;
+use cudarc::driver::sys;
 use libloading::Library;
 use std::ffi::{c_int, c_void};
 use std::sync::{Arc, OnceLock};
@@ -328,8 +328,8 @@ impl Call {
         format!("cublaslt {rows} × {width} × {inner}")
     }
 
-    /// Puts the product on the context's stream.
-    pub fn submit(&self, context: &Context) -> Result<()> {
+    /// Puts the product on a stream of the context.
+    pub fn submit(&self, stream: sys::CUstream) -> Result<()> {
         let plan = &*self.plan;
         let d = &*plan.descriptions;
         let (alpha, beta) = (1.0, if plan.shape.add { 1.0 } else { 0.0 });
@@ -352,7 +352,7 @@ impl Call {
                 &plan.algorithm,
                 self.workspace,
                 plan.workspace,
-                context.stream.cast(),
+                stream.cast(),
             )
         };
         check("a product", status)

@@ -67,7 +67,7 @@ impl CudaExecutable {
         let recorder = Recorder::record(&context, &program, &places, addresses)?;
         context.write(addresses.segments, bytemuck::cast_slice(&recorder.segments()?))?;
         let launches = recorder.launches;
-        let submit = |context: &Context| launches.iter().try_for_each(|launch| launch.submit(context));
+        let submit = |stream| launches.iter().try_for_each(|launch| launch.submit(stream));
         let graph = Graph::capture(&context, &program.name, submit)?;
         let inputs = Pinned::new(places.input_bytes)?;
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;

@@ -1,6 +1,6 @@
 //! What a step launches: recorded when a program is compiled, captured into a graph, replayed with it.
 
-use super::context::{Context, device_error};
+use super::context::device_error;
 use super::cublaslt::Call;
 use super::library::Function;
 use crate::error::Result;
@@ -67,18 +67,18 @@ pub enum Work {
 
 impl Work {
     /// Puts it on the context's stream.
-    pub fn submit(&self, context: &Context) -> Result<()> {
+    pub fn submit(&self, stream: sys::CUstream) -> Result<()> {
         match self {
-            Self::Kernel(launch) => launch.submit(context, launch.overlaps),
-            Self::Product(call) => call.submit(context),
+            Self::Kernel(launch) => launch.submit(stream, launch.overlaps),
+            Self::Product(call) => call.submit(stream),
         }
     }
 
     /// The same, beginning only when everything ahead has ended.
-    pub fn submit_apart(&self, context: &Context) -> Result<()> {
+    pub fn submit_apart(&self, stream: sys::CUstream) -> Result<()> {
         match self {
-            Self::Kernel(launch) => launch.submit(context, false),
-            Self::Product(call) => call.submit(context),
+            Self::Kernel(launch) => launch.submit(stream, false),
+            Self::Product(call) => call.submit(stream),
         }
     }
 
@@ -116,7 +116,7 @@ pub struct Launch {
 
 impl Launch {
     /// Puts the kernel on the context's stream.
-    fn submit(&self, context: &Context, overlaps: bool) -> Result<()> {
+    fn submit(&self, stream: sys::CUstream, overlaps: bool) -> Result<()> {
         let mut pointers: Vec<*mut c_void> =
             self.args.0.iter().map(|chunks| chunks.as_ptr().cast_mut().cast()).collect();
         let mut attributes = Vec::with_capacity(2);
@@ -143,7 +143,7 @@ impl Launch {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: self.shared,
-            hStream: context.stream,
+            hStream: stream,
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
         };

@@ -21,10 +21,10 @@ impl Events {
     }
 
     /// Puts the event on the stream as a node of the graph that is being captured.
-    fn record(&self, at: usize, context: &Context) -> Result<()> {
+    fn record(&self, at: usize, stream: sys::CUstream) -> Result<()> {
         let external = sys::CUevent_record_flags_enum::CU_EVENT_RECORD_EXTERNAL as u32;
         // SAFETY: event and stream belong to the bound context.
-        unsafe { sys::cuEventRecordWithFlags(self.0[at], context.stream, external) }
+        unsafe { sys::cuEventRecordWithFlags(self.0[at], stream, external) }
             .result()
             .map_err(|e| device_error("recording an event", e))
     }
@@ -43,11 +43,11 @@ impl Drop for Events {
 /// dependent launches are kept apart, so that the sum is more than a step takes.
 pub fn profile(context: &Context, name: &str, launches: &[Work]) -> Result<Vec<Timing>> {
     let events = Events::new(launches.len() + 1)?;
-    let graph = Graph::capture(context, name, |context| {
-        events.record(0, context)?;
+    let graph = Graph::capture(context, name, |stream| {
+        events.record(0, stream)?;
         launches.iter().enumerate().try_for_each(|(i, launch)| {
-            launch.submit_apart(context)?;
-            events.record(i + 1, context)
+            launch.submit_apart(stream)?;
+            events.record(i + 1, stream)
         })
     })?;
     graph.launch(context, name)?;
