@@ -11,10 +11,12 @@
 mod common;
 
 use common::device::{load, repository};
+use half::bf16;
 use runtime::backend::BackendChoice;
 use runtime::engine::text::{TextOptions, generate_text};
 use runtime::engine::{Engine, EngineOptions, FinishReason, Grammar, KvSize, KvType, Request, SamplingParams};
 use runtime::format::random::random_adapter;
+use safetensors::SafeTensors;
 
 fn engine(kv_tokens: usize, max_seqs: usize) -> Engine {
     let model = load(&repository("tests/golden/tiny/chat"), BackendChoice::Cpu);
@@ -363,4 +365,28 @@ fn caches_of_8_bits_hold_more_and_answer_nearly_the_same() {
     }
     let refused = "fp8_e5m2".parse::<KvType>().unwrap_err().to_string();
     assert!(refused.contains("fp8_e5m2") && refused.contains("fp8_e4m3 or int8"), "{refused}");
+}
+
+#[test]
+fn an_embedding_is_what_the_head_sees_of_the_last_token() {
+    // In two chunks; the head is the table of embeddings, so that table times an embedding makes transformers' logits.
+    let engine = engine(160, 1);
+    let read = |name: &str| std::fs::read(repository("tests/golden/tiny/chat").join(name)).unwrap();
+    let (expected, model) = (read("expected.safetensors"), read("model.safetensors"));
+    let (expected, model) = (SafeTensors::deserialize(&expected).unwrap(), SafeTensors::deserialize(&model).unwrap());
+    let ids: Vec<u32> = wide(expected.tensor("ids_0").unwrap().data());
+    let embedding = engine.embed(&ids, None).unwrap();
+    let table = model.tensor("model.embed_tokens.weight").unwrap();
+    let table: Vec<f32> = table.data().as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect();
+    let logits = expected.tensor("logits_0").unwrap();
+    let logits: Vec<f32> = logits.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    for (token, want) in logits[(ids.len() - 1) * 320..].iter().enumerate() {
+        let row = &table[token * embedding.len()..][..embedding.len()];
+        let got: f32 = row.iter().zip(&embedding).map(|(a, b)| a * b).sum();
+        assert!((got - want).abs() < 1e-3, "token {token}: {got}, not {want}");
+    }
+}
+
+fn wide(bytes: &[u8]) -> Vec<u32> {
+    bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect()
 }
