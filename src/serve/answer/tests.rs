@@ -117,8 +117,8 @@ fn forced_calls() {
 
 #[test]
 fn blocks_are_runs_of_one_kind() {
-    let text = "<think>\nHm.\n</think>\n\nI look.\n<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>\n\
-                <tool_call>{\"name\": \"f\"}</tool_call>";
+    let text = "<think>\nHm.\n</think>\n\nI look.\n<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>\
+                \n<tool_call>{\"name\": \"f\"}</tool_call>";
     let block = |kind: Kind, text: &str| Block { kind, text: text.into(), tokens: Vec::new() };
     let call = || Kind::Call("f".into());
     let whole =
