@@ -5,6 +5,8 @@
 // attention_decode_d{64,80,96,128,256}_{bf16,f16}; q, k, v, out aligned to 16 bytes; page = 2^n ≥ 8; scale > 0.
 // …_{bf16,f16}_{i8,e4m3}: the same over a cache of 8-bit codes (codes.cuh). The products are of codes: the scale of a key
 //     multiplies its score, that of a value its probability.
+// attention_decode_fresh_d{64,128}_{bf16,f16}: qk_norm_rope_kv (with slots, rope_dim = D) in front: q, and the k and v of this step
+//     in `fresh`, are those of the products; k and v (the caches) are written. every_row = 1 and no two live rows of one sequence.
 //     grid (splits, G · ceil(H / G / 8), units), block 128, no dynamic shared memory;
 //     units = rows with every_row, else min(rows, sequences of the table); splits in 1..64.
 //     partial: units · H · splits · (D + 2) · 4 bytes of scratch, not used with splits = 1.
@@ -54,6 +56,17 @@ template <int N> DEVICE void load_words(u32* to, const void* from) {
     }
 }
 
+// This step's keys and values before norm and rotation, and what turns them (qk_norm_rope_kv.cu).
+template <typename T> struct Fresh {
+    const T *k, *v;
+    const float *q_norm, *k_norm;
+    float eps;
+    const float* rope;
+    u32 rope_rows;
+    const u32* slots;
+    u32 cache_rows;
+};
+
 template <typename T, typename C> struct Problem {
     T* out;
     const T* q;
@@ -66,10 +79,11 @@ template <typename T, typename C> struct Problem {
     u32 window;
     float softcap;
     u32 every_row;
+    Fresh<T> fresh;
 };
 
 // T: type of activations, C: of the cache.
-template <typename T, typename C, int D> struct Decode {
+template <typename T, typename C, int D, bool FRESH = false> struct Decode {
     static const int WARPS = 4, HEADS = 8, STEP = 16;
     static const bool CODES = IsCode<C>::value;
     static const bool AHEAD = D <= 128 || CODES; // keys are loaded a step ahead, where registers suffice
@@ -187,8 +201,59 @@ template <typename T, typename C, int D> struct Decode {
         }
     }
 
+    // As load_row, after the norm (where there is one) and the rotation: element 32i + 8t + e turns with the one D / 2 further, which is
+    // this lane's too. The four lanes of a quad have one head.
+    static DEVICE void load_turned(u32 (&to)[WORDS], const T* head, const float* norm, float eps, const float* angle,
+                                   u32 t) {
+        const int HALF = WORDS / 2;
+        u32 raw[WORDS];
+        load_row(raw, head, t);
+        float scale = 1.0f;
+        if (norm) {
+            float sum = 0.0f;
+#pragma unroll
+            for (int i = 0; i < WORDS; i++) {
+                float2 pair = unpack2<T>(raw[i]);
+                sum = fmaf(pair.x, pair.x, fmaf(pair.y, pair.y, sum));
+            }
+            sum += __shfl_xor_sync(FULL_WARP, sum, 1);
+            sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+            scale = 1.0f / sqrtf(sum / (float)D + eps);
+        }
+#pragma unroll
+        for (int i = 0; i < HALF; i++) {
+            const u32 at = i / 4 * 32 + t * 8 + i % 4 * 2; // of the pair's first elements
+            float2 first = unpack2<T>(raw[i]), second = unpack2<T>(raw[i + HALF]);
+            float4 turn = *(const float4*)(angle + 2 * at);
+            if (norm) {
+                float2 w = *(const float2*)(norm + at), u = *(const float2*)(norm + at + D / 2);
+                first.x *= scale * w.x, first.y *= scale * w.y, second.x *= scale * u.x, second.y *= scale * u.y;
+            }
+            to[i] = pack2<T>(first.x * turn.x - second.x * turn.y, first.y * turn.z - second.y * turn.w);
+            to[i + HALF] = pack2<T>(second.x * turn.x + first.x * turn.y, second.y * turn.z + first.y * turn.w);
+        }
+    }
+
+    // This row's key and value to the caches, by the block that reads them.
+    static DEVICE void write_fresh(const Problem<T, C>& a, u32 row, u32 group, const float* angle) {
+        const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, slot = a.fresh.slots[row];
+        const u64 from = ((u64)row * a.kv_heads + group) * D, at = ((u64)slot * a.kv_heads + group) * D;
+        if (slot >= a.fresh.cache_rows) return;
+        if (warp == 0) {
+            u32 key[WORDS];
+            load_turned(key, a.fresh.k + from, a.fresh.k_norm, a.fresh.eps, angle, lane % 4);
+#pragma unroll
+            for (int i = 0; i < WORDS; i += 4)
+                if (lane < 4)
+                    *(uint4*)((T*)a.k + at + i * 8 + lane * 8) = make_uint4(key[i], key[i + 1], key[i + 2], key[i + 3]);
+        }
+        if (warp == 1 && lane < D / 8) *(uint4*)((T*)a.v + at + lane * 8) = *(const uint4*)(a.fresh.v + from + lane * 8);
+    }
+
     static DEVICE void run(const Problem<T, C>& a) {
-        begin_dependent();
+        // Positions, tables and older keys are there before the step begins: with FRESH they are read before the wait.
+        let_next_start();
+        if (!FRESH) wait_for_previous();
         __shared__ u32 found;
         __shared__ alignas(16) float sums_of[WARPS][HEADS][D + 4];
         __shared__ float largest_of[WARPS][HEADS], total_of[WARPS][HEADS];
@@ -209,20 +274,26 @@ template <typename T, typename C, int D> struct Decode {
             __syncthreads();
             row = found;
         }
-        if (row >= live) return;
+        if (row >= live) {
+            if (FRESH) wait_for_previous();
+            return;
+        }
         const u32 position = a.positions[row], shift = 31 - __clz(a.page);
         const u32* table = a.table + (u64)a.seqs[row] * a.pages;
         const u32 low = position >= a.window ? position + 1 - a.window : 0;
         const u32 begin = low / STEP, steps = position / STEP + 1 - begin;
         const u32 share = max((steps + splits * WARPS - 1) / (splits * WARPS), 1u) * WARPS; // steps of a split
         const u32 active = (steps + share - 1) / share;
-        if (split >= active) return;
+        if (split >= active) {
+            if (FRESH) wait_for_previous();
+            return;
+        }
         const u32 end = begin + min(steps, (split + 1) * share);
 
         u32 qs[WORDS];
 #pragma unroll
         for (int i = 0; i < WORDS; i++) qs[i] = 0;
-        if (g < heads) load_row(qs, a.q + ((u64)row * a.heads + head + g) * D, t);
+        if (!FRESH && g < heads) load_row(qs, a.q + ((u64)row * a.heads + head + g) * D, t);
         const u64 stride = CODES ? code_stride(a.kv_heads, D) : (u64)a.kv_heads * D;
         const C *ks_at = a.k + (u64)group * D, *vs_at = a.v + (u64)group * D;
         const float scale2 = a.softcap > 0.0f ? LOG2E : a.scale * LOG2E;
@@ -234,16 +305,33 @@ template <typename T, typename C, int D> struct Decode {
             for (int j = 0; j < 4; j++) sums[i][j] = 0.0f;
 
         u32 step = begin + split * share + warp;
+        auto newest = [&](u32 s) { return FRESH && s == position / STEP; }; // holds this step's own key
         u32 ks[2][KEY_WORDS];
         float2 k_scales = make_float2(1.0f, 1.0f), v_scales = k_scales;
         uint2 rows = make_uint2(0, 0), next = rows;
         if (step < end) {
             rows = cache_rows(a, table, shift, step, position);
             if (step + WARPS < end) next = cache_rows(a, table, shift, step + WARPS, position);
-            if (AHEAD) {
+            if (AHEAD && !newest(step)) {
                 load_key(ks[0], ks_at + (rows.x + g) * stride, t);
                 load_key(ks[1], ks_at + (rows.y + g) * stride, t);
                 k_scales = load_scales(a.k, rows, stride, a, group, g);
+            }
+        }
+        if constexpr (FRESH) {
+            const float* angle = a.fresh.rope + (u64)min(position, a.fresh.rope_rows - 1) * D;
+            wait_for_previous();
+            if (split + 1 == active) write_fresh(a, row, group, angle);
+            load_turned(qs, a.q + ((u64)row * a.heads + head + min(g, heads - 1)) * D, a.fresh.q_norm, a.fresh.eps, angle,
+                        t);
+            if (g >= heads) {
+#pragma unroll
+                for (int i = 0; i < WORDS; i++) qs[i] = 0;
+            }
+            __syncthreads(); // what write_fresh wrote
+            if (step < end && newest(step)) {
+                load_row(ks[0], ks_at + (rows.x + g) * stride, t);
+                load_row(ks[1], ks_at + (rows.y + g) * stride, t);
             }
         }
         for (; step < end; step += WARPS) {
@@ -393,8 +481,20 @@ template <typename T, typename C, int D> struct Decode {
              float scale, u32 window, float softcap, u32 every_row) {                                                  \
         Decode<T, C, D>::run(Problem<T, C>{out, q, k, v, seqs, positions, table, counts, partial, tickets, rows, heads,      \
             kv_heads,                                                                                                  \
-                                     pages, page, scale, window, softcap, every_row});                                 \
+                                     pages, page, scale, window, softcap, every_row, {}});                              \
     }
+#define FRESH(name, T, D)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(128, 3)                                                               \
+        name(T* out, const T* q, const T* k, const T* v, const u32* seqs, const u32* positions, const u32* table,      \
+             const u32* counts, float* partial, u32* tickets, u32 rows, u32 heads, u32 kv_heads, u32 pages, u32 page,  \
+             float scale, u32 window, float softcap, u32 every_row, const __grid_constant__ Fresh<T> fresh) {          \
+        Decode<T, T, D, true>::run(Problem<T, T>{out, q, k, v, seqs, positions, table, counts, partial, tickets, rows, \
+                                                 heads, kv_heads, pages, page, scale, window, softcap, every_row,      \
+                                                 fresh});                                                              \
+    }
+#define WIDTH_FRESH(D)                                                                                                 \
+    FRESH(attention_decode_fresh_d##D##_bf16, bf16, D)                                                                 \
+    FRESH(attention_decode_fresh_d##D##_f16, f16, D)
 #define WIDTH(D)                                                                                                       \
     DECODE(attention_decode_d##D##_bf16, bf16, bf16, D)                                                                \
     DECODE(attention_decode_d##D##_f16, f16, f16, D)                                                                   \
@@ -404,6 +504,7 @@ template <typename T, typename C, int D> struct Decode {
     DECODE(attention_decode_d##D##_f16_e4m3, f16, e4m3, D)
 #if !defined(HEAD_DIM) || HEAD_DIM == 64
 WIDTH(64)
+WIDTH_FRESH(64)
 #endif
 #if !defined(HEAD_DIM) || HEAD_DIM == 80
 WIDTH(80)
@@ -413,6 +514,7 @@ WIDTH(96)
 #endif
 #if !defined(HEAD_DIM) || HEAD_DIM == 128
 WIDTH(128)
+WIDTH_FRESH(128)
 #endif
 #if !defined(HEAD_DIM) || HEAD_DIM == 256
 WIDTH(256)

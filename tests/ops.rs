@@ -606,7 +606,7 @@ fn rows_alone_in_their_sequences() {
             Arc::new(program)
         };
         let all = (rows * pages) as u32;
-        let pages_of: Vec<u32> = (0..all).map(|i| (i * 5 + 3) % all).collect();
+        let pages_of: Vec<u32> = (0..all).map(|i| (i * 7 + 3) % all).collect();
         let positions: Vec<u32> = (0..rows as u32).map(|t| (493 + t * 97) % 575).collect();
         let slot = |(t, p): (usize, &u32)| pages_of[t * pages + *p as usize / page] * page as u32 + p % page as u32;
         let mut given = counts((rows as u32 - 1).max(1), 0, rows as u32);

@@ -5,6 +5,7 @@
 //! - Between (17 to 128 rows, on Hopper): gate, up and the gated activation.
 //! - Elsewhere: a product goes to scratch in f32 before its adapter's term is added. Rounded to 16 bits it would swallow a
 //!   small term whole: SmolLM2's loss after six steps from B = 0 was 8 % (bf16) and 1.7 % (f16) above PEFT's.
+//! - Rows that are each alone in their sequence: norm, rotation, the cache's new rows, and the attention.
 //! - Gradients, on Hopper: every term of one dx (the weights' and the adapters') in one product.
 //!
 //! The memory plan keeps everything that a group of fused ops touches alive through the group. What is fused reads and writes the same tensors as the ops one by one; intermediates that nobody else reads are not
@@ -45,6 +46,7 @@ impl Recorder<'_> {
                 fused => Ok(fused),
             },
             Op::MatMulDw { .. } | Op::MatMulDx { .. } => self.terms_of_one_gradient(at),
+            Op::QkNormRopeKv { .. } => self.turned_attention(at),
             _ => Ok(None),
         }
     }

@@ -5,6 +5,7 @@
 //! | f32, or a width that the tensor cores' kernels lack | any | `attention_{paged,packed}_plain` |
 //! | 16 bit | packed | `attention_packed_d…`, on Hopper `sm90_attention_packed_d…` |
 //! | 16 bit, few rows, or each alone in its sequence | paged | `attention_decode` |
+//! | 16 bit, the same behind norm and rotation | paged | `attention_decode_fresh`, which does those too |
 //! | 16 bit, few rows | paged, 8-bit codes | `attention_decode_…_{i8,e4m3}` |
 //! | 16 bit, more rows | paged | `attention_decode` for sequences with one row, `attention_paged_d…`, on Hopper `sm90_attention_paged_d…`, for the others |
 
@@ -12,7 +13,7 @@ use super::launch::Args;
 use super::places::suffix;
 use super::record::Recorder;
 use crate::error::{Error, Result};
-use crate::program::{Geometry, KvLayout, Op, TensorId};
+use crate::program::{Geometry, KvLayout, Op, Place, TensorId};
 use crate::tensor::DType;
 
 /// Head widths of the tensor cores' kernels.
@@ -23,6 +24,24 @@ const DECODE_ROWS: usize = 16;
 
 /// Most parts into which the keys of a row are cut.
 const MAX_SPLITS: usize = 64;
+
+/// What `attention_decode_fresh` does before it attends (`Fresh` in `kernels/attention_decode.cu`).
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Fresh {
+    k: u64,
+    v: u64,
+    q_norm: u64,
+    k_norm: u64,
+    eps: f32,
+    pad: u32,
+    rope: u64,
+    rope_rows: u32,
+    pad2: u32,
+    slots: u64,
+    cache_rows: u32,
+    pad3: u32,
+}
 
 /// The operands of one attention.
 struct Attention {
@@ -42,7 +61,7 @@ impl Recorder<'_> {
     pub fn attention_ops(&mut self, op: &Op) -> Result<()> {
         match *op {
             Op::Attention { q, k, v, seqs, positions, layout, geometry, out, lse } => {
-                self.attention(&Attention { q, k, v, seqs, positions, layout, geometry, out, lse })
+                self.attention(&Attention { q, k, v, seqs, positions, layout, geometry, out, lse }, None)
             }
             Op::AttentionBackward { .. } => self.attention_backward(op),
             Op::QkNormRopeKv { .. } => self.qk_norm_rope_kv(op),
@@ -51,7 +70,47 @@ impl Recorder<'_> {
         }
     }
 
-    fn attention(&mut self, a: &Attention) -> Result<()> {
+    /// Norm, rotation and the cache's new rows, where the attention after them takes them over: each row is alone in its sequence.
+    pub fn turned_attention(&mut self, at: usize) -> Result<Option<usize>> {
+        let nodes = &self.program.nodes[at..];
+        let Op::QkNormRopeKv { q, k, v, q_norm, k_norm, eps, head_dim, positions, rope, slots, q_out, k_out, v_out } =
+            nodes[0].op
+        else {
+            return Ok(None);
+        };
+        let Some(Op::Attention { q: seen, k: keys, v: values, seqs, positions: same, layout, geometry, out, lse: None }) =
+            nodes.get(1).map(|node| node.op.clone())
+        else {
+            return Ok(None);
+        };
+        let alone = self.rows(q).rows == 1 || matches!(layout, KvLayout::Paged { apart: true, .. });
+        let t = self.decl(q).dtype;
+        let fits = t != DType::F32
+            && [k_out, keys, values].iter().all(|id| self.decl(*id).dtype == t)
+            && [64, 128].contains(&head_dim)
+            && self.decl(rope).cols == head_dim
+            && (seen, keys, Some(values), same) == (q_out, k_out, v_out, positions)
+            && self.read_by(q_out) == 1
+            && self.decl(q_out).place == Place::Temp;
+        let (true, true, Some(slots), KvLayout::Paged { .. }) = (alone, fits, slots, layout) else { return Ok(None) };
+        let fresh = Fresh {
+            k: self.at(k)?,
+            v: self.at(v)?,
+            q_norm: self.maybe(q_norm)?,
+            k_norm: self.maybe(k_norm)?,
+            eps,
+            rope: self.at(rope)?,
+            rope_rows: self.decl(rope).rows as u32,
+            slots: self.at(slots)?,
+            cache_rows: self.decl(k_out).rows as u32,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let attention = Attention { q, k: keys, v: values, seqs, positions, layout, geometry, out, lse: None };
+        self.attention(&attention, Some(fresh))?;
+        Ok(Some(2))
+    }
+
+    fn attention(&mut self, a: &Attention, fresh: Option<Fresh>) -> Result<()> {
         let (r, g) = (self.rows(a.q), a.geometry);
         let (t, kind_of_cache) = (self.activation(&[a.q, a.out])?, self.cache_kind(a.q, &[a.k, a.v])?);
         let tensor_cores = t != DType::F32 && WIDTHS.contains(&g.head_dim);
@@ -69,7 +128,7 @@ impl Recorder<'_> {
         let lse = self.maybe(a.lse)?;
         let decode = tensor_cores && kind == "paged" && a.lse.is_none();
         if decode {
-            let every_row = apart || r.rows <= DECODE_ROWS;
+            let every_row = apart || fresh.is_some() || r.rows <= DECODE_ROWS;
             let units = if every_row { r.rows } else { r.rows.min(self.decl(map).rows) };
             let blocks = g.kv_heads * (g.heads / g.kv_heads).div_ceil(8);
             // More than one block on each multiprocessor where the keys are many; a block cuts no finer than 64 keys.
@@ -83,10 +142,14 @@ impl Recorder<'_> {
             let args = args.ptrs(&[self.at(a.seqs)?, self.at(a.positions)?, self.at(map)?, self.counts()?]);
             let args = args.ptrs(&[partial, tickets]).u32(r.rows).u32(g.heads);
             let args = args.u32(g.kv_heads).u32(pages).u32(page).f32(g.scale).u32(window);
-            let args = args.f32(softcap).u32(usize::from(every_row));
+            let mut args = args.f32(softcap).u32(usize::from(every_row));
             let mut name = format!("attention_decode_d{}_{}", g.head_dim, suffix(t));
             if kind_of_cache != 0 {
                 name = format!("{name}_{}", suffix(self.decl(a.k).dtype));
+            }
+            if let Some(fresh) = &fresh {
+                args = args.bytes(bytemuck::bytes_of(fresh));
+                name = format!("attention_decode_fresh_d{}_{}", g.head_dim, suffix(t));
             }
             let file = format!("attention_decode/{}", g.head_dim);
             let hopper = self.caps.hopper();
