@@ -78,8 +78,17 @@ impl Recorder<'_> {
         else {
             return Ok(None);
         };
-        let Some(Op::Attention { q: seen, k: keys, v: values, seqs, positions: same, layout, geometry, out, lse: None }) =
-            nodes.get(1).map(|node| node.op.clone())
+        let Some(Op::Attention {
+            q: seen,
+            k: keys,
+            v: values,
+            seqs,
+            positions: same,
+            layout,
+            geometry,
+            out,
+            lse: None,
+        }) = nodes.get(1).map(|node| node.op.clone())
         else {
             return Ok(None);
         };
