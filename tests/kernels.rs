@@ -19,6 +19,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Kernels that may use local memory, with the most bytes of stack and of spills, and why.
 const LOCAL_MEMORY: &[(&str, usize, usize, &str)] = &[
+    ("attention_decode_d128_bf16_i8", 8, 24, AMPERE),
+    ("attention_decode_d128_f16_i8", 8, 12, AMPERE),
     ("attention_packed_d128_bf16", 16, 76, HOPPER),
     ("attention_packed_d128_f16", 16, 76, HOPPER),
     ("attention_paged_d128_bf16", 16, 76, HOPPER),
