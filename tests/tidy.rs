@@ -77,7 +77,7 @@ const MISSING: &[(&str, &str, &str)] =
     &[("attention_backward", "shaders", "three passes: attention_delta, attention_dq, attention_dkv")];
 
 /// Shaders and kernels that are no op of their own.
-const PARTS: &[&str] = &["common", "activation", "decode", "live", "reduce", "tile"];
+const PARTS: &[&str] = &["common", "activation", "decode", "live", "reduce", "tile", "codes", "sum"];
 
 /// A file longer than this says why in its first comment.
 const MAX_LINES: usize = 600;
