@@ -24,8 +24,28 @@ pub enum Grammar {
     Lark(String),
 }
 
+/// From where on an answer keeps to its grammar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GrammarStart {
+    /// From its first token on.
+    #[default]
+    Begin,
+    /// From its first token on, or after `</think>` where that token is `<think>`.
+    MayThink,
+    /// After `</think>`: the prompt ends within the reasoning.
+    Thinking,
+}
+
+const OPEN: &str = "<think>";
+const CLOSE: &[u8] = b"</think>";
+
 /// A model's vocabulary, prepared for grammars.
-pub struct Grammars(ParserFactory);
+pub struct Grammars {
+    factory: ParserFactory,
+    vocabulary: TokEnv,
+    /// The token `<think>`.
+    open: Option<u32>,
+}
 
 struct Vocabulary(TokTrie);
 
@@ -63,14 +83,14 @@ impl Grammars {
         let environment: TokEnv = Arc::new(Vocabulary(trie));
         let mut factory = ParserFactory::new_simple(&environment).map_err(|e| Error::Text(format!("grammars: {e}")))?;
         factory.quiet();
-        Ok(Self(factory))
+        Ok(Self { factory, vocabulary: environment, open: tokenizer.token_id(OPEN) })
     }
 
     /// A constraint for one answer.
     ///
     /// # Errors
     /// [`Error::Invalid`] with the place in the grammar that is wrong.
-    pub fn constraint(&self, grammar: &Grammar) -> Result<Constraint> {
+    pub fn constraint(&self, grammar: &Grammar, start: GrammarStart) -> Result<Constraint> {
         let wrong = |e: &dyn std::fmt::Display| Error::invalid(format!("grammar: {}", e.to_string().trim()));
         let grammar = match grammar {
             Grammar::JsonObject => json_schema(json!({"type": "object"})),
@@ -83,11 +103,18 @@ impl Grammars {
             }
             Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
         };
-        let parser = self.0.create_parser(grammar).map_err(|e| wrong(&e))?;
+        let parser = self.factory.create_parser(grammar).map_err(|e| wrong(&e))?;
         let matcher = Matcher::new(Ok(parser));
         match matcher.get_error() {
             Some(error) => Err(wrong(&error)),
-            None => Ok(Constraint { matcher, mask: None }),
+            None => {
+                let at = match start {
+                    GrammarStart::Thinking => At::Thinking(Vec::new()),
+                    GrammarStart::MayThink => self.open.map_or(At::Grammar, At::MayThink),
+                    GrammarStart::Begin => At::Grammar,
+                };
+                Ok(Constraint { matcher, mask: None, at, vocabulary: self.vocabulary.clone() })
+            }
         }
     }
 }
@@ -107,6 +134,16 @@ const WHITE_SPACE: &str = r"[ \n]{1,16}";
 pub struct Constraint {
     matcher: Matcher,
     mask: Option<SimpleVob>,
+    at: At,
+    vocabulary: TokEnv,
+}
+
+enum At {
+    Grammar,
+    /// Before the first token, which may also be this one.
+    MayThink(u32),
+    /// In the reasoning, where everything is allowed; its newest bytes, in case `</think>` is several tokens.
+    Thinking(Vec<u8>),
 }
 
 impl Constraint {
@@ -115,14 +152,19 @@ impl Constraint {
     /// # Errors
     /// [`Error::Text`] where the grammar leads nowhere or grows beyond llguidance's limits.
     pub fn prepare(&mut self) -> Result<()> {
-        if self.mask.is_none() {
+        if self.mask.is_none() && !matches!(self.at, At::Thinking(_)) {
             let mask = self.matcher.compute_mask_or_eos();
-            self.mask = Some(mask.map_err(|e| Error::Text(format!("grammar: {e}")))?);
+            let mut mask = mask.map_err(|e| Error::Text(format!("grammar: {e}")))?;
+            if let At::MayThink(open) = self.at {
+                mask.allow_token(open);
+            }
+            self.mask = Some(mask);
         }
         Ok(())
     }
 
     /// What the last [`Constraint::prepare`] found: a bit for each token, that of token 0 the lowest of the first word.
+    /// `None`: anything may come.
     pub fn mask(&self) -> Option<&[u32]> {
         self.mask.as_ref().map(SimpleVob::as_slice)
     }
@@ -133,7 +175,70 @@ impl Constraint {
     /// [`Error::Text`] for a token that may not come here.
     pub fn accept(&mut self, id: u32) -> Result<bool> {
         self.mask = None;
+        match &mut self.at {
+            At::MayThink(open) if *open == id => {
+                self.at = At::Thinking(Vec::new());
+                return Ok(false);
+            }
+            At::Thinking(newest) => {
+                newest.extend_from_slice(self.vocabulary.tok_trie().token(id));
+                // What follows the tag in its last token can only be white space, and belongs to it.
+                if newest.windows(CLOSE.len()).any(|bytes| bytes == CLOSE) {
+                    self.at = At::Grammar;
+                } else {
+                    newest.drain(..newest.len().saturating_sub(CLOSE.len() - 1));
+                }
+                return Ok(false);
+            }
+            At::MayThink(_) => self.at = At::Grammar,
+            At::Grammar => {}
+        }
         self.matcher.consume_token(id).map_err(|e| Error::Text(format!("grammar: {e}")))?;
         Ok(self.matcher.is_stopped())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        let json = std::fs::read("tests/golden/tiny/chat/tokenizer.json").unwrap();
+        Tokenizer::from_json(&json, &Value::Null, &Value::Null).unwrap()
+    }
+
+    fn allows(constraint: &mut Constraint, id: u32) -> bool {
+        constraint.prepare().unwrap();
+        constraint.mask().is_none_or(|mask| mask[id as usize / 32] >> (id % 32) & 1 == 1)
+    }
+
+    #[test]
+    fn reasoning_is_free_and_what_follows_is_not() {
+        let tokenizer = tokenizer();
+        let grammars = Grammars::new(&tokenizer, &[2]).unwrap();
+        let id = |text: &str| tokenizer.encode(text, false).unwrap()[0];
+        let choice = Grammar::Choice(vec!["yes".into()]);
+        let mut at_once = grammars.constraint(&choice, GrammarStart::Begin).unwrap();
+        assert!(!allows(&mut at_once, id("x")) && allows(&mut at_once, id("y")));
+        // A tag of several tokens; this vocabulary has no `<think>`, so nothing but the grammar may begin.
+        let mut may = grammars.constraint(&choice, GrammarStart::MayThink).unwrap();
+        assert!(!allows(&mut may, id("x")));
+        let mut thinking = grammars.constraint(&choice, GrammarStart::Thinking).unwrap();
+        let reasoning = tokenizer.encode("so </thin, no: </think>\n", false).unwrap();
+        let (end, before) = reasoning.split_last().unwrap();
+        for id in before {
+            assert!(allows(&mut thinking, *id));
+            assert!(!thinking.accept(*id).unwrap());
+        }
+        if matches!(thinking.at, At::Thinking(_)) {
+            thinking.accept(*end).unwrap();
+        }
+        assert!(!allows(&mut thinking, id("x")) && allows(&mut thinking, id("y")));
+        let mut complete = false;
+        for id in tokenizer.encode("yes", false).unwrap() {
+            complete = thinking.accept(id).unwrap();
+        }
+        assert!(complete || allows(&mut thinking, 2), "the answer may end");
     }
 }

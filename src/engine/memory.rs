@@ -40,6 +40,15 @@ pub enum KvType {
 }
 
 impl KvType {
+    /// vLLM's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            KvType::Auto => "auto",
+            KvType::Fp8 => "fp8",
+            KvType::Int8 => "int8",
+        }
+    }
+
     /// The element type for a model on its device.
     ///
     /// # Errors

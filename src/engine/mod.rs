@@ -21,7 +21,7 @@ mod steps;
 pub mod text;
 mod worker;
 
-pub use grammar::Grammar;
+pub use grammar::{Grammar, GrammarStart};
 pub use memory::{KvSize, KvType};
 pub use request::{Event, EventSink, FinishReason, Request, SamplingParams, TokenLogprobs, Usage};
 pub use stats::Stats;
@@ -59,6 +59,9 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// Tokens that may be guessed from the text so far and checked in one step, for each answer; 0: none.
     pub guesses: usize,
+    /// What requests without a seed of their own draw theirs from, so that the same requests in the same order have the same
+    /// answers; `None`: fresh ones.
+    pub seed: Option<u64>,
     /// Requests that may wait for their turn; a further one is refused with [`Error::Busy`].
     pub max_waiting: Option<usize>,
     /// Adapters on the device at once; any number can be loaded. 0: none.
@@ -79,6 +82,7 @@ impl Default for EngineOptions {
             kv_type: KvType::Auto,
             prefix_cache: true,
             guesses: 0,
+            seed: None,
             max_waiting: None,
             max_adapters: 0,
             max_rank: 16,
@@ -120,6 +124,7 @@ struct Shared {
     model: Arc<LoadedModel>,
     max_len: usize,
     max_waiting: usize,
+    seed: Option<u64>,
     next_id: AtomicU64,
     waiting: Arc<AtomicUsize>,
     registry: Mutex<Registry>,
@@ -213,6 +218,7 @@ impl Engine {
             model,
             max_len,
             max_waiting: options.max_waiting.unwrap_or(usize::MAX),
+            seed: options.seed,
             next_id: AtomicU64::new(1),
             waiting: Arc::default(),
             registry: Mutex::new(Registry::new(layout)),
@@ -260,13 +266,19 @@ impl Engine {
             }
         }
         let adapter = request.adapter.as_deref().map(|name| self.registry().get(name)).transpose()?;
-        let constraint = request.grammar.as_ref().map(|grammar| self.grammars()?.constraint(grammar)).transpose()?;
+        let start = request.grammar_start;
+        let constraint =
+            request.grammar.as_ref().map(|grammar| self.grammars()?.constraint(grammar, start)).transpose()?;
         let waiting = self.shared.waiting.load(Ordering::Relaxed);
         if waiting >= self.shared.max_waiting {
             return Err(Error::Busy(format!("{waiting} requests are waiting already, which is the limit")));
         }
         let ticket = Ticket::new(&self.shared.waiting);
         let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
+        if let (None, Some(seed)) = (request.sampling.seed, self.shared.seed) {
+            // An odd factor: no two requests have the same.
+            request.sampling.seed = Some(seed.wrapping_add(id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        }
         let arrival = Arrival { id, request, sink, adapter, constraint, ticket };
         self.send(Command::Submit(Box::new(arrival)))?;
         Ok(id)

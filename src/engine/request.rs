@@ -1,6 +1,6 @@
 //! What callers ask of the engine, and what they get back, in tokens. Text is `engine::text`'s business.
 
-use super::grammar::Grammar;
+use super::grammar::{Grammar, GrammarStart};
 use crate::error::Error;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -67,6 +67,8 @@ pub struct Request {
     pub adapter: Option<String>,
     /// What the answer must look like.
     pub grammar: Option<Grammar>,
+    /// From where on.
+    pub grammar_start: GrammarStart,
     /// Requests with smaller numbers are served first, and give up their pages last.
     pub priority: i32,
     /// When the request ends even if its answer has not.
@@ -86,6 +88,7 @@ impl Default for Request {
             prompt_logprobs: None,
             adapter: None,
             grammar: None,
+            grammar_start: GrammarStart::default(),
             priority: 0,
             deadline: None,
         }

@@ -47,7 +47,7 @@ pub(super) fn router(engine: Engine, options: ServeOptions) -> Result<Router> {
     };
     let defaults = Defaults::from_generation_config(&engine.model().checkpoint.generation);
     let label = names.first().map_or("", String::as_str);
-    let metrics = Metrics::new(&engine, label, options.max_adapters)
+    let metrics = Metrics::new(&engine, label, options.max_adapters, options.kv_type.as_str())
         .map_err(|error| Error::internal(format!("metrics: {error}")))?;
     let style = Style::of(engine.model(), options.tool_style, options.reasoning_style);
     let app = App {

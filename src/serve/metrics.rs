@@ -25,10 +25,13 @@ pub(super) struct Metrics {
     registry: Registry,
     running: Gauge,
     waiting: Gauge,
-    kv_used: Gauge,
+    /// The same under its newer and its older name.
+    kv_used: [Gauge; 2],
     preemptions: IntCounter,
     prefix_queries: IntCounter,
     prefix_hits: IntCounter,
+    drafts: IntCounter,
+    accepted: IntCounter,
     queue: Histogram,
     prompt_total: IntCounter,
     generation_total: IntCounter,
@@ -39,6 +42,7 @@ pub(super) struct Metrics {
     whole: Histogram,
     prefill: Histogram,
     decode: Histogram,
+    inference: Histogram,
     prompt_tokens: Histogram,
     generation_tokens: Histogram,
     lora: GaugeVec,
@@ -52,8 +56,8 @@ const WAITING: usize = 0;
 const RUNNING: usize = 1;
 
 impl Metrics {
-    /// `model`: the label that all series have.
-    pub fn new(engine: &Engine, model: &str, max_lora: usize) -> Result<Self, prometheus::Error> {
+    /// `model`: the label that all series have; `max_lora`, `cache_dtype`: what the two series of settings say.
+    pub fn new(engine: &Engine, model: &str, max_lora: usize, cache_dtype: &str) -> Result<Self, prometheus::Error> {
         // One label: the registry writes several in no fixed order.
         let labels = [("model_name".to_owned(), model.to_owned())];
         let registry = Registry::new_custom(None, Some(labels.into_iter().collect()))?;
@@ -69,13 +73,19 @@ impl Metrics {
         let success = register(&registry, IntCounterVec::new(by_reason, &["finished_reason"])?)?;
         // A series that is there from the start has a rate from the start.
         ["stop", "length", "abort", "error"].iter().for_each(|reason| drop(success.with_label_values(&[reason])));
+        cache_config(&registry, &engine.stats(), cache_dtype)?;
         Ok(Self {
             running: gauge("vllm:num_requests_running", "Requests in the running batch.")?,
             waiting: gauge("vllm:num_requests_waiting", "Requests that wait to be worked on.")?,
-            kv_used: gauge("vllm:kv_cache_usage_perc", "Share of the cache that requests hold, from 0 to 1.")?,
+            kv_used: [
+                gauge("vllm:kv_cache_usage_perc", "Share of the cache that requests hold, from 0 to 1.")?,
+                gauge("vllm:gpu_cache_usage_perc", "Older name of kv_cache_usage_perc.")?,
+            ],
             preemptions: counter("vllm:num_preemptions_total", "Requests that gave up their part of the cache.")?,
             prefix_queries: counter("vllm:prefix_cache_queries_total", "Prompt tokens looked for in the cache.")?,
             prefix_hits: counter("vllm:prefix_cache_hits_total", "Prompt tokens found in the cache.")?,
+            drafts: counter("vllm:spec_decode_num_draft_tokens_total", "Tokens guessed.")?,
+            accepted: counter("vllm:spec_decode_num_accepted_tokens_total", "Guesses that were right.")?,
             queue: histogram("vllm:request_queue_time_seconds", "Arrival to first step.", REQUEST)?,
             prompt_total: counter("vllm:prompt_tokens_total", "Tokens of prompts.")?,
             generation_total: counter("vllm:generation_tokens_total", "Tokens generated.")?,
@@ -88,6 +98,7 @@ impl Metrics {
             whole: histogram("vllm:e2e_request_latency_seconds", "Arrival to end.", REQUEST)?,
             prefill: histogram("vllm:request_prefill_time_seconds", "First step to first token.", REQUEST)?,
             decode: histogram("vllm:request_decode_time_seconds", "First token to last.", REQUEST)?,
+            inference: histogram("vllm:request_inference_time_seconds", "First step to last token.", REQUEST)?,
             prompt_tokens: histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", &lengths)?,
             generation_tokens: histogram("vllm:request_generation_tokens", "Tokens of an answer.", &lengths)?,
             lora: register(&registry, GaugeVec::new(by_adapter, &adapters)?)?,
@@ -102,11 +113,16 @@ impl Metrics {
         let in_use = self.in_use().clone();
         self.running.set(stats.running as f64);
         self.waiting.set(stats.waiting as f64);
-        self.kv_used.set(stats.kv_pages_used as f64 / stats.kv_pages.max(1) as f64);
+        let used = stats.kv_pages_used as f64 / stats.kv_pages.max(1) as f64;
+        self.kv_used.iter().for_each(|gauge| gauge.set(used));
         for (counter, total) in [
             (&self.preemptions, stats.preemptions),
             (&self.prefix_queries, stats.prefix_queries),
             (&self.prefix_hits, stats.prefix_hits),
+            (&self.prompt_total, stats.prompt_tokens),
+            (&self.generation_total, stats.generated_tokens),
+            (&self.drafts, stats.guessed_tokens),
+            (&self.accepted, stats.accepted_tokens),
         ] {
             counter.inc_by(total.saturating_sub(counter.get()));
         }
@@ -189,8 +205,7 @@ impl Watch {
         metrics.queue.observe(usage.queue_s);
         metrics.prefill.observe(usage.prefill_s);
         metrics.decode.observe(usage.decode_s);
-        metrics.prompt_total.inc_by(usage.prompt_tokens as u64);
-        metrics.generation_total.inc_by(usage.completion_tokens as u64);
+        metrics.inference.observe(usage.prefill_s + usage.decode_s);
         metrics.prompt_tokens.observe(usage.prompt_tokens as f64);
         metrics.generation_tokens.observe(usage.completion_tokens as f64);
     }
@@ -205,6 +220,14 @@ impl Drop for Watch {
 fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
+}
+
+/// The size of the cache, in labels: gateways work out from it how many tokens fit.
+fn cache_config(registry: &Registry, stats: &Stats, dtype: &str) -> Result<(), prometheus::Error> {
+    let opts = Opts::new("vllm:cache_config_info", "The key/value cache.");
+    let info = register(registry, GaugeVec::new(opts, &["block_size", "cache_dtype", "num_gpu_blocks"])?)?;
+    info.with_label_values(&[&*stats.kv_page_size.to_string(), dtype, &*stats.kv_pages.to_string()]).set(1.0);
+    Ok(())
 }
 
 /// 1, 2, 5, 10, … up to the longest context.

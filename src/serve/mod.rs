@@ -21,7 +21,7 @@ mod tools;
 mod turn;
 mod vllm;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, KvType};
 use crate::error::{Error, Result};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -48,6 +48,8 @@ pub struct ServeOptions {
     pub reasoning_style: ReasoningStyle,
     /// Adapters that can be loaded at once, for `/metrics`.
     pub max_adapters: usize,
+    /// Type of the engine's key/value cache, for `/metrics`.
+    pub kv_type: KvType,
     /// How long a graceful stop waits for running answers.
     pub drain: Duration,
 }
@@ -63,6 +65,7 @@ impl Default for ServeOptions {
             tool_style: ToolStyle::default(),
             reasoning_style: ReasoningStyle::default(),
             max_adapters: 0,
+            kv_type: KvType::Auto,
             drain: Duration::from_secs(30),
         }
     }

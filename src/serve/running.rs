@@ -76,7 +76,7 @@ impl Running {
         self.events.poll_recv(context).map(|event| {
             // Without senders there are no more events: the sinks gave up, or the engine ended.
             let (choice, event) = event.unwrap_or_else(|| (unfinished, TextEvent::Failed(self.lost())));
-            if !matches!(event, TextEvent::Delta { .. }) {
+            if matches!(event, TextEvent::Done { .. } | TextEvent::Failed(_)) {
                 self.ids[choice] = None;
             }
             Some((choice, event))

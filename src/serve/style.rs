@@ -120,8 +120,7 @@ impl Style {
                 ApiError::field("tools", message)
             })?,
         };
-        let forced = matches!(calls, Calls::Named(_) | Calls::List);
-        let reasoning = match self.reasoning && !forced {
+        let reasoning = match self.reasoning {
             true => Reasoning::Tagged { open: prompt.trim_end().ends_with("<think>") },
             false => Reasoning::Inline,
         };

@@ -68,6 +68,8 @@ pub(super) struct Started {
     pub running: Running,
     pub form: Form,
     pub prompt_tokens: usize,
+    /// The prompt, where log-probabilities of its tokens are wanted.
+    pub prompt: Vec<u32>,
     pub tools: Tools,
     pub params: Params,
 }
@@ -84,9 +86,11 @@ impl Turn {
         }
         let (text, prompt) = self.conversation.prompt(app, &self.tools)?;
         let form = app.style.form(&self.tools, &text)?;
+        self.params.request.grammar_start = form.grammar_start(&text);
         let prompt_tokens = prompt.len();
+        let kept = self.params.request.prompt_logprobs.map(|_| prompt.clone()).unwrap_or_default();
         let requests = self.params.requests(prompt, app.engine.max_len(), None, self.prompt_field)?;
         let running = Running::start(app, requests, &self.params.text)?;
-        Ok(Started { running, form, prompt_tokens, tools: self.tools, params: self.params })
+        Ok(Started { running, form, prompt_tokens, prompt: kept, tools: self.tools, params: self.params })
     }
 }

@@ -6,7 +6,8 @@ use runtime::format::peft::Adapter;
 use runtime::serve::{ReasoningStyle, ServeOptions, Shutdown, ToolStyle, serve};
 use runtime::token::ChatTemplate;
 use runtime::{Error, Result};
-use std::path::PathBuf;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -32,12 +33,12 @@ pub struct Args {
     /// Keys of which a request has to bring one
     #[arg(long, value_name = "KEY", num_args = 1..)]
     api_key: Vec<String>,
-    /// A LoRA adapter in PEFT's format and the model name that selects it; may be given several times
+    /// A LoRA adapter in PEFT's format and the model name that selects it, or vLLM's {"name": …, "path": …}; several are fine
     #[arg(long, value_name = "NAME=DIR", num_args = 1.., alias = "lora-modules")]
     adapter: Vec<AdapterArg>,
-    /// A file with a chat template to use instead of the model's own
-    #[arg(long, value_name = "FILE")]
-    chat_template: Option<PathBuf>,
+    /// A chat template to use instead of the model's own: a file, or the template itself in one line
+    #[arg(long, value_name = "FILE|TEMPLATE")]
+    chat_template: Option<String>,
     /// Longest prompt and answer together, in tokens [default: the model's own, up to 8192]
     #[arg(long, value_name = "TOKENS")]
     max_model_len: Option<usize>,
@@ -47,10 +48,13 @@ pub struct Args {
     /// Most prompt tokens in one step
     #[arg(long, value_name = "TOKENS")]
     max_num_batched_tokens: Option<usize>,
-    /// Adapters that can be loaded at once [default: those of --adapter]
+    /// Leave room for adapters that /v1/load_lora_adapter brings; --adapter needs no more than itself
+    #[arg(long)]
+    enable_lora: bool,
+    /// Adapters on the device at once; any number can be loaded [default: those of --adapter, 1 with --enable-lora]
     #[arg(long, value_name = "N")]
     max_loras: Option<usize>,
-    /// Largest rank of an adapter [default: that of --adapter]
+    /// Largest rank of an adapter [default: that of --adapter, at least 16 with --enable-lora]
     #[arg(long, value_name = "R")]
     max_lora_rank: Option<usize>,
     /// How the model writes tool calls: auto (from its chat template), hermes or llama3_json
@@ -76,6 +80,9 @@ pub struct Args {
     /// Tokens to guess from the text so far and to check in one step, for each answer
     #[arg(long, value_name = "N", default_value_t = 0)]
     num_speculative_tokens: usize,
+    /// Makes the answers to the same requests in the same order the same; a request's own seed comes first
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
     /// Requests that may wait; more are refused with status 429 [default: any number]
     #[arg(long, value_name = "N")]
     max_waiting: Option<usize>,
@@ -104,33 +111,73 @@ struct ForeignArgs {
     /// Models bring no code
     #[arg(long)]
     trust_remote_code: bool,
-    /// Requests bring their own
-    #[arg(long, value_name = "SEED")]
-    seed: Option<u64>,
     /// Calls are recognised in any case
     #[arg(long)]
     enable_auto_tool_choice: bool,
-    /// --adapter is enough
+    /// There is no log of requests
+    #[arg(long, alias = "no-enable-log-requests")]
+    disable_log_requests: bool,
+    /// There is no log of figures; /metrics has them
     #[arg(long)]
-    enable_lora: bool,
+    disable_log_stats: bool,
 }
 
 #[derive(Clone)]
 struct AdapterArg {
     name: String,
     folder: PathBuf,
+    /// What vLLM lists as its parent.
+    base: Option<String>,
 }
 
 impl FromStr for AdapterArg {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
+        if text.trim_start().starts_with('{') {
+            return Self::from_json(text);
+        }
         match text.split_once('=') {
             Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
-                Ok(Self { name: name.into(), folder: folder.into() })
+                Ok(Self { name: name.into(), folder: folder.into(), base: None })
             }
             _ => Err(Error::invalid(format!("'{text}' is not NAME=DIR"))),
         }
+    }
+}
+
+impl AdapterArg {
+    /// vLLM's `{"name": …, "path": …, "base_model_name": …}`.
+    fn from_json(text: &str) -> Result<Self> {
+        let wrong = |why: &dyn std::fmt::Display| Error::invalid(format!("'{text}': {why}"));
+        let mut fields: Map<String, Value> = serde_json::from_str(text).map_err(|error| wrong(&error))?;
+        let mut take = |name: &str| match fields.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(value)) if !value.is_empty() => Ok(Some(value)),
+            Some(_) => Err(wrong(&format!("`{name}` must be a string"))),
+        };
+        let (name, path, base) = (take("name")?, take("path")?, take("base_model_name")?);
+        match (name, path, fields.keys().next()) {
+            (Some(name), Some(path), None) => Ok(Self { name, folder: path.into(), base }),
+            (_, _, Some(other)) => Err(wrong(&format!("`{other}` is not understood"))),
+            _ => Err(wrong(&"`name` and `path` are required")),
+        }
+    }
+
+    /// A base of another name changes nothing but a listing.
+    fn check_base(&self, model: &str, served: &[String]) {
+        if let Some(base) = self.base.as_ref().filter(|base| *base != model && !served.contains(base)) {
+            eprintln!("note: adapter '{}': base_model_name '{base}' is not the name of this model", self.name);
+        }
+    }
+}
+
+/// The text of a template that is named by its file, or stands in the argument itself, as vLLM tells them apart.
+fn chat_template(given: &str) -> Result<String> {
+    match std::fs::read_to_string(given) {
+        Ok(text) => Ok(text),
+        Err(_) if given.contains(['{', '}', '\n']) => Ok(given.replace("\\n", "\n").replace("\\t", "\t")),
+        Err(error) => Err(Error::io(Path::new(given), error)),
     }
 }
 
@@ -151,7 +198,8 @@ impl ForeignArgs {
             (self.enforce_eager, "--enforce-eager", "steps are always recorded and replayed"),
             (self.enable_auto_tool_choice, "--enable-auto-tool-choice", "tool calls are always recognised"),
             (self.trust_remote_code, "--trust-remote-code", "no model brings code"),
-            (self.seed.is_some(), "--seed", "a request's own seed decides"),
+            (self.disable_log_requests, "--disable-log-requests", "there is no such log"),
+            (self.disable_log_stats, "--disable-log-stats", "there is no such log"),
         ] {
             if given {
                 eprintln!("note: {flag} has no effect: {why}");
@@ -164,19 +212,21 @@ pub fn run(args: Args) -> Result<()> {
     args.foreign.check();
     let name = args.model.or(args.model_flag).unwrap_or_default();
     let mut model = common::load(&name, args.device)?;
-    if let Some(path) = &args.chat_template {
-        let source = std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+    if let Some(given) = &args.chat_template {
+        let source = chat_template(given)?;
         let special = model.chat.as_ref().map(|chat| chat.special().clone()).unwrap_or_default();
         let template = ChatTemplate::new(&source, special)?;
         let owned = Arc::get_mut(&mut model).ok_or_else(|| Error::internal("the model is already in use"))?;
         owned.chat = Some(template);
     }
     let mut adapters = Vec::new();
-    for AdapterArg { name, folder } in &args.adapter {
-        adapters.push((name, Adapter::read(folder, model.config())?));
+    for adapter in &args.adapter {
+        adapter.check_base(&name, &args.served_model_name);
+        adapters.push((&adapter.name, Adapter::read(&adapter.folder, model.config())?));
     }
     let ranks = adapters.iter().map(|(_, adapter)| largest_rank(adapter));
     let defaults = EngineOptions::for_server(&model);
+    let usual_rank = args.enable_lora.then_some(defaults.max_rank);
     let options = EngineOptions {
         max_seqs: args.max_num_seqs.unwrap_or(defaults.max_seqs),
         max_len: args.max_model_len,
@@ -188,9 +238,10 @@ pub fn run(args: Args) -> Result<()> {
         kv_type: args.cache.kv_cache_dtype,
         prefix_cache: !args.no_enable_prefix_caching,
         guesses: args.num_speculative_tokens,
+        seed: args.seed,
         max_waiting: args.max_waiting,
-        max_adapters: args.max_loras.unwrap_or(0).max(adapters.len()),
-        max_rank: ranks.chain(args.max_lora_rank).max().unwrap_or(defaults.max_rank),
+        max_adapters: args.max_loras.unwrap_or(adapters.len().max(usize::from(args.enable_lora))),
+        max_rank: ranks.chain(args.max_lora_rank.or(usual_rank)).max().unwrap_or(defaults.max_rank),
         ..defaults
     };
     let max_adapters = options.max_adapters;
@@ -206,6 +257,7 @@ pub fn run(args: Args) -> Result<()> {
         tool_style: args.tool_call_parser,
         reasoning_style: args.reasoning_parser,
         max_adapters,
+        kv_type: args.cache.kv_cache_dtype,
         ..ServeOptions::default()
     };
     let shutdown = Shutdown::new();

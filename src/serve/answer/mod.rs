@@ -10,6 +10,7 @@ mod tools;
 pub(super) use blocks::{Block, Blocks, Change, Kind};
 pub(super) use tools::Calls;
 
+use crate::engine::GrammarStart;
 use crate::engine::text::TokenPiece;
 use reasoning::ReasoningReader;
 use tools::CallReader;
@@ -46,6 +47,18 @@ pub(super) struct Form {
     pub calls: Calls,
     /// More calls than one; else those after the first are dropped.
     pub parallel: bool,
+}
+
+impl Form {
+    /// From where on the answer to `prompt` keeps to a grammar: that is about the content, not the reasoning.
+    pub fn grammar_start(&self, prompt: &str) -> GrammarStart {
+        match self.reasoning {
+            Reasoning::Tagged { open: true } => GrammarStart::Thinking,
+            // A template that closes the reasoning itself asks for none.
+            Reasoning::Tagged { open: false } if !prompt.trim_end().ends_with("</think>") => GrammarStart::MayThink,
+            _ => GrammarStart::Begin,
+        }
+    }
 }
 
 /// Reads one answer.

@@ -44,7 +44,7 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, MessagesReply, bool
     params.constraint = constraint::with_additions(&mut fields, "output_config", format)?;
     fields.finish()?;
     let turn = Turn { conversation, tools, params, prompt_field: "messages" };
-    let Started { running, form, prompt_tokens, tools: _, params } = turn.start(app)?;
+    let Started { running, form, prompt_tokens, params, .. } = turn.start(app)?;
     Ok((running, MessagesReply::new(name, &form, prompt_tokens), params.stream))
 }
 

@@ -42,11 +42,11 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, ChatReply, bool), A
     }
     fields.finish()?;
     let turn = Turn { conversation, tools, params, prompt_field: "messages" };
-    let Started { running, form, prompt_tokens, tools, params } = turn.start(app)?;
+    let Started { running, form, prompt_tokens, prompt, tools, params } = turn.start(app)?;
     let tokenizer = app.engine.model().tokenizer()?.clone();
     let stream = params.stream;
     let reply = ChatReply::new(name, params, form, tools.choice, tokenizer)
-        .with_prompt(prompt_tokens)
+        .with_prompt(prompt_tokens, prompt)
         .with_reasoning(include_reasoning);
     Ok((running, reply, stream))
 }

@@ -1,7 +1,7 @@
 //! `POST /v1/chat/completions`: the answer, whole or in chunks.
 
 use super::ApiError;
-use super::logprobs::ChatLogprobs;
+use super::logprobs::{ChatLogprobs, PromptLogprobs};
 use super::params::Params;
 use super::reply::{Counts, Envelope, Head, finish_reason};
 use crate::engine::FinishReason;
@@ -26,6 +26,8 @@ pub struct ChatReply {
     tool_choice: ToolChoice,
     include_reasoning: bool,
     tokenizer: Tokenizer,
+    /// The prompt, where log-probabilities of its tokens are wanted.
+    prompt: Vec<u32>,
     counts: Counts,
     streams: Vec<Stream>,
 }
@@ -130,14 +132,15 @@ impl ChatReply {
             tool_choice,
             include_reasoning: true,
             tokenizer,
+            prompt: Vec::new(),
             counts: Counts::default(),
         }
     }
 
-    /// States the prompt's tokens, which are counted from the start.
-    pub fn with_prompt(mut self, tokens: usize) -> Self {
+    /// States how many tokens the prompt has, which are counted from the start, and which, where that matters.
+    pub fn with_prompt(mut self, tokens: usize, prompt: Vec<u32>) -> Self {
         self.counts.prompt(tokens);
-        self
+        Self { prompt, ..self }
     }
 
     /// Whether clients get to see reasoning.
@@ -151,9 +154,15 @@ impl ChatReply {
             self.counts.end(&choice.usage, 0);
             self.counts.reasoned(reasoning_tokens(&self.form, &choice.tokens));
         }
+        let first = finished.first();
+        first.into_iter().for_each(|choice| self.counts.cached(choice.usage.cached_tokens));
+        let prompt_logprobs = first
+            .filter(|_| self.params.request.prompt_logprobs.is_some())
+            .map(|choice| PromptLogprobs::new(&self.prompt, &choice.prompt, &self.tokenizer));
         let best = self.params.best(finished);
         let choices: Vec<Choice> = best.into_iter().enumerate().map(|(i, choice)| self.choice(i, choice)).collect();
-        let envelope = Envelope::new(&self.head, "chat.completion", &choices, Some(Some(self.counts)));
+        let envelope = Envelope::new(&self.head, "chat.completion", &choices, Some(Some(self.counts)))
+            .with_prompt(prompt_logprobs);
         serde_json::to_value(envelope).unwrap_or_default()
     }
 
@@ -251,6 +260,9 @@ impl Render for ChatReply {
                 let parts = self.streams[index].reader.finish();
                 self.parts(index, parts, lines);
                 self.counts.end(&usage, self.streams[index].counted);
+                if index == 0 {
+                    self.counts.cached(usage.cached_tokens);
+                }
                 let finish_reason = self.finish_reason(Some(reason), self.streams[index].reader.calls());
                 let end = ChunkChoice { index, finish_reason, stop_reason: stop, ..ChunkChoice::default() };
                 self.write(end, lines);

@@ -1,6 +1,6 @@
 //! `POST /v1/completions`: the request.
 
-use super::completions_reply::CompletionsReply;
+use super::completions_reply::{CompletionsReply, Echo};
 use super::params::{MAX_CHOICES, MAX_LOGPROBS, Params};
 use super::texts::Texts;
 use super::{ApiError, Fields};
@@ -34,6 +34,7 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, CompletionsReply, b
     let mut params = Params::take(&mut fields, &app.defaults, model.config().vocab)?;
     params.request.logprobs = logprobs(&mut fields)?;
     params.request.adapter = adapter;
+    let echo = echo(&mut fields, &mut params)?;
     params.text.continues_prompt = true;
     let add_special = fields.take("add_special_tokens")?.unwrap_or(true);
     let prompts = fields.require::<Texts>("prompt")?.ids("prompt", model, add_special)?;
@@ -42,25 +43,16 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, CompletionsReply, b
         let message = format!("{count} prompts with {each} answers each are more than {MAX_CHOICES} answers");
         return Err(ApiError::field("prompt", message));
     }
-    let echo = fields.take("echo")?.unwrap_or(false);
-    if echo && params.request.logprobs.is_some() {
-        return Err(ApiError::field("echo", "`echo` together with `logprobs` is not supported"));
-    }
     fields.unsupported("suffix", &[json!("")])?;
     fields.finish()?;
 
-    let echoed = match echo {
-        true => prompts.iter().map(|ids| tokenizer.decode(ids, true)).collect(),
-        false => Vec::new(),
-    };
-    let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
     let mut requests = Vec::new();
-    for prompt in prompts {
-        requests.extend(params.requests(prompt, app.engine.max_len(), Some(DEFAULT_MAX_TOKENS), "prompt")?);
+    for prompt in &prompts {
+        requests.extend(params.requests(prompt.clone(), app.engine.max_len(), Some(DEFAULT_MAX_TOKENS), "prompt")?);
     }
     let running = Running::start(app, requests, &params.text)?;
     let stream = params.stream;
-    let reply = CompletionsReply::new(name, params, &lengths, &echoed, tokenizer.clone());
+    let reply = CompletionsReply::new(name, params, prompts, echo, tokenizer.clone());
     Ok((running, reply, stream))
 }
 
@@ -71,4 +63,18 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
         }
         top => Ok(top),
     }
+}
+
+/// How the prompts are repeated. Without an answer it takes one token all the same, which nobody gets to see.
+fn echo(fields: &mut Fields, params: &mut Params) -> Result<Echo, ApiError> {
+    if !fields.take("echo")?.unwrap_or(false) {
+        return Ok(Echo::No);
+    }
+    // OpenAI's way to ask for the prompt's log-probabilities, and a stream is no reason against it.
+    params.request.prompt_logprobs = params.request.prompt_logprobs.max(params.request.logprobs);
+    if params.max_tokens == Some(0) {
+        params.max_tokens = Some(1);
+        return Ok(Echo::Only);
+    }
+    Ok(Echo::First)
 }

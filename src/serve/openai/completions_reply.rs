@@ -1,11 +1,11 @@
 //! `POST /v1/completions`: the answer, whole or in chunks.
 
 use super::ApiError;
-use super::logprobs::TextLogprobs;
+use super::logprobs::{PromptLogprobs, TextLogprobs};
 use super::params::Params;
 use super::reply::{Counts, Envelope, Head, finish_reason};
-use crate::engine::FinishReason;
 use crate::engine::text::{TextEvent, TokenPiece};
+use crate::engine::{FinishReason, TokenLogprobs, Usage};
 use crate::error::Error;
 use crate::serve::running::Finished;
 use crate::serve::sse::{Lines, Render};
@@ -16,18 +16,39 @@ use serde_json::Value;
 /// Whole and in chunks it has the same name.
 const OBJECT: &str = "text_completion";
 
+/// Whether a text begins with its prompt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Echo {
+    No,
+    /// The prompt, then the answer.
+    First,
+    /// The prompt and nothing else: `max_tokens` is 0.
+    Only,
+}
+
 /// Writes one reply.
 pub struct CompletionsReply {
     head: Head,
     params: Params,
     tokenizer: Tokenizer,
     counts: Counts,
-    /// What each choice's next piece of text begins with: its prompt, if that is echoed.
-    echo: Vec<String>,
-    /// Where the next token of each choice starts in its text.
-    offsets: Vec<usize>,
-    /// Tokens so far of each choice.
-    counted: Vec<usize>,
+    prompts: Vec<Vec<u32>>,
+    echo: Echo,
+    /// By choice.
+    written: Vec<Written>,
+}
+
+/// What of a choice is written.
+#[derive(Clone, Default)]
+struct Written {
+    /// The prompt, if it is echoed.
+    echo: bool,
+    /// Log-probabilities of the prompt's tokens after the first that wait for its text.
+    prompt: Vec<TokenLogprobs>,
+    /// Where the next token starts in the text.
+    offset: usize,
+    /// Tokens of the answer so far.
+    counted: usize,
 }
 
 #[derive(Serialize)]
@@ -38,34 +59,34 @@ struct Choice {
     finish_reason: Option<&'static str>,
     /// vLLM's: the stop string.
     stop_reason: Option<String>,
+    /// vLLM's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs>,
 }
 
 impl CompletionsReply {
-    /// `prompts`: tokens of each; `echoed`: the text of each, if wanted.
-    pub fn new(model: String, params: Params, prompts: &[usize], echoed: &[String], tokenizer: Tokenizer) -> Self {
-        let choices = prompts.len() * params.n;
-        let echo = |choice: usize| echoed.get(choice / params.n).cloned().unwrap_or_default();
+    pub fn new(model: String, params: Params, prompts: Vec<Vec<u32>>, echo: Echo, tokenizer: Tokenizer) -> Self {
         let mut counts = Counts::default();
-        prompts.iter().for_each(|tokens| counts.prompt(*tokens));
-        Self {
-            head: Head::new("cmpl-", model),
-            tokenizer,
-            counts,
-            echo: (0..choices).map(echo).collect(),
-            offsets: vec![0; choices],
-            counted: vec![0; choices],
-            params,
-        }
+        prompts.iter().for_each(|ids| counts.prompt(ids.len()));
+        let written = vec![Written::default(); prompts.len() * params.n];
+        Self { head: Head::new("cmpl-", model), params, tokenizer, counts, prompts, echo, written }
     }
 
     /// The answer in one piece.
     pub fn whole(mut self, finished: Vec<Finished>) -> Value {
-        finished.iter().for_each(|choice| self.counts.end(&choice.usage, 0));
+        for (i, choice) in finished.iter().enumerate() {
+            self.ended(&choice.usage, 0, i.is_multiple_of(self.params.best_of));
+        }
         let mut choices = Vec::new();
+        let wanted = self.params.request.prompt_logprobs;
         for (index, choice) in self.params.best(finished).into_iter().enumerate() {
+            let ids = &self.prompts[index / self.params.n];
+            let prompt_logprobs = wanted.map(|_| PromptLogprobs::new(ids, &choice.prompt, &self.tokenizer));
+            self.written[index].prompt = choice.prompt;
             choices.push(Choice {
                 finish_reason: finish_reason(choice.reason),
                 stop_reason: choice.stop,
+                prompt_logprobs,
                 ..self.piece(index, choice.text, choice.tokens)
             });
         }
@@ -73,11 +94,33 @@ impl CompletionsReply {
         serde_json::to_value(envelope).unwrap_or_default()
     }
 
+    /// Counts an answer that has ended; `first`: of those to its prompt.
+    fn ended(&mut self, usage: &Usage, counted: usize, first: bool) {
+        if self.echo != Echo::Only {
+            self.counts.end(usage, counted);
+        }
+        if first {
+            self.counts.cached(usage.cached_tokens);
+        }
+    }
+
     fn piece(&mut self, index: usize, text: String, tokens: Vec<TokenPiece>) -> Choice {
-        let text = std::mem::take(&mut self.echo[index]) + &text;
-        let wanted = self.params.request.logprobs.is_some();
-        let logprobs = wanted.then(|| TextLogprobs::new(tokens, &self.tokenizer, &mut self.offsets[index]));
-        Choice { index, text, logprobs, finish_reason: None, stop_reason: None }
+        let (written, ids) = (&mut self.written[index], &self.prompts[index / self.params.n]);
+        let mut logprobs = self.params.request.logprobs.map(|_| TextLogprobs::default());
+        let mut whole = String::new();
+        if self.echo != Echo::No && !std::mem::replace(&mut written.echo, true) {
+            whole = self.tokenizer.decode(ids, true);
+            if let Some(logprobs) = &mut logprobs {
+                logprobs.echo(ids, &std::mem::take(&mut written.prompt), &self.tokenizer, &mut written.offset);
+            }
+        }
+        if self.echo != Echo::Only {
+            whole.push_str(&text);
+            if let Some(logprobs) = &mut logprobs {
+                logprobs.answer(tokens, &self.tokenizer, &mut written.offset);
+            }
+        }
+        Choice { index, text: whole, logprobs, finish_reason: None, stop_reason: None, prompt_logprobs: None }
     }
 
     fn write(&self, choice: Choice, lines: &mut Lines) {
@@ -89,21 +132,22 @@ impl CompletionsReply {
 impl Render for CompletionsReply {
     fn event(&mut self, index: usize, event: TextEvent, lines: &mut Lines) -> Result<(), ApiError> {
         match event {
-            // Asked for in no stream.
-            TextEvent::Prompt(_) => {}
+            TextEvent::Prompt(logprobs) => self.written[index].prompt = logprobs,
             TextEvent::Delta { text, tokens } => {
-                self.counts.more(tokens.len());
-                self.counted[index] += tokens.len();
+                if self.echo != Echo::Only {
+                    self.counts.more(tokens.len());
+                }
+                self.written[index].counted += tokens.len();
                 let choice = self.piece(index, text, tokens);
                 self.write(choice, lines);
             }
             TextEvent::Done { reason: FinishReason::Cancelled, .. } => return Err(Error::Cancelled.into()),
             TextEvent::Done { reason, usage, stop } => {
-                self.counts.end(&usage, self.counted[index]);
+                self.ended(&usage, self.written[index].counted, index.is_multiple_of(self.params.n));
                 // With the echo, where no text came at all.
-                let end = self.piece(index, String::new(), Vec::new());
-                let choice =
-                    Choice { finish_reason: finish_reason(Some(reason)), logprobs: None, stop_reason: stop, ..end };
+                let mut end = self.piece(index, String::new(), Vec::new());
+                let logprobs = end.logprobs.take().filter(|_| !end.text.is_empty());
+                let choice = Choice { finish_reason: finish_reason(Some(reason)), logprobs, stop_reason: stop, ..end };
                 self.write(choice, lines);
             }
             TextEvent::Failed(error) => return Err(error.into()),

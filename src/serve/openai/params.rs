@@ -75,6 +75,7 @@ impl Params {
     pub fn take(fields: &mut Fields, defaults: &Defaults, vocab_size: usize) -> Result<Self, ApiError> {
         let mut params = Self::common(fields, defaults, vocab_size)?;
         params.text.stop = stop_strings(fields)?;
+        params.request.prompt_logprobs = prompt_logprobs(fields, params.stream)?;
         let n = fields.take("n")?.unwrap_or(1);
         if !(1..=MAX_CHOICES).contains(&n) {
             return Err(ApiError::field("n", format!("`n` must be between 1 and {MAX_CHOICES}, not {n}")));
@@ -256,6 +257,19 @@ fn best_of(fields: &mut Fields, n: usize, stream: bool) -> Result<usize, ApiErro
     }
 }
 
+/// Alternatives to report with each token of the prompt; in no stream, as at vLLM.
+fn prompt_logprobs(fields: &mut Fields, stream: bool) -> Result<Option<usize>, ApiError> {
+    const NAME: &str = "prompt_logprobs";
+    match fields.take::<i64>(NAME)? {
+        None => Ok(None),
+        Some(_) if stream => Err(ApiError::field(NAME, format!("`{NAME}` cannot be streamed"))),
+        Some(top) => match usize::try_from(top) {
+            Ok(top) if top <= MAX_LOGPROBS => Ok(Some(top)),
+            _ => Err(ApiError::field(NAME, format!("`{NAME}` must be in [0, {MAX_LOGPROBS}], not {top}"))),
+        },
+    }
+}
+
 /// Whether the stream is to end with the counts, and whether each chunk is to have them.
 fn stream_options(fields: &mut Fields, stream: bool) -> Result<(bool, bool), ApiError> {
     const NAME: &str = "stream_options";
@@ -281,7 +295,6 @@ fn not_yet() -> Vec<(&'static str, Vec<Value>)> {
         ("kv_transfer_params", vec![]),
         ("length_penalty", vec![json!(1), json!(1.0)]),
         ("logits_processors", vec![json!([])]),
-        ("prompt_logprobs", vec![]),
         ("return_token_ids", off()),
         ("return_tokens_as_token_ids", off()),
         ("truncate_prompt_tokens", vec![]),

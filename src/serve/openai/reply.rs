@@ -1,5 +1,6 @@
 //! Parts of every reply.
 
+use super::logprobs::PromptLogprobs;
 use crate::engine::{FinishReason, Usage};
 use crate::serve::http::{unique_id, unix_time};
 use serde::Serialize;
@@ -26,6 +27,9 @@ pub struct Envelope<'a, C> {
     created: u64,
     model: &'a str,
     choices: &'a [C],
+    /// vLLM's, of a chat's prompt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs>,
     /// Absent, `null` (a chunk before the last of a stream that ends with counts), or the counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Counts>>,
@@ -35,7 +39,12 @@ pub struct Envelope<'a, C> {
 impl<'a, C> Envelope<'a, C> {
     pub fn new(head: &'a Head, object: &'static str, choices: &'a [C], usage: Option<Option<Counts>>) -> Self {
         let Head { id, created, model } = head;
-        Self { id, object, created: *created, model, choices, usage, system_fingerprint: None }
+        let prompt_logprobs = None;
+        Self { id, object, created: *created, model, choices, prompt_logprobs, usage, system_fingerprint: None }
+    }
+
+    pub fn with_prompt(self, prompt_logprobs: Option<PromptLogprobs>) -> Self {
+        Self { prompt_logprobs, ..self }
     }
 }
 
@@ -45,9 +54,17 @@ pub struct Counts {
     prompt_tokens: usize,
     completion_tokens: usize,
     total_tokens: usize,
+    /// `None` until the first answer to a prompt has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens_details: Option<PromptDetails>,
     /// `None` where nothing tells reasoning from the rest.
     #[serde(skip_serializing_if = "Option::is_none")]
     completion_tokens_details: Option<CompletionDetails>,
+}
+
+#[derive(Clone, Copy, Default, Serialize)]
+struct PromptDetails {
+    cached_tokens: usize,
 }
 
 #[derive(Clone, Copy, Default, Serialize)]
@@ -60,6 +77,12 @@ impl Counts {
     pub fn prompt(&mut self, tokens: usize) {
         self.prompt_tokens += tokens;
         self.total();
+    }
+
+    /// Adds a prompt's tokens that were found in the prefix cache: those of the first answer to it, since the others find what
+    /// that one has computed.
+    pub fn cached(&mut self, tokens: usize) {
+        self.prompt_tokens_details.get_or_insert_default().cached_tokens += tokens;
     }
 
     /// Adds tokens of an answer that goes on.

@@ -61,7 +61,7 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, ResponsesReply, boo
 
     let conversation = Conversation { messages, options, add_special: false };
     let started = Turn { conversation, tools, params, prompt_field: "input" }.start(app)?;
-    let Started { running, form, prompt_tokens: _, tools: _, params } = started;
+    let Started { running, form, params, .. } = started;
     let sampling = &params.request.sampling;
     for (name, value) in [("temperature", sampling.temperature), ("top_p", sampling.top_p)] {
         if echo[name].is_null() {
