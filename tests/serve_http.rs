@@ -201,7 +201,6 @@ fn routes_methods_types_and_sizes() {
     let server = Server::start(tiny_engine(4), options);
     assert_eq!(server.get("/health"), (200, String::new()));
     for (method, path, status) in [
-        ("GET", "/", 404),
         ("GET", "/v1", 404),
         ("GET", "/v1/nothing", 404),
         ("GET", "/v1/models/nobody/here", 404),
@@ -310,8 +309,15 @@ fn metrics_have_the_names_of_vllm() {
         assert!(series(&text, &format!("vllm:{name}_count{{{label}}}")) >= 2.0, "{name}");
     }
     assert_eq!(series(&text, &format!("vllm:request_generation_tokens_sum{{{label}}}")), 16.0);
-    for name in ["num_requests_running", "num_requests_waiting"] {
+    for name in ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "gpu_cache_usage_perc"] {
         assert_eq!(series(&text, &format!("vllm:{name}{{{label}}}")), 0.0, "{name}");
+    }
+    assert_eq!(series(&text, &format!("vllm:generation_tokens_total{{{label}}}")), 16.0);
+    assert!(series(&text, &format!("vllm:prompt_tokens_total{{{label}}}")) >= 2.0);
+    // What gateways reckon with.
+    let cache = text.lines().find(|line| line.starts_with("vllm:cache_config_info{")).unwrap();
+    for label in ["block_size=\"16\"", "cache_dtype=\"auto\"", "num_gpu_blocks=\"64\""] {
+        assert!(cache.contains(label) && cache.ends_with("} 1"), "{cache}");
     }
     assert!(text.contains("vllm:lora_requests_info{"), "{text}");
     // More answers than can end before the engine learns that nobody wants them.

@@ -12,8 +12,12 @@
 mod serve_support;
 
 use runtime::engine::EngineOptions;
-use runtime::serve::ServeOptions;
-use serve_support::{ADAPTER, MODEL, Server, engine, python, root, smollm2, tiny_engine, tiny_options};
+use runtime::serve::{ServeOptions, ToolStyle};
+use serde_json::json;
+use serve_support::variants::{CLOSE_THINK, OPEN_THINK, thinking_model};
+use serve_support::{
+    ADAPTER, ADAPTER_FOLDER, MODEL, Server, engine, python, roomy_engine, root, smollm2, tiny_options,
+};
 use std::process::Command;
 
 fn run(arguments: &[&str]) {
@@ -24,11 +28,20 @@ fn run(arguments: &[&str]) {
 
 #[test]
 fn the_openai_client_is_served() {
-    let engine = tiny_engine(8);
-    let open = Server::tiny(engine.clone());
+    let shared = roomy_engine(8);
+    let open = Server::tiny(shared.clone());
     let keys = vec!["other".into(), "secret".into()];
-    let locked = Server::start(engine, ServeOptions { api_keys: keys, ..tiny_options() });
-    run(&["all", &open.url(), MODEL, ADAPTER, &locked.url(), "secret"]);
+    let locked = Server::start(shared.clone(), ServeOptions { api_keys: keys, ..tiny_options() });
+    let llama = Server::start(shared, ServeOptions { tool_style: ToolStyle::Llama3Json, ..tiny_options() });
+    let thinking = Server::tiny(engine(thinking_model().path(), EngineOptions::default()));
+    let no_queue = EngineOptions { max_waiting: Some(0), ..EngineOptions::default() };
+    let full = Server::tiny(engine(&root().join("tests/golden/tiny/chat"), no_queue));
+    let places = json!({
+        "url": open.url(), "model": MODEL, "adapter": ADAPTER, "folder": root().join(ADAPTER_FOLDER),
+        "locked": locked.url(), "key": "secret", "llama": llama.url(), "full": full.url(),
+        "thinking": thinking.url(), "open_think": OPEN_THINK, "close_think": CLOSE_THINK,
+    });
+    run(&["all", &places.to_string()]);
 }
 
 #[test]

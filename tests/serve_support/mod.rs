@@ -1,6 +1,8 @@
 //! A server in this process on a tiny model, and the smallest HTTP client that shows raw bytes.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod variants;
+
 use runtime::engine::{Engine, EngineOptions};
 use runtime::format::peft::Adapter;
 use runtime::model::{LoadOptions, LoadedModel};
@@ -15,6 +17,8 @@ use std::time::Duration;
 /// Names under which the tiny model and its adapter are served.
 pub const MODEL: &str = "tiny";
 pub const ADAPTER: &str = "tuned";
+/// Where the adapter lies.
+pub const ADAPTER_FOLDER: &str = "tests/golden/sft/tiny_chat/final_all";
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -47,31 +51,18 @@ pub fn engine(model: &Path, options: EngineOptions) -> Engine {
 }
 
 pub fn tiny_engine(max_seqs: usize) -> Engine {
-    tiny_engine_at(&tiny(), max_seqs)
+    tiny_engine_at(&root().join(variants::TINY), max_seqs)
 }
 
-/// The same with a context of 4096 tokens, for conversations with tools: each byte is a token.
+/// The same with a long context, for conversations with tools: each byte is a token.
 pub fn roomy_engine(max_seqs: usize) -> Engine {
-    let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(tiny()).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-    }
-    let path = folder.path().join("config.json");
-    let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    config["max_position_embeddings"] = 4096.into();
-    std::fs::write(path, config.to_string()).unwrap();
-    tiny_engine_at(folder.path(), max_seqs)
-}
-
-fn tiny() -> PathBuf {
-    root().join("tests/golden/tiny/chat")
+    tiny_engine_at(variants::long_model().path(), max_seqs)
 }
 
 fn tiny_engine_at(path: &Path, max_seqs: usize) -> Engine {
     let options = EngineOptions { max_seqs, max_adapters: 2, max_rank: 8, ..EngineOptions::default() };
     let engine = engine(path, options);
-    let folder = root().join("tests/golden/sft/tiny_chat/final_all");
+    let folder = root().join(ADAPTER_FOLDER);
     let adapter = Adapter::read(&folder, engine.model().config()).unwrap();
     engine.load_adapter(ADAPTER, &adapter).unwrap();
     engine
@@ -115,16 +106,7 @@ impl Server {
 
     /// Opens a connection and sends a request.
     pub fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
-        let mut socket = TcpStream::connect(self.address).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
-        let len = body.len();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len}\r\n{headers}\r\n"
-        );
-        socket.write_all(head.as_bytes()).unwrap();
-        // A refused body may be cut off by the server's answer.
-        let _ = socket.write_all(body.as_bytes());
-        socket
+        send(self.address, method, path, headers, body)
     }
 
     pub fn post(&self, path: &str, body: &str) -> (u16, String) {
@@ -158,6 +140,19 @@ impl Drop for Server {
 
 pub fn tiny_options() -> ServeOptions {
     ServeOptions { port: 0, served_model_names: vec![MODEL.into(), "org/tiny".into()], ..ServeOptions::default() }
+}
+
+/// Opens a connection and sends a request.
+pub fn send(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
+    let mut socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    let len = body.len();
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len}\r\n{headers}\r\n");
+    socket.write_all(head.as_bytes()).unwrap();
+    // A refused body may be cut off by the server's answer.
+    let _ = socket.write_all(body.as_bytes());
+    socket
 }
 
 /// Status and body of an answer, chunks put together.
