@@ -57,6 +57,11 @@ vulkan() {
     apt_install "no software Vulkan" libvulkan1 mesa-vulkan-drivers
 }
 
+browser() { # the page's test drives it
+    case "$(uname -s)" in Linux) ;; *) return 0 ;; esac
+    command -v chromedriver >/dev/null || apt_install "no browser" chromium chromium-driver
+}
+
 python_packages() {
     local clients=("openai==3.*" "anthropic==2.*")
     # NVIDIA's compiler needs no GPU: it checks every CUDA kernel, and the build takes its output along.
@@ -91,6 +96,7 @@ lints() {
 # The same profile and folder as a user's build, so that a machine compiles the dependencies once.
 step "tools" tools
 step "software Vulkan" vulkan
+step "browser" browser
 step "Python packages" python_packages
 step "model" scripts/fetch_model.sh
 step "format" format

@@ -4,6 +4,7 @@ use super::ServeOptions;
 use super::anthropic;
 use super::metrics::Metrics;
 use super::openai::{ApiError, Defaults, chat, completions, embeddings, models, responses};
+use super::page::page;
 use super::style::Style;
 use super::vllm::{adapters, status, tokens};
 use crate::engine::Engine;
@@ -77,6 +78,7 @@ pub(super) fn router(engine: Engine, options: ServeOptions) -> Result<Router> {
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(app.clone(), authorize));
     let router = Router::new()
+        .route("/", get(page))
         .route("/health", get(status::health))
         .route("/ping", get(status::health).post(status::health))
         .route("/version", get(status::version))

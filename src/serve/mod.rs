@@ -13,6 +13,7 @@ mod http;
 mod listen;
 mod metrics;
 mod openai;
+mod page;
 mod progress;
 mod running;
 mod sse;

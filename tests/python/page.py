@@ -1,0 +1,183 @@
+"""The page at `/` in headless Chromium.
+
+    page.py URL LOCKED_URL KEY [FOLDER]     URL serves `tiny`, a name with HTML in it and the adapter `tuned`; screenshots go to FOLDER
+"""
+
+import sys
+import urllib.request
+
+from webdriver import ENTER, ESCAPE, Browser
+
+HTML_NAME = "<img src=x onerror=document.title='gone'>"
+MARKUP = "<b>bold</b> & <script>document.title='gone'</script>"
+ANSWERS = "return [...document.querySelectorAll('article.assistant')].filter(a => a.ariaBusy === 'false').length"
+
+
+class Page:
+    def __init__(self, browser, url):
+        self.browser, self.url, self.answers = browser, url, 0
+        browser.open(url)
+
+    def models(self):
+        return self.browser.until("return [...document.querySelectorAll('#model option')].map(o => o.textContent)")
+
+    def choose(self, model):
+        script = "const s = document.querySelector('#model'); s.value = arguments[0]; return s.value === arguments[0]"
+        assert self.browser.run(script, model), model
+
+    def set(self, field, value):
+        self.browser.run("document.getElementById(arguments[0]).value = arguments[1]", field, value)
+
+    def clear(self):
+        self.browser.click("#clear")
+        self.answers = 0
+        assert self.browser.text("#empty") == "Ask something."
+
+    def ask(self, text):
+        """Types, presses Enter, waits for the end; the newest answer's text and footer."""
+        self.browser.type("#text", text + ENTER)
+        self.answers += 1
+        self.browser.until(f"{ANSWERS} === arguments[0]", self.answers)
+        script = "const a = [...document.querySelectorAll('article.assistant')].pop(); return [...a.children].map(c => c.textContent)"
+        parts = self.browser.run(script)
+        return parts[0], parts[-1]
+
+
+def check_headers(url):
+    with urllib.request.urlopen(url) as response:
+        policy = response.headers["Content-Security-Policy"]
+        body = response.read().decode()
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "connect-src 'self'" in policy, policy
+    assert "http" not in body.split("<style")[1], "the page names no other place"
+    assert "innerHTML" not in body and "{{" not in body
+
+
+def check_chat(page):
+    browser = page.browser
+    assert page.models() == ["tiny", HTML_NAME, "tuned"], page.models()
+    assert browser.run("return document.activeElement.id") == "text", "one can type at once"
+    page.set("temperature", "0")
+    page.set("max_tokens", "24")
+    text, footer = page.ask("hello " + MARKUP)
+    assert text and footer.startswith("tiny · ") and "tok/s" in footer and "first after" in footer, (text, footer)
+    assert browser.text("article.user .text") == "hello " + MARKUP
+    again, _ = page.ask("hello " + MARKUP)
+    assert again != text, "the conversation goes along"
+    page.clear()
+    same, _ = page.ask("hello " + MARKUP)
+    assert same == text, "greedy, and from the beginning"
+    page.choose("tuned")
+    _, footer = page.ask("and now")
+    assert footer.startswith("tuned · "), footer
+    page.choose(HTML_NAME)
+    _, footer = page.ask("and now")
+    assert footer.startswith(HTML_NAME), footer
+    assert browser.run("return document.querySelectorAll('#log img, #log b, #log script, #model img').length") == 0
+    assert browser.run("return document.title") == "runtime"
+    page.set("temperature", "9")
+    text, _ = page.ask("wrong")
+    assert "temperature" in browser.text("article .wrong"), "what the server says against it"
+    # The refusal is the one line that the browser itself writes to the console.
+    said = browser.console()
+    assert len(said) == 1 and "400" in said[0], said
+
+
+def check_figures(page):
+    browser = page.browser
+    page.set("temperature", "")
+    page.set("max_tokens", "100")
+    page.choose("tiny")
+    page.clear()
+    page.ask("count")
+    for figure in ("speed", "first", "total", "queue", "cache", "hits"):
+        assert browser.text(f"#{figure}") not in ("–", "", None), figure
+    browser.run("window.seen = ''; new MutationObserver(() => window.seen += document.getElementById('total').textContent)"
+                ".observe(document.getElementById('total'), {childList: true})")
+    page.ask("count on")
+    browser.until("return /[1-9]/.test(window.seen)")
+    assert browser.text("#hits").endswith("%")
+    browser.until("return document.getElementById('queue').textContent === '0, 0'")
+
+
+def check_stop(page):
+    """Stopped by the button, then by the key, as soon as the answer has begun."""
+    browser = page.browser
+    page.choose("tiny")
+    page.set("max_tokens", "")
+    when_it_begins = """
+        const act = arguments[0];
+        new MutationObserver((_, observer) => {
+            const text = [...document.querySelectorAll('article[aria-busy=true] .text')].pop()?.textContent;
+            if (!text) return;
+            observer.disconnect();
+            if (act === 'click') document.getElementById('stop').click();
+            else document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape', bubbles: true}));
+        }).observe(document.getElementById('log'), {subtree: true, childList: true, characterData: true});"""
+    for act in ("click", "key"):
+        for attempt in range(5):  # a random model may end by itself
+            page.clear()
+            browser.run(when_it_begins, act)
+            text, footer = page.ask("never end")
+            if footer.endswith("stopped"):
+                break
+        assert text and footer.endswith("stopped"), footer
+    browser.press([ESCAPE])
+    assert browser.run("return document.getElementById('stop').hidden && !document.getElementById('send').hidden")
+    page.set("max_tokens", "8")
+    assert page.ask("go on")[0], "the next answer comes"
+
+
+def check_sizes(page, folder):
+    browser = page.browser
+    for name, width, height, dark in (("desktop", 1280, 800, False), ("desktop-dark", 1280, 800, True),
+                                      ("phone", 360, 740, False), ("phone-dark", 360, 740, True)):
+        browser.size(width, height, dark)
+        wide = browser.run("return document.documentElement.scrollWidth")
+        assert wide <= width, f"{name}: {wide} pixels wide"
+        visible = browser.run("""return ['model', 'text', 'send', 'figures', 'clear'].filter(id => {
+            const r = document.getElementById(id).getBoundingClientRect();
+            return r.width < 20 || r.left < 0 || r.right > innerWidth || r.top < 0 || r.bottom > innerHeight; })""")
+        assert visible == [], f"{name}: outside of the window: {visible}"
+        ground = browser.run("return getComputedStyle(document.body).backgroundColor")
+        assert (int(ground.split("(")[1].split(",")[0]) < 128) == dark, (name, ground)
+        if folder:
+            browser.screenshot(f"{folder}/{name}.png")
+    # On a phone settings open by a button, which the keyboard reaches.
+    browser.run("document.getElementById('more').focus()")
+    browser.press([ENTER])
+    assert browser.run("return !document.getElementById('settings').hidden && document.getElementById('more').ariaExpanded") == "true"
+    if folder:
+        browser.screenshot(f"{folder}/phone-settings.png")
+    browser.size(1280, 800)
+
+
+def check_key(browser, url, key):
+    page = Page(browser, url)
+    browser.until("return document.getElementById('empty').textContent.includes('API key')")
+    browser.type("#key", key + "\t")
+    assert page.models()[0] == "tiny"
+    page.set("max_tokens", "5")
+    assert page.ask("hello")[0]
+    stored = browser.run("return JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
+    assert stored == '[{},{},""]', stored
+    assert all("401" in line for line in browser.console())
+
+
+def main(url, locked_url, key, folder=None):
+    check_headers(url)
+    with Browser() as browser:
+        browser.size(1280, 800)
+        page = Page(browser, url)
+        for check in (check_chat, check_figures, check_stop):
+            check(page)
+            print("ok", check.__name__)
+        check_sizes(page, folder)
+        print("ok check_sizes")
+        said = browser.console()
+        assert said == [], said
+        check_key(browser, locked_url, key)
+        print("ok check_key")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
