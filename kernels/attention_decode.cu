@@ -40,6 +40,9 @@ DEVICE float exp2_fast(float x) {
 // tanh with an absolute error near 1e-7, unlike tanh.approx, whose 5e-4 a cap would multiply.
 DEVICE float tanh_fast(float x) { return 1.0f - __fdividef(2.0f, exp2_fast(2.0f * LOG2E * x) + 1.0f); }
 
+// Brings the 128 bytes at `p` to L2.
+DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // Transposes an 8×8 matrix of 16-bit elements that lies across the warp.
 DEVICE u32 transpose8(u32 x) {
     u32 y;
@@ -328,6 +331,12 @@ template <typename T, typename C, int D, bool FRESH = false> struct Decode {
             }
         }
         if constexpr (FRESH) {
+            // The values are wanted right after the wait.
+            if (step < end && lane < 16) {
+                const T* value = (const T*)vs_at + ((lane < 8 ? rows.x : rows.y) + lane % 8) * stride;
+#pragma unroll
+                for (int i = 0; i < D; i += 64) prefetch(value + i);
+            }
             const float* angle = a.fresh.rope + (u64)min(position, a.fresh.rope_rows - 1) * D;
             wait_for_previous();
             if (split + 1 == active) write_fresh(a, row, group, angle);
