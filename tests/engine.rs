@@ -247,7 +247,7 @@ fn served_log_probabilities_are_those_of_score_whatever_the_batch() {
         engine.load_adapter(&format!("rank-{rank}"), &adapter).unwrap();
     }
     let asked = |n: u32| Request {
-        adapter: (n % 9 > 0).then(|| format!("rank-{}", n % 9)),
+        adapter: (!n.is_multiple_of(9)).then(|| format!("rank-{}", n % 9)),
         logprobs: Some(0),
         max_tokens: 20 + n as usize,
         ..request(n)
