@@ -43,7 +43,7 @@ elected='matmul_rows|sm90_attention'
 without_elected() {
     awk -v elected="$elected" '
         /Race reported/ { skip = $0 ~ elected; skipped += skip }
-        /^========= *$/ { skip = 0 }
+        /^========= *$/ && skip { skip = 0; next }
         !skip { print }
         END { if (skipped) print "left out: " skipped " reports of kernels that arrive by lane 0 (" elected ")" }'
 }
