@@ -118,29 +118,34 @@ template <typename T, int D, bool PAGED> struct Hopper {
     }
 
     // The same out of a cache of codes, which become T on the way: they are asked for before there is room for them in `to`.
+    template <typename C>
     static DEVICE void load_codes(const Problem<T>& a, const T* from, const Walk& walk, u32 group, u32 to, u32 empty,
         u32 parity) {
         const u32 shift = 31 - __clz(a.page), low = lowest_key(walk.position, a.window);
         const u64 stride = code_stride(a.kv_heads, D);
-        uint2 codes[N / 16][UNITS / 8];
-        float scales[N / 16];
+        const int ROWS = D <= 128 ? N / 16 : N / 32; // that registers can hold
+        uint2 codes[ROWS][UNITS / 8];
+        float scales[ROWS];
+#pragma unroll 1
+        for (u32 first = threadIdx.x / 8; first < N; first += ROWS * 16) {
 #pragma unroll
-        for (int i = 0; i < N / 16; i++) {
-            const u32 key = walk.key + threadIdx.x / 8 + i * 16;
-            const bool valid = key < walk.key_end && key >= low;
-            const u8* row = (const u8*)from + (valid ? key_row<PAGED>(a, shift, walk.seq, key) * stride : 0);
-            scales[i] = valid ? *scale_at(row, a.kv_heads, D, group) : 0.0f;
+            for (int i = 0; i < ROWS; i++) {
+                const u32 key = walk.key + first + i * 16;
+                const bool valid = key < walk.key_end && key >= low;
+                const u8* row = (const u8*)from + (valid ? key_row<PAGED>(a, shift, walk.seq, key) * stride : 0);
+                scales[i] = valid ? *scale_at(row, a.kv_heads, D, group) : 0.0f;
 #pragma unroll
-            for (int j = 0; j < UNITS / 8; j++)
-                codes[i][j] = valid ? *(const uint2*)(row + group * D + (j * 8 + threadIdx.x % 8) * 8) : make_uint2(0, 0);
+                for (int j = 0; j < UNITS / 8; j++)
+                    codes[i][j] = valid ? *(const uint2*)(row + group * D + (j * 8 + threadIdx.x % 8) * 8) : make_uint2(0, 0);
+            }
+            barrier_wait(empty, parity);
+#pragma unroll
+            for (int i = 0; i < ROWS; i++)
+#pragma unroll
+                for (int j = 0; j < UNITS / 8; j++)
+                    store16_shared(to + unit_at(first + i * 16, j * 8 + threadIdx.x % 8, N),
+                                   decode8<T, C>(codes[i][j], scales[i]));
         }
-        barrier_wait(empty, parity);
-#pragma unroll
-        for (int i = 0; i < N / 16; i++)
-#pragma unroll
-            for (int j = 0; j < UNITS / 8; j++)
-                store16_shared(to + unit_at(threadIdx.x / 8 + i * 16, j * 8 + threadIdx.x % 8, N),
-                               decode8<T>(codes[i][j], scales[i], a.kind));
     }
 
     struct Shared {
@@ -193,12 +198,16 @@ template <typename T, int D, bool PAGED> struct Hopper {
             advance(s, walk, rows, a.window);
             const bool more = walk.row < rows;
             if (PAGED && a.kind && more) {
-                load_codes(a, a.k, walk, group, tiles + stage * TILE_BYTES, empty + stage * 8, parity);
-                if (threadIdx.x == 0) s.tiles[stage] = walk;
-                hand_over<0>(full + stage * 8);
                 const u32 values = STAGES + stage;
-                load_codes(a, a.v, walk, group, tiles + values * TILE_BYTES, empty + values * 8, parity);
-                hand_over<0>(full + values * 8);
+                for (u32 i = stage; i <= values; i += STAGES) {
+                    const T* from = i == stage ? a.k : a.v;
+                    if (a.kind == I8_CACHE)
+                        load_codes<i8>(a, from, walk, group, tiles + i * TILE_BYTES, empty + i * 8, parity);
+                    else
+                        load_codes<e4m3>(a, from, walk, group, tiles + i * TILE_BYTES, empty + i * 8, parity);
+                    if (i == stage && threadIdx.x == 0) s.tiles[stage] = walk;
+                    hand_over<0>(full + i * 8);
+                }
                 continue;
             }
             room(empty + stage * 8, parity, before);
@@ -431,10 +440,10 @@ template <typename T, int D, bool PAGED> struct Hopper {
         }
         __syncthreads();
         if (threadIdx.x < 128) {
-            registers_decrease<PAGED ? 88 : 40>(); // codes of a tile need the more
+            registers_decrease<!PAGED ? 40 : D <= 128 ? 104 : 88>(); // codes of a tile need the more
             produce(a, shared, first, rows, shared_address(shared_memory) + skew + 2 * Q_BYTES);
         } else {
-            registers_increase<PAGED ? 208 : 232>();
+            registers_increase<!PAGED ? 232 : D <= 128 ? 200 : 208>();
             consume(a, shared, first, rows, shared_address(shared_memory) + skew, (char*)shared_memory + skew);
         }
     }
