@@ -28,6 +28,24 @@ template <typename F> DEVICE void write_codes(const CodeHead& to, u32 d, u32 lan
     if (lane == 0) *to.scale = top / largest_code(to.kind);
 }
 
+// The same of a head of 32 · N elements in registers, lane l holding elements l, l + 32, ….
+template <int N> DEVICE void write_codes(const CodeHead& to, const float (&v)[N], u32 lane) {
+    float top = 0.0f;
+#pragma unroll
+    for (int j = 0; j < N; j++) top = fmaxf(top, fabsf(v[j]));
+    top = warp_max(top);
+    const float factor = code_factor(top, to.kind);
+#pragma unroll
+    for (int j = 0; j < N; j++) to.codes[lane + 32 * j] = encode(v[j] * factor, to.kind);
+    if (lane == 0) *to.scale = top / largest_code(to.kind);
+}
+template <typename T, int N> DEVICE void write_codes(const CodeHead& to, const T* from, u32 lane) {
+    float v[N];
+#pragma unroll
+    for (int j = 0; j < N; j++) v[j] = to_float(from[lane + 32 * j]);
+    write_codes(to, v, lane);
+}
+
 // A head of 32 · N elements, lane l holding elements l, l + 32, …; all loads are under way before the first is used.
 template <typename T, int N>
 DEVICE void turn_in_registers(const T* head, const float* weight, float eps, const float* angle, T* to,
@@ -53,14 +71,7 @@ DEVICE void turn_in_registers(const T* head, const float* weight, float eps, con
         v[j + N / 2] = second * pair[j].x + first * pair[j].y;
     }
     if (coded.kind) {
-        float top = 0.0f;
-#pragma unroll
-        for (int j = 0; j < N; j++) top = fmaxf(top, fabsf(v[j]));
-        top = warp_max(top);
-        const float factor = code_factor(top, coded.kind);
-#pragma unroll
-        for (int j = 0; j < N; j++) coded.codes[lane + 32 * j] = encode(v[j] * factor, coded.kind);
-        if (lane == 0) *coded.scale = top / largest_code(coded.kind);
+        write_codes(coded, v, lane);
         return;
     }
 #pragma unroll
@@ -83,7 +94,11 @@ DEVICE void qk_norm_rope_kv(const T* q, const T* k, const T* v, const float* q_n
         u32 g = h - heads - kv;
         const T* from = v + ((u64)t * kv + g) * d;
         if (kind) {
-            write_codes(code_head(v_out, target, kv, d, g, kind), d, lane, [&](u32 i) { return to_float(from[i]); });
+            const CodeHead coded = code_head(v_out, target, kv, d, g, kind);
+            if (d == 64) write_codes<T, 2>(coded, from, lane);
+            else if (d == 128) write_codes<T, 4>(coded, from, lane);
+            else if (d == 256) write_codes<T, 8>(coded, from, lane);
+            else write_codes(coded, d, lane, [&](u32 i) { return to_float(from[i]); });
             return;
         }
         T* to = v_out + (target * kv + g) * d;
