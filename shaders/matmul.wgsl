@@ -1,7 +1,7 @@
 // out[t, n] = Σ_k x[t, k] · w[n, k] (+ bias[n]) (+ residual[t, n]), for many rows.
 // ACCUMULATE (lora_expand without slots): out += scales[0] · x · wᵀ.
 // x [rows, k] f32, w [n, k] any type or a part of its rows that starts at output column n0, out [rows, ldo].
-// SPLIT: out [parts, rows, n] holds sums over `chunk` elements of k each, which sum_parts.wgsl adds up in order.
+// SPLIT: out [parts, rows, n] holds sums over `chunk` elements of k each, which matmul_sum_parts.wgsl adds up in order.
 // One workgroup a tile of BM rows × BN columns (see tile.wgsl). Launched by launch_matmul.rs for more rows than
 // the matrix-vector shaders take.
 

@@ -1,7 +1,7 @@
 // dw[n, k] += scale · Σ_t dy[t, n] · x[t, k]: the gradient of a trainable weight (LoRA's A and B).
 // dy [rows, n], x [rows, k], dw [n, k], all f32; SCALE multiplies by scale[0]. One workgroup a tile of BM
 // rows (n) × BN columns (k); the sum runs over the live rows in steps of BK. SPLIT: dw [parts, n, k] holds sums
-// over `chunk` rows each, which sum_parts.wgsl adds up in order. Launched by launch_matmul.rs.
+// over `chunk` rows each, which matmul_sum_parts.wgsl adds up in order. Launched by launch_matmul.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

@@ -2,7 +2,7 @@
 // dy [rows, ldy], of which columns n0 .. n0 + n belong to this part of w [n, k] (any type), dx [rows, k].
 // ACCUMULATE adds to dx, SCALE multiplies by scale[0]. One workgroup a tile of BM rows × BN columns of k;
 // the sum runs over n in steps of BK. SPLIT: dx [parts, rows, k] holds sums over `chunk` of the n each, which
-// sum_parts.wgsl adds up in order. EIGHTS: rows of dy are whole octets, aligned to 16 bytes. Launched by launch_matmul.rs.
+// matmul_sum_parts.wgsl adds up in order. EIGHTS: rows of dy are whole octets, aligned to 16 bytes. Launched by launch_matmul.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,

@@ -359,6 +359,48 @@ fn matmul_of_every_type() {
     }
 }
 
+/// Large products in f16 with f32 sums, where the adapter has cooperative matrices; gradients may be as small as they like.
+#[test]
+fn products_on_matrix_units() {
+    let cpu = cpu::open(ComputeType::F32).unwrap();
+    let Ok(gpu) = wgpu::open_with(0, ComputeType::F16, true, Variants::Gpu) else { return };
+    for dtype in [DType::F32, DType::BF16, DType::Q8_0, DType::Q4_0] {
+        for (rows, live, k, n) in [(64, 61, 64, 96), (160, 133, 192, 320)] {
+            let mut b = Builder::new("units");
+            let weight = b.weight("w", dtype, n, k);
+            let x = live_input(&mut b, "x", rows, k);
+            let residual = live_input(&mut b, "residual", rows, n);
+            let out = b.output("out", rows, n, Live::Tokens);
+            b.push(Op::MatMul { x, weight, bias: None, residual: None, out }).unwrap();
+            let sum = b.output("sum", rows, n, Live::Tokens);
+            b.push(Op::MatMul { x, weight, bias: None, residual: Some(residual), out: sum }).unwrap();
+            let dy = live_input(&mut b, "dy", rows, n);
+            let scale = b.input("scale", DType::F32, 1, 1);
+            let dx = b.output("dx", rows, k, Live::Tokens);
+            b.push(Op::MatMulDx { dy, weight, scale: None, dx, accumulate: false }).unwrap();
+            let more = b.output("more", rows, k, Live::Tokens);
+            b.push(Op::MatMulDx { dy, weight, scale: Some(scale), dx: more, accumulate: false }).unwrap();
+            b.push(Op::MatMulDx { dy, weight, scale: Some(scale), dx: more, accumulate: true }).unwrap();
+            let program = Arc::new(b.finish());
+            let mut given = counts(live, 0, 1);
+            let mut r = Random(3);
+            let tiny = (0..rows * n).map(|_| (r.number() * 1e-9).to_bits());
+            given.insert("dy", tiny.collect());
+            let want = results(cpu.as_ref(), &program, &given, 7);
+            let got = results(gpu.as_ref(), &program, &given, 7);
+            for (want, got) in want.iter().zip(&got) {
+                let scale = |list: &[f32]| list.iter().fold(0f32, |m, v| m.max(v.abs()));
+                let top = scale(&numbers(want.1, &want.2));
+                let allowed = top * 2e-3;
+                for (i, (w, g)) in numbers(want.1, &want.2).iter().zip(numbers(got.1, &got.2)).enumerate() {
+                    let label = format!("{dtype} {rows}x{k}x{n} {}[{i}]", want.0);
+                    assert!((w - g).abs() <= allowed, "{label}: cpu {w}, gpu {g}, largest {top}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn rows() {
     for (rows, k, live) in [(1, 64, 1), (5, 37, 4), (40, 576, 39)] {

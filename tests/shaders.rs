@@ -170,7 +170,20 @@ fn variants() -> Vec<(&'static str, Set)> {
                 vec![vec![], vec![("SCALE", 1)], vec![("SPLIT", 1)]],
             ],
         ),
-        ("sum_parts", vec![group(), flag("SCALE"), flag("ACCUMULATE")]),
+        ("matmul_pack_rows", vec![reductions(), vec![vec![("F", 8)], vec![("F", 16)]]]),
+        ("matmul_pack_weight", vec![weights(), vec![vec![("F", 8)], vec![("F", 16)]], group()]),
+        (
+            "matmul_coop",
+            vec![
+                vec![vec![("F", 8), ("FRAGMENT", 16), ("STRIDE", 2)], vec![("F", 16), ("FRAGMENT", 64), ("STRIDE", 4)]],
+                vec![vec![("WG", 32), ("FM", 2), ("FN", 2), ("WM", 2), ("WN", 2), ("STEPS", 2), ("SUBGROUPS", 1)]],
+                flag("DX"),
+                flag("RESIDUAL"),
+                flag("ACCUMULATE"),
+                flag("SCALE"),
+            ],
+        ),
+        ("matmul_sum_parts", vec![group(), flag("SCALE"), flag("ACCUMULATE")]),
         ("lora_shrink", vec![reductions(), flag("SLOTS")]),
         ("lora_expand", vec![group(), flag("SLOTS")]),
         ("dropout", vec![group(), flag("ACCUMULATE")]),
@@ -268,7 +281,9 @@ fn every_variant_is_valid_and_becomes_spirv() {
             // unpack2x16float needs half conversions, which every native backend of wgpu has; no f16 arithmetic.
             let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
             capabilities.set(Capabilities::SUBGROUP, subgroups);
-            capabilities.set(Capabilities::SHADER_FLOAT16, defines.contains_key("F16"));
+            let coop = *shader == "matmul_coop";
+            capabilities.set(Capabilities::SHADER_FLOAT16, coop || defines.contains_key("F16"));
+            capabilities.set(Capabilities::COOPERATIVE_MATRIX, coop);
             let info = Validator::new(ValidationFlags::all(), capabilities)
                 .validate(&module)
                 .unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(&source)));

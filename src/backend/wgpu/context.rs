@@ -13,6 +13,8 @@ pub struct Caps {
     pub software: bool,
     /// Tiles of large forward products in f16: asked for, and the adapter has it. The plain twin is f32.
     pub half: bool,
+    /// Side of the cooperative matrices (f16 × f16 → f32) that large products may use: unless f32 is asked for.
+    pub coop: Option<u32>,
     /// Keys and values are cached in f16 unless f32 is asked for (reading them needs no f16 arithmetic).
     pub half_cache: bool,
     /// Width of a subgroup where subgroup operations work and all subgroups have one width.
@@ -110,10 +112,21 @@ impl Context {
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         let limits = adapter.limits();
+        let coop = match info.software && variants == Variants::Auto || compute == ComputeType::F32 {
+            true => None,
+            false => cooperative(adapter),
+        };
+        let wanted = match coop {
+            Some(_) => wanted | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
+            None => wanted,
+        };
         let request = wgpu::DeviceDescriptor {
             label: Some("runtime"),
             required_features: adapter.features() & wanted,
             required_limits: limits.clone(),
+            // SAFETY: of the experimental features only cooperative matrices are asked for, and only of adapters that list them;
+            // their loads and stores stay inside the bindings like all others (see `pipeline`).
+            experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&request))
@@ -135,6 +148,7 @@ impl Context {
         let caps = Caps {
             software: info.software && variants == Variants::Auto,
             subgroup: (subgroup && variants != Variants::Plain).then_some(adapter_info.subgroup_min_size),
+            coop: coop.filter(|_| subgroup && variants != Variants::Plain),
             half: compute == ComputeType::F16 && device.features().contains(wgpu::Features::SHADER_F16),
             half_cache: compute != ComputeType::F32 && !info.software,
             max_group: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
@@ -331,6 +345,18 @@ impl Context {
         }
         Ok(())
     }
+}
+
+/// Side of the square cooperative matrices of f16 with f32 sums that an adapter has, the largest.
+fn cooperative(adapter: &wgpu::Adapter) -> Option<u32> {
+    use wgpu::CooperativeScalarType as T;
+    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+    if !adapter.features().contains(needed) {
+        return None;
+    }
+    let list = adapter.cooperative_matrix_properties();
+    let square = list.iter().filter(|m| m.m_size == m.n_size && m.n_size == m.k_size && [8, 16].contains(&m.m_size));
+    square.filter(|m| m.ab_type == T::F16 && m.cr_type == T::F32).map(|m| m.m_size).max()
 }
 
 /// wgpu's error as ours.

@@ -80,7 +80,7 @@ impl WgpuExecutable {
             for (b, bind) in (1..).zip(&dispatch.bindings) {
                 entries.push(match bind {
                     Bind::View(view) => entry(b, &view.buffer, view.offset, view.size),
-                    Bind::Scratch(bytes) => entry(b, &scratch, 0, *bytes),
+                    Bind::Scratch(range) => entry(b, &scratch, range.start, range.end - range.start),
                 });
             }
             let group = context.device.create_bind_group(&wgpu::BindGroupDescriptor {

@@ -152,7 +152,7 @@ impl Recorder<'_> {
         }
         let partial_bytes = (rows * g.heads * splits * (g.head_dim + 2) * 4) as u64;
         let mut bindings = self.binds(&[counts, q, k, v, seqs, table])?;
-        bindings.push(if splits > 1 { Bind::Scratch(partial_bytes) } else { self.bind(out)? });
+        bindings.push(if splits > 1 { Bind::Scratch(0..partial_bytes) } else { self.bind(out)? });
         let stored = self.cache_flags(k)?;
         for (flag, on) in [("D4", g.head_dim.is_multiple_of(4) && !lanes && !tiled), ("SPLIT", splits > 1)] {
             set.insert(flag, on.into());
@@ -201,7 +201,7 @@ impl Recorder<'_> {
         params.push(splits as u32);
         let mut set = defines(&[("D", g.head_dim as i64), ("WG", 64), ("LSE", lse.is_some().into())]);
         set.retain(|_, value| *value != 0);
-        let mut bindings = vec![self.bind(counts)?, Bind::Scratch(partial_bytes), self.bind(out)?];
+        let mut bindings = vec![self.bind(counts)?, Bind::Scratch(0..partial_bytes), self.bind(out)?];
         if let Some(lse) = lse {
             bindings.push(self.bind(lse)?);
         }

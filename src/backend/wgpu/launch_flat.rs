@@ -29,13 +29,13 @@ impl Recorder<'_> {
                 let partials = groups * pieces.len() as u64;
                 let set = self.reducing(256);
                 for (i, (start, words)) in pieces.into_iter().enumerate() {
-                    let bindings = vec![self.piece(*x, start, words)?, Bind::Scratch(partials * 4)];
+                    let bindings = vec![self.piece(*x, start, words)?, Bind::Scratch(0..partials * 4)];
                     let params = [words as u32, (i as u64 * groups) as u32, groups as u32];
                     self.dispatch("grad_norm", set.clone(), bindings, &params, groups, words)?;
                 }
                 let mut last = set;
                 last.insert("LAST", 1);
-                let bindings = vec![Bind::Scratch(partials * 4), self.bind(*out)?];
+                let bindings = vec![Bind::Scratch(0..partials * 4), self.bind(*out)?];
                 self.dispatch("grad_norm", last, bindings, &[partials as u32], 1, partials)
             }
             Op::AdamW { params, grads, m, v, norm, hyper } => {

@@ -1,6 +1,7 @@
 //! Launches the products: matmul and its backward, LoRA, the head with its loss. Picks the shader by the rows of
 //! the step and the kind of adapter.
 
+use super::launch_coop::CoopProduct;
 use super::launch_split::Total;
 use super::launch_vec::{VEC_ROWS, VecPart, VecProduct, vec_fits};
 use super::library::weight_flags;
@@ -128,6 +129,26 @@ impl Recorder<'_> {
                 self.matmul_vec(&VecProduct { x, x_row0, rows, head, parts: &parts, residual, norm: None, act: None })?;
                 continue;
             }
+            let live = [product.head[1], product.head[2]];
+            if product.bias.is_none()
+                && product.scales.is_none()
+                && self.matmul_coop(&CoopProduct {
+                    x,
+                    x_row0: product.x_row0,
+                    rows,
+                    part: &part,
+                    k,
+                    dx: false,
+                    out,
+                    out_row0: 0,
+                    live,
+                    residual: product.residual,
+                    scale: None,
+                    accumulate: false,
+                })?
+            {
+                continue;
+            }
             let mut params = product.head.clone();
             params.extend([n as u32, part.first as u32, ldo as u32]);
             params.extend(part.layout);
@@ -196,14 +217,31 @@ impl Recorder<'_> {
         let rows = if count == 0 { all } else { count };
         let ldy = self.shape(dy).1;
         for (i, part) in self.weight(weight)?.into_iter().enumerate() {
+            // Parts after the first add to what the first wrote.
+            let accumulate = accumulate || i > 0;
+            let product = CoopProduct {
+                x: dy,
+                x_row0: 0,
+                rows,
+                part: &part,
+                k,
+                dx: true,
+                out: dx,
+                out_row0: dx_row0,
+                live: [head[1], head[2]],
+                residual: None,
+                scale,
+                accumulate,
+            };
+            if self.matmul_coop(&product)? {
+                continue;
+            }
             let mut params = head.clone();
             params.extend([part.rows as u32, part.first as u32, ldy as u32]);
             params.extend(part.layout);
             params.push(dx_row0 as u32);
             let mut set = weight_defines(&part, k);
             let work = (rows * part.rows * k) as u64;
-            // Parts after the first add to what the first wrote.
-            let accumulate = accumulate || i > 0;
             let (bm, bn) = if k <= 16 { (64, 16) } else { (64, 64) };
             let groups = rows.div_ceil(bm) * k.div_ceil(bn);
             if let Some(split) = self.split(groups, part.rows, rows * k) {

@@ -76,11 +76,11 @@ impl Recorder<'_> {
                 let set = self.reducing(256);
                 let records = (rows * chunks * 16) as u64;
                 let mut bindings = self.binds(&[counts, *logits, *sampling])?;
-                bindings.push(Bind::Scratch(records));
+                bindings.push(Bind::Scratch(0..records));
                 let (groups, work) = ((rows * chunks) as u64, (rows * vocab) as u64);
                 self.dispatch("sample_chunks", set.clone(), bindings, &params, groups, work * 4)?;
                 let mut bindings = self.binds(&[counts, *logits, *sampling, *uniforms])?;
-                bindings.extend([Bind::Scratch(records), self.bind(*tokens)?]);
+                bindings.extend([Bind::Scratch(0..records), self.bind(*tokens)?]);
                 self.dispatch("sample", set, bindings, &params, rows as u64, work * 64)
             }
             Op::AdjustLogits { logits, entries, starts, repetition, masks, mask_of, out } => {
@@ -102,11 +102,11 @@ impl Recorder<'_> {
                 let set = self.reducing(256);
                 let records = (rows * chunks * (2 + 2 * n) * 4) as u64;
                 let mut bindings = self.binds(&[counts, *logits])?;
-                bindings.push(Bind::Scratch(records));
+                bindings.push(Bind::Scratch(0..records));
                 let (groups, work) = ((rows * chunks) as u64, (rows * vocab * (1 + n)) as u64);
                 self.dispatch("top_logprobs_chunks", set.clone(), bindings, &params, groups, work)?;
                 let mut bindings = self.binds(&[counts, *logits, *tokens, *labels])?;
-                bindings.push(Bind::Scratch(records));
+                bindings.push(Bind::Scratch(0..records));
                 bindings.extend(self.binds(&[*logprobs, *top])?);
                 self.dispatch("top_logprobs", set, bindings, &params, rows as u64, (rows * chunks * n * n) as u64)
             }

@@ -47,7 +47,7 @@ impl Recorder<'_> {
 
     /// The scratch that holds `results` sums of each part.
     pub(super) fn parts(&self, split: Split, results: usize) -> Bind {
-        Bind::Scratch((split.parts * results * 4) as u64)
+        Bind::Scratch(0..(split.parts * results * 4) as u64)
     }
 
     /// Adds the parts up.
@@ -62,6 +62,6 @@ impl Recorder<'_> {
             set.insert("SCALE", 1);
             bindings.push(self.bind(scale)?);
         }
-        self.elementwise("sum_parts", set, bindings, &params, elements)
+        self.elementwise("matmul_sum_parts", set, bindings, &params, elements)
     }
 }

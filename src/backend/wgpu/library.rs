@@ -24,7 +24,11 @@ impl Variant {
     pub fn source(&self) -> Result<String, String> {
         let text = template::expand(&file, &format!("{}.wgsl", self.shader), &self.defines, self.read_only)?;
         let half = self.defines.get("F16").is_some_and(|on| *on != 0);
-        Ok(if half { format!("enable f16;\n{text}") } else { text })
+        Ok(match self.shader {
+            "matmul_coop" => format!("enable f16;\nenable wgpu_cooperative_matrix;\n{text}"),
+            _ if half => format!("enable f16;\n{text}"),
+            _ => text,
+        })
     }
 }
 
@@ -81,8 +85,11 @@ files!(
     "decode_value.wgsl",
     "matmul_dx.wgsl",
     "matmul_dx_rows.wgsl",
+    "matmul_coop.wgsl",
+    "matmul_pack_rows.wgsl",
+    "matmul_pack_weight.wgsl",
     "matmul_dw.wgsl",
-    "sum_parts.wgsl",
+    "matmul_sum_parts.wgsl",
     "lora_shrink.wgsl",
     "lora_expand.wgsl",
     "dropout.wgsl",

@@ -10,6 +10,7 @@ mod context;
 mod executable;
 mod fuse;
 mod launch_attention;
+mod launch_coop;
 mod launch_flat;
 mod launch_matmul;
 mod launch_rows;

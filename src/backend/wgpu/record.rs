@@ -8,12 +8,12 @@ use super::template::Defines;
 use crate::error::{Error, Result};
 use crate::program::{Live, Node, Op, Program, TensorId};
 
-/// A binding: a range of a buffer, or the first bytes of the executable's scratch.
+/// A binding: a range of a buffer, or of the executable's scratch.
 pub enum Bind {
     /// A tensor.
     View(View),
-    /// Scratch that lives for consecutive dispatches of one op.
-    Scratch(u64),
+    /// A range of bytes of the scratch, which lives for consecutive dispatches of one op.
+    Scratch(std::ops::Range<u64>),
 }
 
 /// Words of parameters of a dispatch.
@@ -150,7 +150,7 @@ impl<'a> Recorder<'a> {
             match bind {
                 Bind::View(view) if view.read_only => read_only |= 2 << i,
                 Bind::View(_) => {}
-                Bind::Scratch(bytes) => self.scratch = self.scratch.max(*bytes),
+                Bind::Scratch(range) => self.scratch = self.scratch.max(range.end),
             }
         }
         let mut all = [0; PARAMS];
