@@ -40,12 +40,16 @@ impl Recorder<'_> {
         let CoopProduct { x, rows, part, k, dx, out, .. } = *product;
         let Some(f) = self.caps.coop.map(|f| f as usize) else { return Ok(false) };
         let (ldx, ldo) = (self.shape(x).1, self.shape(out).1);
-        let fits = rows >= FEWEST && part.rows >= FEWEST && k.is_multiple_of(32) && k >= FEWEST;
+        let a_bytes = (rows * ldx * 2) as u64;
+        let fits = a_bytes <= self.caps.max_binding
+            && rows >= FEWEST
+            && part.rows >= FEWEST
+            && k.is_multiple_of(32)
+            && k >= FEWEST;
         let whole = [rows, part.rows, part.first, ldx, ldo].iter().all(|n| n.is_multiple_of(32));
         if !fits || !whole {
             return Ok(false);
         }
-        let a_bytes = (rows * ldx * 2) as u64;
         let scales = a_bytes.next_multiple_of(256);
         let b_start = (scales + (rows / f * 4) as u64).next_multiple_of(256);
         let a = || Bind::Scratch(0..a_bytes);
