@@ -79,6 +79,8 @@ pub struct Context {
     pending: Mutex<u64>,
 }
 
+/// How long a callback may take once its submission is done.
+const MAP_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 /// `write_buffer` keeps a copy of everything until the next submit: flush at this many bytes.
 const MAX_PENDING: u64 = 64 << 20;
 /// Reads larger than this are done in pieces, so that the staging buffer stays small.
@@ -308,7 +310,9 @@ impl Context {
         take: impl FnOnce(&[u8]),
     ) -> Result<()> {
         self.wait(index)?;
-        let done = mapping.done.try_recv().map_err(|_| device_error("a buffer was not mapped in time"))?;
+        // A thread that polls at the same time may have taken the callback and not have called it yet.
+        let done =
+            mapping.done.recv_timeout(MAP_TIMEOUT).map_err(|_| device_error("a buffer was not mapped in time"))?;
         done.map_err(|e| device_error(e.to_string()))?;
         let view = mapping.buffer.get_mapped_range(mapping.range).map_err(|e| device_error(e.to_string()))?;
         take(&view);
