@@ -90,12 +90,12 @@ def check_figures(page):
     page.clear()
     page.ask("count")
     for figure in ("speed", "first", "total", "queue", "cache", "hits"):
-        assert browser.text(f"#{figure}") not in ("–", "", None), figure
+        browser.until("return !['–', ''].includes(document.getElementById(arguments[0]).textContent)", figure)
     browser.run("window.seen = ''; new MutationObserver(() => window.seen += document.getElementById('total').textContent)"
                 ".observe(document.getElementById('total'), {childList: true})")
     page.ask("count on")
     browser.until("return /[1-9]/.test(window.seen)")
-    assert browser.text("#hits").endswith("%")
+    browser.until("return document.getElementById('hits').textContent.endsWith('%')")
     browser.until("return document.getElementById('queue').textContent === '0, 0'")
 
 

@@ -21,6 +21,8 @@ class Browser:
         self.base = f"http://127.0.0.1:{port}/session"
         # Without its sandbox it also runs as root, and the page is ours.
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        # It looks for nothing outside: a machine may have no way there.
+        flags += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
         wanted = {"goog:chromeOptions": {"args": flags}, "goog:loggingPrefs": {"browser": "ALL"}}
         made = self._send("POST", "", {"capabilities": {"alwaysMatch": wanted}})
         self.base += "/" + made["sessionId"]
