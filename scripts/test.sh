@@ -73,13 +73,11 @@ python_packages() {
 python_environment() { # python_environment FOLDER PACKAGE…
     local folder=$1 python=$1/bin/python
     shift
-    if ! "$python" -m pip show --quiet "${@%%==*}" 2>/dev/null; then
-        if [ ! -x "$python" ] && ! python3 -m venv "$folder"; then
-            rm -rf "$folder"
-            apt_install "Python cannot make environments" python3-venv && python3 -m venv "$folder" || return 1
-        fi
-        "$python" -m pip install --quiet --disable-pip-version-check "$@" || return 1
+    if [ ! -x "$python" ] && ! python3 -m venv "$folder"; then
+        rm -rf "$folder"
+        apt_install "Python cannot make environments" python3-venv && python3 -m venv "$folder" || return 1
     fi
+    "$python" -m pip install --quiet --disable-pip-version-check "$@"
 }
 
 format() { # a toolchain of the minimal profile has neither rustfmt nor clippy

@@ -1380,6 +1380,48 @@ fn fused_runs_on_cuda() {
     }
 }
 
+/// What a layer does for a step in which each row has its own adapter.
+#[test]
+fn adapters_of_each_row_on_cuda() {
+    if nvidia().is_empty() {
+        return;
+    }
+    for (rows, live) in [(1, 1), (4, 3), (16, 13), (33, 33), (64, 60), (200, 190), (512, 300)] {
+        for (dtype, k, rank) in [(DType::BF16, 576, 16), (DType::Q4_K, 512, 8)] {
+            let adapters = 5;
+            let mut b = Builder::new("adapters");
+            let x = live_input(&mut b, "x", rows, k);
+            let slots = b.input("slots", DType::U32, 1, rows);
+            let scales = b.input("scales", DType::F32, 1, adapters);
+            let names = [("q", 576), ("k", 192), ("v", 192)];
+            let outputs = names.map(|(name, n)| {
+                let weight = b.weight(&format!("w{name}"), dtype, n, k);
+                let y = b.output(name, rows, n, Live::Tokens);
+                b.push(Op::MatMul { x, weight, bias: None, residual: None, out: y }).unwrap();
+                y
+            });
+            let halves = names.map(|(name, _)| {
+                let a = b.state(&format!("a{name}"), &format!("a{name}"), 64, DType::F32, adapters * rank, k);
+                let u = b.temp(format!("u{name}"), rows, rank, Live::Tokens);
+                b.push(Op::LoraShrink { x, a, slots: Some(slots), rank, out: u }).unwrap();
+                u
+            });
+            for (((name, n), u), y) in names.into_iter().zip(halves).zip(outputs) {
+                let up = b.state(&format!("b{name}"), &format!("b{name}"), 64, DType::F32, adapters * n, rank);
+                b.push(Op::LoraExpand { u, b: up, slots: Some(slots), scales, rank, y }).unwrap();
+            }
+            let program = b.finish();
+            // In runs, as the engine sorts them, and mixed.
+            for mixed in [false, true] {
+                let mut given = counts(live, 0, 1);
+                let slot = |i: u32| if mixed { [1, u32::MAX, 4, 0][i as usize % 4] } else { i * 4 / rows as u32 };
+                given.insert("slots", (0..rows as u32).map(slot).collect());
+                check_cuda(&format!("adapters {dtype} {rows} mixed {mixed}"), &program, &given, 2e-5);
+            }
+        }
+    }
+}
+
 /// Packed sequences of a few hundred rows at the head widths of real models.
 #[test]
 fn long_attention_on_cuda() {

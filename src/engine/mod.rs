@@ -334,6 +334,17 @@ impl Engine {
         answer.recv().map_err(|_| stopped())?
     }
 
+    /// Compiles the programs of all usual steps now. Without this it happens while there is nothing else to do
+    /// ([`EngineOptions::warm`]), or when a step needs one.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] and [`Error::Device`].
+    pub fn prepare(&self) -> Result<()> {
+        let (reply, answer) = channel();
+        self.send(Command::Prepare { reply })?;
+        answer.recv().map_err(|_| stopped())?
+    }
+
     /// What the engine is doing and has done, as of its last step.
     pub fn stats(&self) -> Stats {
         let mut stats = *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);

@@ -234,10 +234,15 @@ impl Sequence {
             && (self.generated() >= self.request.min_tokens || self.ends.is_empty())
     }
 
+    /// The adapter's place on the device; `u32::MAX` without one.
+    pub fn slot_index(&self) -> u32 {
+        self.slot.as_ref().map_or(u32::MAX, |slot| slot.index)
+    }
+
     /// Appends this sequence's rows to a step.
     pub fn fill(&mut self, share: &mut Share, input: &mut StepInput, pages_per_seq: usize) {
         let seq = (input.table.len() / pages_per_seq) as u32;
-        let adapter = self.slot.as_ref().map_or(u32::MAX, |slot| slot.index);
+        let adapter = self.slot_index();
         let known = self.tokens.len();
         let end = self.computed + share.rows;
         self.guesses.truncate(end.saturating_sub(known));

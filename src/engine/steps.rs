@@ -229,16 +229,18 @@ impl Steps {
         Ok(c)
     }
 
-    /// The shapes of steady serving: answers alone, and answers with prompts.
+    /// The shapes of steady serving: answers alone, and answers with prompts; with adapters, too, where there is room for them.
     fn usual(&self) -> impl Iterator<Item = Key> {
         let (max_rows, max_gathered) = (self.sizes.max_rows, self.sizes.max_gathered);
         let powers = std::iter::successors(Some(1), move |n| (*n < max_rows).then(|| (n * 2).min(max_rows)));
-        let keys = powers.flat_map(move |rows| {
+        let with = [false, true].into_iter().take(1 + usize::from(self.lora.is_some()));
+        let keys = with.flat_map(move |adapters| powers.clone().map(move |rows| (adapters, rows)));
+        let keys = keys.flat_map(move |(adapters, rows)| {
             [rows.min(max_gathered), 1, max_gathered].map(|gathered| Key {
                 rows,
                 gathered,
                 wanted: Wanted::Tokens,
-                adapters: false,
+                adapters,
                 apart: gathered == rows,
             })
         });

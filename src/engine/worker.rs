@@ -23,6 +23,7 @@ pub enum Command {
     Cancel(RequestId),
     Score { text: Text, reply: Sender<Result<Scores>> },
     Embed { text: Text, reply: Sender<Result<Vec<f32>>> },
+    Prepare { reply: Sender<Result<()>> },
     Shutdown,
 }
 
@@ -144,8 +145,15 @@ impl Worker {
             Command::Cancel(id) => self.cancel(id),
             Command::Score { text, reply } => self.jobs.push_back(Job::Score(text, reply)),
             Command::Embed { text, reply } => self.jobs.push_back(Job::Embed(text, reply)),
+            // Nobody waits for an answer to a question that was given up.
+            Command::Prepare { reply } => drop(reply.send(self.prepare_all())),
             Command::Shutdown => {}
         }
+    }
+
+    fn prepare_all(&mut self) -> Result<()> {
+        while self.parts.runner.prepare()? {}
+        Ok(())
     }
 
     fn cancel(&mut self, id: RequestId) {
@@ -276,8 +284,12 @@ impl Worker {
                 self.parts.pool.grow(&mut sequence.pages, positions)
             });
             if grown || self.running.len() < 2 {
-                // Rows that want more than the step's own draw come first: the choice takes no others.
-                plan.sort_by_key(|share| self.running[share.index].is_plain());
+                // Rows that want more than the step's own draw come first: the choice takes no others. Rows of one adapter
+                // lie together, so that its weights are read once for all of them.
+                plan.sort_by_key(|share| {
+                    let sequence = &self.running[share.index];
+                    (sequence.is_plain(), sequence.slot_index())
+                });
                 return plan;
             }
             let parked = self.retire(self.running.len() - 1);

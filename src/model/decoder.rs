@@ -328,9 +328,7 @@ impl Decoder<'_> {
         let c = self.model.config;
         let prefix = format!("model.layers.{layer}");
         let x = self.norm(&format!("{prefix}.input_layernorm.weight"), h)?;
-        let q = self.linear(layer, Projection::Q, x, None)?;
-        let k = self.linear(layer, Projection::K, x, None)?;
-        let v = self.linear(layer, Projection::V, x, None)?;
+        let [q, k, v] = self.linears(layer, [Projection::Q, Projection::K, Projection::V], x)?;
         let head_norm = |me: &mut Self, which: &str| {
             c.qk_norm.then(|| me.vector(&format!("{prefix}.self_attn.{which}_norm.weight"), c.head_dim))
         };
@@ -387,15 +385,49 @@ impl Decoder<'_> {
     fn feed_forward(&mut self, layer: usize, h: TensorId) -> Result<TensorId> {
         let c = self.model.config;
         let x = self.norm(&format!("model.layers.{layer}.post_attention_layernorm.weight"), h)?;
-        let gate = self.linear(layer, Projection::Gate, x, None)?;
-        let up = self.linear(layer, Projection::Up, x, None)?;
+        let [gate, up] = self.linears(layer, [Projection::Gate, Projection::Up], x)?;
         let out = self.temp("glu", c.intermediate);
         self.b.push(Op::Glu { gate, up, activation: c.activation, out })?;
         self.linear(layer, Projection::Down, out, Some(h))
     }
 
+    /// Projections of one input, with their biases and adapters. Where each row has an adapter of its own the products come
+    /// first, then all the first halves of the adapters, then the second ones: backends do what is alike together.
+    fn linears<const N: usize>(&mut self, layer: usize, which: [Projection; N], x: TensorId) -> Result<[TensorId; N]> {
+        let mut out = [x; N];
+        if self.adapters.is_none() {
+            for (out, which) in out.iter_mut().zip(which) {
+                *out = self.linear(layer, which, x, None)?;
+            }
+            return Ok(out);
+        }
+        for (out, which) in out.iter_mut().zip(which) {
+            *out = self.product(layer, which, x, None)?;
+        }
+        let mut expands = Vec::new();
+        for (y, which) in out.into_iter().zip(which) {
+            expands.extend(self.shrink(layer, which, x, y)?);
+        }
+        expands.into_iter().try_for_each(|expand| self.b.push(expand))?;
+        Ok(out)
+    }
+
     /// A projection with its bias and adapter, added to `residual` where there is one.
     fn linear(&mut self, layer: usize, which: Projection, x: TensorId, residual: Option<TensorId>) -> Result<TensorId> {
+        let out = self.product(layer, which, x, residual)?;
+        if let Some(expand) = self.shrink(layer, which, x, out)? {
+            self.b.push(expand)?;
+        }
+        Ok(out)
+    }
+
+    fn product(
+        &mut self,
+        layer: usize,
+        which: Projection,
+        x: TensorId,
+        residual: Option<TensorId>,
+    ) -> Result<TensorId> {
         let c = self.model.config;
         let (outputs, inputs) = which.shape(c);
         let module = which.module(layer);
@@ -408,14 +440,13 @@ impl Decoder<'_> {
         let bias = has_bias.then(|| self.vector(&format!("{module}.bias"), outputs));
         let out = self.temp(which.name(), outputs);
         self.b.push(Op::MatMul { x, weight, bias, residual, out })?;
-        self.adapter(layer, which, x, out)?;
         Ok(out)
     }
 
-    /// Adds the low-rank product of one projection to `y`, where it is a target.
-    fn adapter(&mut self, layer: usize, which: Projection, x: TensorId, y: TensorId) -> Result<()> {
-        let Some(lora) = self.lora else { return Ok(()) };
-        let Some(entry) = lora.entry(layer, which) else { return Ok(()) };
+    /// The first half of the low-rank product of one projection, where it is a target; the op that adds the second to `y`.
+    fn shrink(&mut self, layer: usize, which: Projection, x: TensorId, y: TensorId) -> Result<Option<Op>> {
+        let Some(lora) = self.lora else { return Ok(None) };
+        let Some(entry) = lora.entry(layer, which) else { return Ok(None) };
         let (rank, n) = (lora.rank, lora.slots);
         let state = |b: &mut Builder, name: String, at: usize, rows: usize, cols: usize| {
             b.state(&name, buffers::LORA, at, DType::F32, rows, cols)
@@ -435,7 +466,7 @@ impl Decoder<'_> {
         let u = self.temp("lora_u", rank);
         let slots = self.adapters;
         self.b.push(Op::LoraShrink { x: seen, a, slots, rank, out: u })?;
-        self.b.push(Op::LoraExpand { u, b, slots, scales, rank, y })
+        Ok(Some(Op::LoraExpand { u, b, slots, scales, rank, y }))
     }
 
     /// Logits of the chosen rows, and the tokens that are chosen from them.

@@ -12,7 +12,7 @@
 //! written.
 
 use super::launch_glu::GATED_ROWS;
-use super::launch_lora::{MAX_RANK, Shrink};
+use super::launch_lora::{Expand, MAX_RANK, Shrink};
 use super::launch_matmul::{FEW_ROWS, Product};
 use super::record::{Recorder, Rows};
 use super::tensor_map::{MatmulOutput, TensorMap};
@@ -46,9 +46,46 @@ impl Recorder<'_> {
                 fused => Ok(fused),
             },
             Op::MatMulDw { .. } | Op::MatMulDx { .. } => self.terms_of_one_gradient(at),
+            Op::LoraShrink { .. } => self.shrinks(at).map(Some),
+            Op::LoraExpand { .. } => self.expands(at).map(Some),
             Op::QkNormRopeKv { .. } => self.turned_attention(at),
             _ => Ok(None),
         }
+    }
+
+    /// First halves of adapters, of one input.
+    fn shrinks(&mut self, at: usize) -> Result<usize> {
+        let mut parts = Vec::new();
+        let mut shared = None;
+        while let Some(Op::LoraShrink { x, a, slots, rank, out }) = self.op(at + parts.len())
+            && parts.len() < MOST
+            && *shared.get_or_insert((*x, *slots, *rank)) == (*x, *slots, *rank)
+            && self.decl(*out).dtype == self.decl(*x).dtype
+        {
+            parts.push((*a, *out));
+        }
+        if let Some((x, slots, rank)) = shared {
+            self.lora_shrink(&Shrink { x, parts: &parts, slots, rank })?;
+        }
+        Ok(parts.len())
+    }
+
+    /// Second halves of adapters, each added to a result of its own.
+    fn expands(&mut self, at: usize) -> Result<usize> {
+        let mut parts: Vec<[TensorId; 4]> = Vec::new();
+        let mut shared = None;
+        while let Some(Op::LoraExpand { u, b, slots, scales, rank, y }) = self.op(at + parts.len())
+            && parts.len() < MOST
+            && let Rows { rows, which, .. } = self.rows(*y)
+            && *shared.get_or_insert((*slots, *rank, rows, which)) == (*slots, *rank, rows, which)
+            && parts.iter().all(|[.., other]| other != y && self.decl(*other).dtype == self.decl(*y).dtype)
+        {
+            parts.push([*u, *b, *scales, *y]);
+        }
+        if let Some((slots, rank, ..)) = shared {
+            self.lora_expand(&Expand { parts: &parts, slots, rank })?;
+        }
+        Ok(parts.len())
     }
 
     fn norm_and_products(&mut self, at: usize) -> Result<Option<usize>> {
@@ -237,7 +274,8 @@ impl Recorder<'_> {
             return Ok(Some(Adapted { product, adapter: Some([*u, *a, *b, *scales]), rank: *rank, nodes: 3 }));
         }
         // An adapter that cannot be fused would add to a result that is not there yet if others came between.
-        if matches!(self.op(at + 1), Some(Op::LoraShrink { .. } | Op::Dropout { .. })) {
+        let own = matches!(self.op(at + 2), Some(Op::LoraExpand { y, .. }) if y == out);
+        if own || matches!(self.op(at + 1), Some(Op::Dropout { .. })) {
             return Ok(None);
         }
         Ok(Some(Adapted { product, adapter: None, rank: 0, nodes: 1 }))

@@ -63,7 +63,7 @@ pub struct TrafficReport {
     pub stats: Stats,
 }
 
-/// Runs `requests` through an engine of its own, after the first hundred of them as a warm-up. Request i uses adapter
+/// Runs `requests` through an engine of its own, whose programs are ready, after the first hundred of them as a warm-up. Request i uses adapter
 /// i modulo their number.
 ///
 /// # Errors
@@ -78,6 +78,7 @@ pub fn run(
     for (index, adapter) in adapters.iter().enumerate() {
         engine.load_adapter(&name(index), adapter)?;
     }
+    engine.prepare()?;
     let jobs = |requests: &[Lengths]| {
         let jobs = requests.iter().enumerate().map(|(index, lengths)| Job {
             prompt_tokens: lengths.prompt_tokens,
