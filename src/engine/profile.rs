@@ -1,5 +1,6 @@
 //! Where the time of a decode step goes: each kernel on the device's clock, beside the step on the host's.
 
+use super::adapters::AdapterBank;
 use super::kv::PAGE;
 use super::memory::KvType;
 use super::steps::{Runner, StepInput, StepSizes, Steps};
@@ -26,6 +27,8 @@ pub struct KernelTime {
 pub struct ProfileReport {
     /// Sequences in the step.
     pub batch: usize,
+    /// Adapters that they are spread over.
+    pub adapters: usize,
     /// Seconds from writing the inputs to reading the tokens, median of the runs.
     pub step_s: f64,
     /// By kernel, the longest first. Clocks between launches cost time of their own: the sum may exceed `step_s`.
@@ -37,11 +40,27 @@ const WARM_UP: usize = 3;
 /// Steps of which the median is taken.
 const RUNS: usize = 20;
 
-/// Times a step that decodes one token for each of `batch` sequences of `context` tokens.
+/// The step to time.
+#[derive(Clone, Copy, Debug)]
+pub struct ProfileOptions {
+    /// Tokens that each sequence has in the cache.
+    pub context: usize,
+    /// Sequences; each decodes one token.
+    pub batch: usize,
+    /// Type of the cache.
+    pub kv: KvType,
+    /// Adapters that the sequences are spread over; 0: none.
+    pub adapters: usize,
+    /// Their rank.
+    pub rank: usize,
+}
+
+/// Times a decode step.
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] where the device cannot time launches; those of a step.
-pub fn profile(model: Arc<LoadedModel>, context: usize, batch: usize, kv: KvType) -> Result<ProfileReport> {
+pub fn profile(model: Arc<LoadedModel>, options: &ProfileOptions) -> Result<ProfileReport> {
+    let ProfileOptions { context, batch, kv, adapters, rank } = *options;
     let pages = (context + 1).div_ceil(PAGE);
     let sizes = StepSizes {
         max_rows: batch,
@@ -51,7 +70,10 @@ pub fn profile(model: Arc<LoadedModel>, context: usize, batch: usize, kv: KvType
         kv_rows: batch * pages * PAGE,
         kv_dtype: kv.dtype(&model)?,
     };
-    let mut steps = Steps::new(model, sizes, None, &Bindings::new())?;
+    let none = Bindings::new();
+    let bank = (adapters > 0).then(|| AdapterBank::new(model.clone(), adapters, rank)).transpose()?;
+    let layout = bank.as_ref().map(|bank| bank.layout().clone());
+    let mut steps = Steps::new(model, sizes, layout, bank.as_ref().map_or(&none, AdapterBank::bindings))?;
     let rows = 0..batch as u32;
     let row_of = |seq: u32| seq * (pages * PAGE) as u32 + context as u32;
     let input = StepInput {
@@ -59,7 +81,8 @@ pub fn profile(model: Arc<LoadedModel>, context: usize, batch: usize, kv: KvType
         positions: vec![context as u32; batch],
         seqs: rows.clone().collect(),
         slots: rows.clone().map(row_of).collect(),
-        adapters: vec![u32::MAX; batch],
+        // Sorted, as the engine does it.
+        adapters: (0..batch).map(|i| if adapters > 0 { (i * adapters / batch) as u32 } else { u32::MAX }).collect(),
         table: (0..(batch * pages) as u32).collect(),
         gather: rows.collect(),
         sampling: vec![[0.0, 0.0, 1.0, 0.0]; batch],
@@ -75,7 +98,7 @@ pub fn profile(model: Arc<LoadedModel>, context: usize, batch: usize, kv: KvType
         }
     }
     let runs = (0..RUNS).map(|_| steps.profile(&input)).collect::<Result<Vec<Vec<Timing>>>>()?;
-    Ok(ProfileReport { batch, step_s: median(&mut seconds), kernels: by_kernel(&runs) })
+    Ok(ProfileReport { batch, adapters, step_s: median(&mut seconds), kernels: by_kernel(&runs) })
 }
 
 fn by_kernel(runs: &[Vec<Timing>]) -> Vec<KernelTime> {

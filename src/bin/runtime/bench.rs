@@ -1,17 +1,17 @@
 //! `runtime bench`
 
 use crate::common::{self, CacheArgs, DeviceArgs};
-use runtime::Result;
 use runtime::backend;
 use runtime::engine::bench::traffic::{self, Lengths};
 use runtime::engine::bench::{self, BenchOptions, BenchReport};
-use runtime::engine::profile::{ProfileReport, profile};
+use runtime::engine::profile::{ProfileOptions, ProfileReport, profile};
 use runtime::engine::{EngineOptions, KvSize, Request, SamplingParams};
 use runtime::format::random::{random_adapter, random_checkpoint};
 use runtime::model::LoadedModel;
 use runtime::tensor::DType;
 use runtime::train::Optim;
 use runtime::train::bench::{self as train_bench, TrainBenchOptions, TrainBenchReport};
+use runtime::{Error, Result};
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,8 +45,8 @@ pub struct Args {
     /// Instead: push a mixed traffic through, all requests at once (benches/traffic.py writes such files)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "max_tokens", "batch", "train", "profile"])]
     traffic: Option<PathBuf>,
-    /// Spread the traffic over this many random adapters of --rank
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "traffic")]
+    /// Spread the traffic, or the step that --profile shows, over this many adapters of --rank
+    #[arg(long, value_name = "N", default_value_t = 0)]
     adapters: usize,
     /// Requests of the traffic that run at once [default: as in `runtime serve`]
     #[arg(long, value_name = "N", requires = "traffic")]
@@ -111,6 +111,9 @@ struct Report {
 
 pub fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
+    if args.adapters > 0 && args.traffic.is_none() && !args.profile {
+        return Err(Error::invalid("--adapters is for --traffic and --profile"));
+    }
     let model = load(args)?;
     if let Some(path) = &args.traffic {
         return run_traffic(args, model, &traffic::read(path)?);
@@ -143,7 +146,8 @@ pub fn run(args: &Args) -> Result<()> {
     });
     let batches = args.batch.iter().filter(|_| args.profile);
     let kv = args.cache.kv_cache_dtype;
-    let profiles = batches.map(|batch| profile(model.clone(), args.prompt, *batch, kv)).collect::<Result<_>>()?;
+    let step = |batch| ProfileOptions { context: args.prompt, batch, kv, adapters: args.adapters, rank: args.rank };
+    let profiles = batches.map(|batch| profile(model.clone(), &step(*batch))).collect::<Result<_>>()?;
     let report = Report { serve, train: train.transpose()?, profiles };
     if args.json { common::print_json(&report) } else { common::print(&table(&report)) }
 }
@@ -228,8 +232,13 @@ fn table(report: &Report) -> String {
         );
     }
     for p in profiles {
-        let _ =
-            writeln!(text, "  a decode step of {} sequences: {:.0} µs on the host's clock", p.batch, 1e6 * p.step_s);
+        let _ = writeln!(
+            text,
+            "  a decode step of {} sequences, {} adapters: {:.0} µs on the host's clock",
+            p.batch,
+            p.adapters,
+            1e6 * p.step_s
+        );
         for k in &p.kernels {
             let each = 1e6 * k.seconds / k.launches as f64;
             let _ = writeln!(text, "    {:>9.1} µs  {:4} × {each:>7.1} µs  {}", 1e6 * k.seconds, k.launches, k.label);
