@@ -1,11 +1,12 @@
 // Products with a narrow inner dimension, for LoRA: the wide result is read and written once, the adapter's f32
-// parameters are rounded to T on their way to the tensor cores.
+// parameters are rounded to T on their way to the tensor cores. Compiled twice: with ADAPTER_16 the adapter is T, as
+// serving stores it, and only lora_expand is there.
 //
 // A small term beside a large y: y must not have been rounded to T before, or the sum is rounded back to where it was
 // (bf16: all that is below 1/512 of y; in training from B = 0 that is everything). Hence *_from_f32.
 //
 //   lora_expand   y_i[t, :] += scales_i[slot(t)] · u_i[t, :] · B_i[slot(t)]ᵀ
-//                 u_i T [rows, rank], B_i f32 [slots · n_i, rank], scales_i f32 [slots], y_i T [rows, n_i]
+//                 u_i T [rows, rank], B_i f32 or T [slots · n_i, rank], scales_i f32 [slots], y_i T [rows, n_i]
 //   lora_expand_from_f32   y[t, :] = base[t, :] + the same: one product, base f32 [rows, n], y T
 //   lora_dx       dx[t, :] (+)= Σ_i scale_i · du_i[t, :] · A_i
 //                 du_i T [rows, rank], A_i f32 [rank, k], scale_i f32 [1], dx T [rows, k]
@@ -32,6 +33,14 @@
 // 41.1 µs (82 %), 8192 × 4096 51.4 µs (87 %), lora_dx with accumulate the same; rank 64: 17.8, 54.1, 68.8 µs.
 #include "mma.cuh"
 
+#ifndef ADAPTER_16
+#define ADAPTER_16 0
+#endif
+#if ADAPTER_16
+#define ADAPTER(T) T
+#else
+#define ADAPTER(T) float
+#endif
 #define NO_SLOT 0xffffffffu
 
 // Eight neighbours of what is added to, as they lie in memory: T, or f32 (twice the words).
@@ -64,10 +73,21 @@ DEVICE u32 next_slot(const u32* slots, u32 rows, u32 from) {
     return __reduce_min_sync(FULL_WARP, slot);
 }
 
+// Four neighbours of an adapter's row.
+template <typename B> DEVICE float4 load4(const B* p) {
+    if constexpr (sizeof(B) == 4) {
+        return *(const float4*)p;
+    } else {
+        uint2 words = *(const uint2*)p;
+        float2 low = unpack2<B>(words.x), high = unpack2<B>(words.y);
+        return make_float4(low.x, low.y, high.x, high.y);
+    }
+}
+
 // The terms first .. first + terms are added to y.
-struct Expand {
+template <typename B> struct Expand {
     const void* u[3];
-    const float* b[3];
+    const B* b[3];
     const float* scales[3];
     const void* base; // what is added to: y itself, or f32 [rows, n]
     void* y;
@@ -80,7 +100,8 @@ struct Expand {
 // adapters of a few entries (the terms of lora_dx; adapters' slots), while the block goes over its tiles; a tile's y
 // and its first u are fetched while the tile before is computed.
 template <typename T, typename Base, int WM, int WN, int COLS, bool TRANSPOSED>
-DEVICE void expand(const Expand& p) {
+DEVICE void expand(const Expand<ADAPTER(T)>& p) {
+    typedef ADAPTER(T) B;
     constexpr int THREADS = 32 * WM * WN, ROWS = 16 * WM, COLUMNS = 32 * WN * COLS, STEPS = 16; // of 16 ranks
     // [32 columns][16 ranks][pair of the four 8-column tiles][lane]: the two registers of each of the two tiles.
     __shared__ uint4 staged[COLUMNS / 32 * STEPS * 2 * 32];
@@ -93,12 +114,12 @@ DEVICE void expand(const Expand& p) {
     u32 steps = (p.rank + 15) / 16, column = first_column + warp_column * 32 + t * 8;
 
     auto stage = [&](u32 count) {
-        if (TRANSPOSED) {
+        if constexpr (TRANSPOSED) {
             // Four ranks × four columns at a time.
             for (u32 i = thread; i < count * steps * 4 * (COLUMNS / 4); i += THREADS) {
                 u32 at = i % (COLUMNS / 4) * 4, quad = i / (COLUMNS / 4), term = quad / (steps * 4);
                 u32 rank = quad % (steps * 4) * 4, step = quad / 4;
-                const float* from = term == 0 ? p.b[0] : term == 1 ? p.b[1] : p.b[2];
+                const B* from = term == 0 ? p.b[0] : term == 1 ? p.b[1] : p.b[2];
                 from += (u64)rank * p.n + first_column + at;
                 const float* scales = term == 0 ? p.scales[0] : term == 1 ? p.scales[1] : p.scales[2];
                 float scale = scales ? *scales : 1;
@@ -123,7 +144,7 @@ DEVICE void expand(const Expand& p) {
         } else {
             // Four ranks of one column at a time, BATCH such loads on their way.
             constexpr int BATCH = COLS > 1 ? 2 : 4;
-            const float* b = p.first == 0 ? p.b[0] : p.first == 1 ? p.b[1] : p.b[2];
+            const B* b = p.first == 0 ? p.b[0] : p.first == 1 ? p.b[1] : p.b[2];
             const float* scales = p.first == 0 ? p.scales[0] : p.first == 1 ? p.scales[1] : p.scales[2];
             u32 quads = steps * 4, units = count * COLUMNS * quads;
             for (u32 first = thread; first < units; first += BATCH * THREADS) {
@@ -135,15 +156,15 @@ DEVICE void expand(const Expand& p) {
                     w[j] = make_float4(0, 0, 0, 0), scale[j] = 1;
                     if (i < units && n < p.n && rank < p.rank) {
                         u32 slot = p.slots ? entries[i / quads / COLUMNS] : 0, left = p.rank - rank;
-                        const float* from = b + ((u64)slot * p.n + n) * p.rank + rank;
+                        const B* from = b + ((u64)slot * p.n + n) * p.rank + rank;
                         if (scales) scale[j] = scales[slot];
                         if (p.rank % 4 == 0) {
-                            w[j] = *(const float4*)from;
+                            w[j] = load4(from);
                         } else {
-                            w[j].x = from[0];
-                            if (left > 1) w[j].y = from[1];
-                            if (left > 2) w[j].z = from[2];
-                            if (left > 3) w[j].w = from[3];
+                            w[j].x = to_float(from[0]);
+                            if (left > 1) w[j].y = to_float(from[1]);
+                            if (left > 2) w[j].z = to_float(from[2]);
+                            if (left > 3) w[j].w = to_float(from[3]);
                         }
                     }
                 }
@@ -289,20 +310,20 @@ DEVICE void expand(const Expand& p) {
 }
 
 // A thread computes an element.
-template <typename T, typename Base, bool TRANSPOSED> DEVICE void expand_plain(const Expand& p) {
+template <typename T, typename Base, bool TRANSPOSED> DEVICE void expand_plain(const Expand<ADAPTER(T)>& p) {
     u32 row = blockIdx.y, column = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= p.live || column >= p.n) return;
     u32 slot = p.slots ? p.slots[row] : 0;
     u64 at = (u64)row * p.n + column;
     float total = p.accumulate ? to_float(((const Base*)p.base)[at]) : 0;
     for (u32 term = p.first; slot != NO_SLOT && term < p.first + p.terms; term++) {
-        const float* b = term == 0 ? p.b[0] : term == 1 ? p.b[1] : p.b[2];
+        const ADAPTER(T)* b = term == 0 ? p.b[0] : term == 1 ? p.b[1] : p.b[2];
         const T* u = (const T*)(term == 0 ? p.u[0] : term == 1 ? p.u[1] : p.u[2]) + (u64)row * p.rank;
         const float* scales = term == 0 ? p.scales[0] : term == 1 ? p.scales[1] : p.scales[2];
         b += TRANSPOSED ? column : ((u64)slot * p.n + column) * p.rank;
         u64 stride = TRANSPOSED ? p.n : 1;
         float sum = 0;
-        for (u32 rank = 0; rank < p.rank; rank++) sum += to_float(u[rank]) * b[rank * stride];
+        for (u32 rank = 0; rank < p.rank; rank++) sum += to_float(u[rank]) * to_float(b[rank * stride]);
         total += (scales ? scales[slot] : 1) * sum;
     }
     ((T*)p.y)[at] = from_float<T>(total);
@@ -310,22 +331,27 @@ template <typename T, typename Base, bool TRANSPOSED> DEVICE void expand_plain(c
 
 #define EXPAND(name, T, threads, body)                                                                                \
     extern "C" __global__ void __launch_bounds__(threads, 512 / (threads)) lora_expand_##name(                         \
-        const T* u0, const T* u1, const T* u2, const float* b0, const float* b1, const float* b2,                     \
+        const T* u0, const T* u1, const T* u2, const ADAPTER(T)* b0, const ADAPTER(T)* b1, const ADAPTER(T)* b2,      \
         const float* scales0, const float* scales1, const float* scales2, T* y0, T* y1, T* y2, const u32* slots,      \
         const u32* counts, u32 which, u32 rows, u32 n0, u32 n1, u32 n2, u32 rank) {                                   \
+        begin_dependent();                                                                                            \
         u32 live = live_rows(counts, which, rows), term = blockIdx.z;                                                 \
         T* y = term == 0 ? y0 : term == 1 ? y1 : y2;                                                                  \
         u32 n = term == 0 ? n0 : term == 1 ? n1 : n2;                                                                 \
-        Expand p = {{u0, u1, u2}, {b0, b1, b2}, {scales0, scales1, scales2}, y, y, slots, live, n, rank, term, 1,     \
-                    true};                                                                                            \
+        Expand<ADAPTER(T)> p = {{u0, u1, u2}, {b0, b1, b2}, {scales0, scales1, scales2}, y,    y, slots,              \
+                                live,         n,            rank,                        term, 1, true};             \
         body(p);                                                                                                      \
     }
+#if ADAPTER_16
+#define FROM_F32(name, T, threads, body)
+#define DX(name, T, threads, body)
+#else
 #define FROM_F32(name, T, threads, body)                                                                              \
     extern "C" __global__ void __launch_bounds__(threads, 512 / (threads)) lora_expand_##name(                         \
         const T* u, const float* b, const float* scales, const float* base, T* y, const u32* slots,                   \
         const u32* counts, u32 which, u32 rows, u32 n, u32 rank) {                                                    \
-        Expand p = {{u, 0, 0}, {b, 0, 0}, {scales, 0, 0}, base, y, slots, live_rows(counts, which, rows), n, rank, 0, \
-                    1, true};                                                                                         \
+        Expand<float> p = {{u, 0, 0}, {b, 0, 0}, {scales, 0, 0}, base, y, slots, live_rows(counts, which, rows), n,   \
+                           rank, 0, 1, true};                                                                                       \
         body(p);                                                                                                      \
     }
 #define DX(name, T, threads, body)                                                                                    \
@@ -334,10 +360,11 @@ template <typename T, typename Base, bool TRANSPOSED> DEVICE void expand_plain(c
         const float* scale0, const float* scale1, const float* scale2, T* dx, const u32* counts, u32 which, u32 rows, \
         u32 k, u32 rank, u32 groups, u32 accumulate) {                                                                \
         u32 live = live_rows(counts, which, rows);                                                                    \
-        Expand p = {{du0, du1, du2}, {a0, a1, a2}, {scale0, scale1, scale2}, dx, dx, 0, live, k, rank, 0, groups,     \
-                    accumulate != 0};                                                                                 \
+        Expand<float> p = {{du0, du1, du2}, {a0, a1, a2}, {scale0, scale1, scale2}, dx, dx, 0, live, k, rank, 0,      \
+                           groups, accumulate != 0};                                                                                 \
         body(p);                                                                                                      \
     }
+#endif
 // A tile of f32 is half as high: its y takes twice the registers.
 #define TILE(size, T, WM, WN, COLS, F32_WM, F32_WN, F32_COLS)                                                         \
     EXPAND(size##T, T, 32 * WM * WN, (expand<T, T, WM, WN, COLS, false>))                                             \
@@ -351,7 +378,9 @@ TILE(, f16, 8, 1, 2, 4, 2, 1)
 #define PLAIN(T, type)                                                                                                \
     EXPAND(plain_##type, T, 256, (expand_plain<T, T, false>))                                                         \
     DX(plain_##type, T, 256, (expand_plain<T, T, true>))
+#if !ADAPTER_16
 PLAIN(float, f32)
+#endif
 PLAIN(bf16, bf16)
 PLAIN(f16, f16)
 FROM_F32(plain_from_f32_bf16, bf16, 256, (expand_plain<bf16, float, false>))

@@ -1,8 +1,9 @@
 // Products with a narrow result, for LoRA: the wide operand is read once, the adapter's f32 parameters are rounded to
-// T on their way to the tensor cores.
+// T on their way to the tensor cores. Compiled twice: with ADAPTER_16 the adapter is T, as serving stores it, and only
+// lora_shrink is there.
 //
 //   lora_shrink   out_i[t, :] = x[t, :] · A_i[slot(t)]ᵀ
-//                 x T [rows, k], A_i f32 [slots · rank, k], out_i T [rows, rank]
+//                 x T [rows, k], A_i f32 or T [slots · rank, k], out_i T [rows, rank]
 //   lora_du       du[t, :] = scale · dy[t, :] · B
 //                 dy T [rows, n], B f32 [n, rank], scale f32 [1], du T [rows, rank]; n is called k below
 //
@@ -31,6 +32,14 @@
 // rank 16, k = 4096: 2.2 µs for one row, 6.8 µs for 32.
 #include "mma.cuh"
 
+#ifndef ADAPTER_16
+#define ADAPTER_16 0
+#endif
+#if ADAPTER_16
+#define ADAPTER(T) T
+#else
+#define ADAPTER(T) float
+#endif
 #define NO_SLOT 0xffffffffu
 
 // The smallest slot of `rows` rows from `from` on, NO_SLOT if there is none. The same in every warp.
@@ -44,9 +53,9 @@ DEVICE u32 next_slot(const u32* slots, u32 rows, u32 from) {
     return __reduce_min_sync(FULL_WARP, slot);
 }
 
-struct Shrink {
+template <typename A> struct Shrink {
     const void* x;
-    const float* a[3];
+    const A* a[3];
     void* out[3];
     const u32* slots;
     const float* scale;
@@ -58,7 +67,8 @@ struct Shrink {
 // WM × WK warps: WM of 16 rows each, WK that share the inputs of a chunk. NT tiles of eight ranks. TRANSPOSED: the
 // adapter is [k, rank]. A chunk is KC inputs, staged in shared memory in the order in which lanes take it; two chunks
 // are there at a time, the rows of the next one and its part of the adapter are on their way to registers.
-template <typename T, int WM, int WK, int NT, int KC, bool TRANSPOSED> DEVICE void shrink(const Shrink& p) {
+template <typename T, int WM, int WK, int NT, int KC, bool TRANSPOSED> DEVICE void shrink(const Shrink<ADAPTER(T)>& p) {
+    typedef ADAPTER(T) A;
     constexpr int THREADS = 32 * WM * WK, ROWS = 16 * WM, RANKS = 8 * NT;
     constexpr int STEPS = KC / 32 / WK; // of 32 inputs, for a warp in a chunk
     constexpr int UNITS = KC * RANKS / 8 / THREADS;
@@ -105,39 +115,39 @@ template <typename T, int WM, int WK, int NT, int KC, bool TRANSPOSED> DEVICE vo
         return TRANSPOSED ? (index / 32 / (RANKS / 8) * 16 + index % 16) * 2
                           : (index / 8 % (KC / 32) * 4 + index % 4) * 8;
     };
-    const float* source[UNITS];
+    const A* source[UNITS];
     float unit[UNITS][8];
 #pragma unroll
     for (int u = 0; u < UNITS; u++) {
         u32 rank = first_rank + unit_rank(u), group = rank / p.rank;
-        const float* a = group == 0 ? p.a[0] : group == 1 ? p.a[1] : p.a[2];
+        const A* a = group == 0 ? p.a[0] : group == 1 ? p.a[1] : p.a[2];
         source[u] = group < p.groups ? a + (u64)(rank % p.rank) * p.k : 0;
     }
     auto load_a = [&](u32 slot, u32 chunk) {
 #pragma unroll
         for (int u = 0; u < UNITS; u++) {
-            float4 low = make_float4(0, 0, 0, 0), high = low;
+            float(&v)[8] = unit[u];
+#pragma unroll
+            for (int i = 0; i < 8; i++) v[i] = 0;
             u32 k = chunk + unit_k(u), rank = first_rank + unit_rank(u);
-            if ((TRANSPOSED ? rank < p.rank : source[u] != 0) && k < end) {
-                if (TRANSPOSED) {
-                    const float* a = p.a[0] + (k * p.rank + rank);
-                    const float* b = a + p.rank;
-                    if (p.rank % 4 == 0) {
-                        low = *(const float4*)a, high = *(const float4*)b;
-                    } else {
-                        u32 left = p.rank - rank;
-                        low.x = a[0], high.x = b[0];
-                        if (left > 1) low.y = a[1], high.y = b[1];
-                        if (left > 2) low.z = a[2], high.z = b[2];
-                        if (left > 3) low.w = a[3], high.w = b[3];
-                    }
+            if (k >= end) continue;
+            if constexpr (TRANSPOSED) {
+                if (rank >= p.rank) continue;
+                const A* a = p.a[0] + (k * p.rank + rank);
+                const A* b = a + p.rank;
+                if (p.rank % 4 == 0) {
+                    float4 low = *(const float4*)a, high = *(const float4*)b;
+                    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
+                    v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
                 } else {
-                    const float* a = source[u] + (u64)slot * p.rank * p.k + k;
-                    low = *(const float4*)a, high = *(const float4*)(a + 4);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        if (rank + i < p.rank) v[i] = to_float(a[i]), v[4 + i] = to_float(b[i]);
+                    }
                 }
+            } else if (source[u]) {
+                load8(source[u] + (u64)slot * p.rank * p.k + k, v);
             }
-            unit[u][0] = low.x, unit[u][1] = low.y, unit[u][2] = low.z, unit[u][3] = low.w;
-            unit[u][4] = high.x, unit[u][5] = high.y, unit[u][6] = high.z, unit[u][7] = high.w;
         }
     };
     auto store_a = [&](int buffer) {
@@ -160,6 +170,7 @@ template <typename T, int WM, int WK, int NT, int KC, bool TRANSPOSED> DEVICE vo
     float sums[NT][4] = {};
     u32 slot = next_slot(slots, slot_rows, 0), chunk = begin;
     load_a(slot == NO_SLOT ? 0 : slot, chunk);
+    wait_for_previous();
 #pragma unroll
     for (int step = 0; step < STEPS; step++) load_x(slot, chunk, step);
     for (int buffer = 0; slot != NO_SLOT; buffer ^= 1) {
@@ -247,11 +258,12 @@ template <typename T, int WM, int WK, int NT, int KC, bool TRANSPOSED> DEVICE vo
 }
 
 // A block computes one element, with the adapter as it lies.
-template <typename T> DEVICE void shrink_one(const Shrink& p) {
+template <typename T> DEVICE void shrink_one(const Shrink<ADAPTER(T)>& p) {
+    wait_for_previous();
     u32 rank = blockIdx.x, row = blockIdx.y, group = blockIdx.z;
     u32 slot = p.slots ? p.slots[row] : 0; // before live rows are known: the buffer has the bucket's rows
     if (row >= p.live) return;
-    const float* a = group == 0 ? p.a[0] : group == 1 ? p.a[1] : p.a[2];
+    const ADAPTER(T)* a = group == 0 ? p.a[0] : group == 1 ? p.a[1] : p.a[2];
     float sum = 0;
     if (slot != NO_SLOT) {
         const T* x = (const T*)p.x + (u64)row * p.k;
@@ -271,20 +283,21 @@ template <typename T> DEVICE void shrink_one(const Shrink& p) {
 }
 
 // A block computes a row: each warp one rank after the other.
-template <typename T, bool TRANSPOSED> DEVICE void shrink_plain(const Shrink& p) {
+template <typename T, bool TRANSPOSED> DEVICE void shrink_plain(const Shrink<ADAPTER(T)>& p) {
+    wait_for_previous();
     u32 row = blockIdx.x, group = blockIdx.y;
     if (row >= p.live) return;
     u32 slot = p.slots ? p.slots[row] : 0;
     const T* x = (const T*)p.x + (u64)row * p.k;
-    const float* a = group == 0 ? p.a[0] : group == 1 ? p.a[1] : p.a[2];
+    const ADAPTER(T)* a = group == 0 ? p.a[0] : group == 1 ? p.a[1] : p.a[2];
     T* out = (T*)(group == 0 ? p.out[0] : group == 1 ? p.out[1] : p.out[2]) + (u64)row * p.rank;
     float scale = p.scale ? *p.scale : 1;
     for (u32 rank = threadIdx.x / 32; rank < p.rank; rank += blockDim.x / 32) {
         float sum = 0;
         if (slot != NO_SLOT) {
-            const float* from = TRANSPOSED ? a + rank : a + ((u64)slot * p.rank + rank) * p.k;
+            const ADAPTER(T)* from = TRANSPOSED ? a + rank : a + ((u64)slot * p.rank + rank) * p.k;
             u64 stride = TRANSPOSED ? p.rank : 1;
-            for (u32 k = threadIdx.x % 32; k < p.k; k += 32) sum += to_float(x[k]) * from[k * stride];
+            for (u32 k = threadIdx.x % 32; k < p.k; k += 32) sum += to_float(x[k]) * to_float(from[k * stride]);
         }
         sum = warp_sum(sum);
         if (threadIdx.x % 32 == 0) out[rank] = from_float<T>(scale * sum);
@@ -294,20 +307,27 @@ template <typename T, bool TRANSPOSED> DEVICE void shrink_plain(const Shrink& p)
 // Two blocks of 256 threads, or as many of 128 as have that many threads, share a multiprocessor.
 #define SHRINK(name, T, threads, body)                                                                                \
     extern "C" __global__ void __launch_bounds__(threads, 512 / (threads)) lora_shrink_##name(                        \
-        const T* x, const float* a0, const float* a1, const float* a2, T* out0, T* out1, T* out2, const u32* slots,   \
-        float* partials, u32* counters, const u32* counts, u32 which, u32 rows, u32 k, u32 rank, u32 groups) {        \
+        const T* x, const ADAPTER(T)* a0, const ADAPTER(T)* a1, const ADAPTER(T)* a2, T* out0, T* out1, T* out2,      \
+        const u32* slots, float* partials, u32* counters, const u32* counts, u32 which, u32 rows, u32 k, u32 rank,    \
+        u32 groups) {                                                                                                 \
+        let_next_start();                                                                                             \
         u32 live = live_rows(counts, which, rows);                                                                    \
-        Shrink p = {x, {a0, a1, a2}, {out0, out1, out2}, slots, 0, partials, counters, live, k, rank, groups};        \
+        Shrink<ADAPTER(T)> p = {x,        {a0, a1, a2}, {out0, out1, out2}, slots, 0,    partials,                    \
+                                counters, live,         k,                  rank,  groups};                          \
         body(p);                                                                                                      \
     }
+#if ADAPTER_16
+#define DU(name, T, threads, body)
+#else
 #define DU(name, T, threads, body)                                                                                    \
     extern "C" __global__ void __launch_bounds__(threads, 512 / (threads)) lora_du_##name(                            \
         const T* dy, const float* b, const float* scale, T* du, float* partials, u32* counters, const u32* counts,    \
         u32 which, u32 rows, u32 n, u32 rank) {                                                                       \
         u32 live = live_rows(counts, which, rows);                                                                    \
-        Shrink p = {dy, {b, 0, 0}, {du, 0, 0}, 0, scale, partials, counters, live, n, rank, 1};                       \
+        Shrink<float> p = {dy, {b, 0, 0}, {du, 0, 0}, 0, scale, partials, counters, live, n, rank, 1};                \
         body(p);                                                                                                      \
     }
+#endif
 #define TILE(name, T, type, ...)                                                                                      \
     SHRINK(name##_##type, T, THREADS(__VA_ARGS__), (shrink<T, __VA_ARGS__, false>))                                   \
     DU(name##_##type, T, THREADS(__VA_ARGS__), (shrink<T, __VA_ARGS__, true>))
@@ -324,6 +344,8 @@ TILES(f16, f16)
     SHRINK(plain_##type, T, 256, (shrink_plain<T, false>))                                                            \
     DU(plain_##type, T, 256, (shrink_plain<T, true>))                                                                 \
     SHRINK(one_##type, T, 256, (shrink_one<T>))
+#if !ADAPTER_16
 PLAIN(float, f32)
+#endif
 PLAIN(bf16, bf16)
 PLAIN(f16, f16)

@@ -108,7 +108,7 @@ fn in_type(program: &Program, dtype: DType) -> Program {
         let plain = matches!(t.dtype, DType::F32 | DType::F16 | DType::BF16);
         let is_activation = t.live != Live::All && !ALWAYS_F32.contains(&t.name.as_str());
         let is_matrix = t.place == Place::Weight && t.rows > 1;
-        if plain && (is_activation || is_matrix || t.name.ends_with("cache")) {
+        if plain && (is_activation || is_matrix || t.name.ends_with("cache") || t.name.starts_with("served")) {
             t.dtype = dtype;
         }
     }
@@ -1387,7 +1387,10 @@ fn adapters_of_each_row_on_cuda() {
         return;
     }
     for (rows, live) in [(1, 1), (4, 3), (16, 13), (33, 33), (64, 60), (200, 190), (512, 300)] {
-        for (dtype, k, rank) in [(DType::BF16, 576, 16), (DType::Q4_K, 512, 8)] {
+        // "served" adapters have the type of activations, others are f32.
+        for (dtype, k, rank, bank) in
+            [(DType::BF16, 576, 16, "served"), (DType::Q4_K, 512, 8, "served"), (DType::BF16, 576, 16, "f32")]
+        {
             let adapters = 5;
             let mut b = Builder::new("adapters");
             let x = live_input(&mut b, "x", rows, k);
@@ -1401,13 +1404,15 @@ fn adapters_of_each_row_on_cuda() {
                 y
             });
             let halves = names.map(|(name, _)| {
-                let a = b.state(&format!("a{name}"), &format!("a{name}"), 64, DType::F32, adapters * rank, k);
+                let (a, place) = (format!("{bank} a{name}"), format!("a{name}"));
+                let a = b.state(&a, &place, 64, DType::F32, adapters * rank, k);
                 let u = b.temp(format!("u{name}"), rows, rank, Live::Tokens);
                 b.push(Op::LoraShrink { x, a, slots: Some(slots), rank, out: u }).unwrap();
                 u
             });
             for (((name, n), u), y) in names.into_iter().zip(halves).zip(outputs) {
-                let up = b.state(&format!("b{name}"), &format!("b{name}"), 64, DType::F32, adapters * n, rank);
+                let (up, place) = (format!("{bank} b{name}"), format!("b{name}"));
+                let up = b.state(&up, &place, 64, DType::F32, adapters * n, rank);
                 b.push(Op::LoraExpand { u, b: up, slots: Some(slots), scales, rank, y }).unwrap();
             }
             let program = b.finish();
@@ -1416,7 +1421,7 @@ fn adapters_of_each_row_on_cuda() {
                 let mut given = counts(live, 0, 1);
                 let slot = |i: u32| if mixed { [1, u32::MAX, 4, 0][i as usize % 4] } else { i * 4 / rows as u32 };
                 given.insert("slots", (0..rows as u32).map(slot).collect());
-                check_cuda(&format!("adapters {dtype} {rows} mixed {mixed}"), &program, &given, 2e-5);
+                check_cuda(&format!("adapters {bank} {dtype} {rows} mixed {mixed}"), &program, &given, 2e-5);
             }
         }
     }

@@ -12,6 +12,8 @@ use crate::model::LoadedModel;
 use crate::model::decoder::buffers;
 use crate::model::lora::{LoraEntry, LoraLayout, Projection};
 use crate::tensor::{DType, HostTensor};
+use half::{bf16, f16};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -91,8 +93,9 @@ impl AdapterBank {
     pub fn new(model: Arc<LoadedModel>, slots: usize, rank: usize) -> Result<Self> {
         let layout = LoraLayout::new(model.config(), rank, slots, &Projection::ALL);
         let mut bindings = Bindings::new();
-        for (name, cols) in [(buffers::LORA, layout.len), (buffers::LORA_SCALES, slots)] {
-            let desc = BufferDesc { name: name.into(), dtype: DType::F32, rows: 1, cols };
+        let dtype = model.device.limits().activations;
+        for (name, dtype, cols) in [(buffers::LORA, dtype, layout.len), (buffers::LORA_SCALES, DType::F32, slots)] {
+            let desc = BufferDesc { name: name.into(), dtype, rows: 1, cols };
             bindings.insert(name.into(), model.device.allocate(desc)?);
         }
         Ok(Self { model, layout, bindings, slots: vec![None; slots], used: vec![0; slots], clock: 0 })
@@ -152,14 +155,27 @@ impl AdapterBank {
         }
         let bank = &self.bindings[buffers::LORA];
         let device = &self.model.device;
-        device.write(bank, (entry.a + slot * a.len()) * 4, bytemuck::cast_slice(&a))?;
-        device.write(bank, (entry.b + slot * b.len()) * 4, bytemuck::cast_slice(&b))?;
+        let dtype = device.limits().activations;
+        for (start, numbers) in [(entry.a, &a), (entry.b, &b)] {
+            let at = start + slot * numbers.len();
+            device.write(bank, at * dtype.block_bytes(), &encode(dtype, numbers)?)?;
+        }
         device.write(&self.bindings[buffers::LORA_SCALES], slot * 4, bytemuck::bytes_of(&1f32))
     }
 }
 
 fn numbers(tensor: &HostTensor, out: &mut [f32]) -> Result<()> {
     dequantise_row(tensor.dtype, &tensor.data, out)
+}
+
+/// `numbers` as bytes of a plain type.
+fn encode(dtype: DType, numbers: &[f32]) -> Result<Cow<'_, [u8]>> {
+    Ok(match dtype {
+        DType::F32 => bytemuck::cast_slice(numbers).into(),
+        DType::BF16 => numbers.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+        DType::F16 => numbers.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+        other => return Err(Error::internal(format!("no adapters of {other}"))),
+    })
 }
 
 fn check(layout: &LoraLayout, name: &str, adapter: &Adapter) -> Result<()> {

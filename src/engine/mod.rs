@@ -95,7 +95,7 @@ impl EngineOptions {
     /// Sizes for a server on the model's device: vLLM's where there are the memory and the speed for them.
     pub fn for_server(model: &LoadedModel) -> Self {
         match model.device.info().backend {
-            "cuda" => Self { max_seqs: 256, max_step_tokens: 2048, warm: true, ..Self::default() },
+            "cuda" => Self { max_seqs: 512, max_step_tokens: 2048, warm: true, ..Self::default() },
             _ => Self::default(),
         }
     }

@@ -448,8 +448,10 @@ impl Decoder<'_> {
         let Some(lora) = self.lora else { return Ok(None) };
         let Some(entry) = lora.entry(layer, which) else { return Ok(None) };
         let (rank, n) = (lora.rank, lora.slots);
+        // What is trained is f32; what is only served is stored as products take it.
+        let dtype = if self.adapters.is_some() { self.model.limits.activations } else { DType::F32 };
         let state = |b: &mut Builder, name: String, at: usize, rows: usize, cols: usize| {
-            b.state(&name, buffers::LORA, at, DType::F32, rows, cols)
+            b.state(&name, buffers::LORA, at, dtype, rows, cols)
         };
         let a = state(&mut self.b, format!("{}.lora_A", entry.module), entry.a, n * rank, entry.inputs);
         let b = state(&mut self.b, format!("{}.lora_B", entry.module), entry.b, n * entry.outputs, rank);

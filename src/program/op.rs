@@ -71,10 +71,10 @@ pub enum Op {
     MatMulDx { dy: TensorId, weight: TensorId, scale: Option<TensorId>, dx: TensorId, accumulate: bool },
     /// `dw += scale · dyᵀ · x`: dy `[T, N]`, x `[T, K]`, dw f32 `[N, K]`. Always accumulates.
     MatMulDw { dy: TensorId, x: TensorId, scale: Option<TensorId>, dw: TensorId },
-    /// `out[t] = x[t] · A[slot(t)]ᵀ`: a f32 `[slots · rank, K]`, out `[T, rank]`. `slots` u32 `[1, T]` names the
+    /// `out[t] = x[t] · A[slot(t)]ᵀ`: a f32 or as x `[slots · rank, K]`, out `[T, rank]`. `slots` u32 `[1, T]` names the
     /// adapter of each row, `u32::MAX` for none (the row becomes 0); without it every row has slot 0.
     LoraShrink { x: TensorId, a: TensorId, slots: Option<TensorId>, rank: usize, out: TensorId },
-    /// `y[t] += scales[slot(t)] · u[t] · B[slot(t)]ᵀ`: u `[T, rank]`, b f32 `[slots · N, rank]`, scales f32
+    /// `y[t] += scales[slot(t)] · u[t] · B[slot(t)]ᵀ`: u `[T, rank]`, b f32 or as y `[slots · N, rank]`, scales f32
     /// `[1, slots]`, y `[T, N]`.
     LoraExpand { u: TensorId, b: TensorId, slots: Option<TensorId>, scales: TensorId, rank: usize, y: TensorId },
     /// `out (+)= x · keep(t, c) / (1 − p)` where keep is 1 with probability 1 − p: bit `hash(counts[3], salt,

@@ -3,7 +3,7 @@
 use super::launch::Args;
 use super::places::suffix;
 use super::record::{Recorder, Rows};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::program::TensorId;
 use crate::tensor::DType;
 
@@ -58,10 +58,19 @@ impl Recorder<'_> {
     }
 
     /// Infix of the name, grid and threads of a product with a narrow inner dimension and `groups` results.
-    fn wide_grid(&self, fast: bool, rows: usize, width: usize, groups: usize) -> (&'static str, [usize; 3], usize) {
+    fn wide_grid(
+        &self,
+        fast: bool,
+        slots: Option<TensorId>,
+        rows: usize,
+        width: usize,
+        groups: usize,
+    ) -> (&'static str, [usize; 3], usize) {
         let (name, tile, threads, waves) = match rows {
             _ if !fast => return ("_plain", [width.div_ceil(256), rows, groups], 256),
             0..=4 => ("_few", 16, 64, 7),
+            // Rows of one adapter lie together: a low tile has one or two of them, and its block stages no others.
+            0..=512 if slots.is_some() => ("_few", 16, 64, 7),
             _ => ("", 128, 256, 2),
         };
         // A block walks over its tiles of rows: as many blocks as run at once.
@@ -96,8 +105,23 @@ impl Recorder<'_> {
         let args = Args::new().ptr(self.at(s.x)?).ptrs(&a).ptrs(&out).ptr(self.maybe(s.slots)?);
         let args = args.ptrs(&[partials, counters]).ptr(self.counts()?).u32(r.which);
         let args = args.u32(r.rows).u32(r.cols).u32(s.rank).u32(groups);
-        self.launch("lora_shrink", &format!("lora_shrink_{tile}_{}", suffix(t)), grid, threads, 0, args)?;
+        let file = self.adapter_file("lora_shrink", s.parts[0].0, t)?;
+        let overlaps = self.caps.hopper();
+        self.launch(file, &format!("lora_shrink_{tile}_{}", suffix(t)), grid, threads, 0, args)?.overlaps = overlaps;
         Ok(())
+    }
+
+    /// The kernels of `name` for an adapter of f32, or of the activations' type.
+    fn adapter_file(&self, name: &str, adapter: TensorId, t: DType) -> Result<&'static str> {
+        Ok(match (name, self.decl(adapter).dtype) {
+            ("lora_shrink", DType::F32) => "lora_shrink/0",
+            ("lora_expand", DType::F32) => "lora_expand/0",
+            ("lora_shrink", own) if own == t => "lora_shrink/1",
+            ("lora_expand", own) if own == t => "lora_expand/1",
+            (name, own) => {
+                return Err(Error::internal(format!("{name}: an adapter of {own} beside activations of {t}")));
+            }
+        })
     }
 
     pub fn lora_expand(&mut self, e: &Expand) -> Result<()> {
@@ -113,29 +137,25 @@ impl Recorder<'_> {
         }
         let widest = widths.iter().copied().max().unwrap_or(0);
         let fast = widths.iter().all(|w| self.narrow_fast(t, *w)) && e.rank <= MAX_RANK;
-        let (name, grid, threads) = self.wide_grid(fast, r.rows, widest, e.parts.len());
+        let (name, grid, threads) = self.wide_grid(fast, e.slots, r.rows, widest, e.parts.len());
         let args = columns.iter().fold(Args::new(), |args, column| args.ptrs(column));
         let args = args.ptr(self.maybe(e.slots)?).ptr(self.counts()?).u32(r.which).u32(r.rows);
         let args = widths.iter().fold(args, |args, w| args.u32(*w)).u32(e.rank);
-        self.launch("lora_expand", &format!("lora_expand{name}_{}", suffix(t)), grid, threads, 0, args)?;
+        let file = self.adapter_file("lora_expand", e.parts[0][1], t)?;
+        let overlaps = self.caps.hopper();
+        self.launch(file, &format!("lora_expand{name}_{}", suffix(t)), grid, threads, 0, args)?.overlaps = overlaps;
         Ok(())
     }
 
     /// `y = base + scale · u · Bᵀ` for `[u, B, scales, y]`, base f32 `[rows, n]` at an address.
-    pub fn lora_expand_from_f32(
-        &mut self,
-        [u, b, scales, y]: [TensorId; 4],
-        base: u64,
-        slots: Option<TensorId>,
-        rank: usize,
-    ) -> Result<()> {
+    pub fn lora_expand_from_f32(&mut self, [u, b, scales, y]: [TensorId; 4], base: u64, rank: usize) -> Result<()> {
         let (r, t) = (self.rows(y), self.activation(&[y, u])?);
         let fast = self.narrow_fast(t, r.cols) && rank <= MAX_RANK;
-        let (name, grid, threads) = self.wide_grid(fast, r.rows, r.cols, 1);
+        let (name, grid, threads) = self.wide_grid(fast, None, r.rows, r.cols, 1);
         let args = Args::new().ptrs(&[self.at(u)?, self.at(b)?, self.at(scales)?, base, self.at(y)?]);
-        let args = args.ptr(self.maybe(slots)?).ptr(self.counts()?).u32(r.which).u32(r.rows).u32(r.cols).u32(rank);
+        let args = args.ptr(0).ptr(self.counts()?).u32(r.which).u32(r.rows).u32(r.cols).u32(rank);
         let name = format!("lora_expand{name}_from_f32_{}", suffix(t));
-        self.launch("lora_expand", &name, grid, threads, 0, args).map(drop)
+        self.launch("lora_expand/0", &name, grid, threads, 0, args).map(drop)
     }
 
     /// `du = scale · dy · B`, B f32 `[n, rank]`.
@@ -147,7 +167,7 @@ impl Recorder<'_> {
         };
         let args = Args::new().ptrs(&[self.at(dy)?, self.at(b)?, self.maybe(scale)?, self.at(du)?, partials, counters]);
         let args = args.ptr(self.counts()?).u32(r.which).u32(r.rows).u32(r.cols).u32(rank);
-        self.launch("lora_shrink", &format!("lora_du_{tile}_{}", suffix(t)), grid, threads, 0, args)?;
+        self.launch("lora_shrink/0", &format!("lora_du_{tile}_{}", suffix(t)), grid, threads, 0, args)?;
         Ok(())
     }
 
@@ -161,11 +181,11 @@ impl Recorder<'_> {
         accumulate: bool,
     ) -> Result<()> {
         let (r, t, rank) = (self.rows(dx), self.activation(&[du, dx])?, self.decl(a).rows);
-        let (name, grid, threads) = self.wide_grid(self.narrow_fast(t, r.cols), r.rows, r.cols, 1);
+        let (name, grid, threads) = self.wide_grid(self.narrow_fast(t, r.cols), None, r.rows, r.cols, 1);
         let args = Args::new().ptrs(&[self.at(du)?, 0, 0, self.at(a)?, 0, 0, self.maybe(scale)?, 0, 0, self.at(dx)?]);
         let args = args.ptr(self.counts()?).u32(r.which).u32(r.rows).u32(r.cols).u32(rank).u32(1);
         let args = args.u32(usize::from(accumulate));
-        self.launch("lora_expand", &format!("lora_dx{name}_{}", suffix(t)), grid, threads, 0, args)?;
+        self.launch("lora_expand/0", &format!("lora_dx{name}_{}", suffix(t)), grid, threads, 0, args)?;
         Ok(())
     }
 

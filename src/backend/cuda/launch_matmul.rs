@@ -142,8 +142,9 @@ impl Recorder<'_> {
     /// A product with a dense weight, by whoever is the fastest.
     fn dense_product(&mut self, p: &Product, t: DType) -> Result<()> {
         let constant = !self.is_scratch(p.weight.data);
-        // cuBLASLt adds no f32 bias to a 16-bit result; what is decoded for one product is not worth its time.
-        if !constant || p.bias != 0 {
+        // cuBLASLt adds no f32 bias to a 16-bit result, and to an f32 result no 16-bit residual; what is decoded for one product
+        // is not worth its time.
+        if !constant || p.bias != 0 || (p.out_f32 && p.residual != 0) {
             return self.own_product(p, t, constant);
         }
         let (width, inner) = (p.weight.n as usize, p.weight.k as usize);

@@ -18,6 +18,8 @@ pub const VARIANTS: &[(&str, &str, &[&str])] = &[
     ("sm90_attention", "HEAD_DIM", &["64", "128", "256"]),
     ("sm90_attention_backward", "HEAD_DIM", &["64", "128"]),
     ("embed", "WEIGHT_ONLY", WEIGHTS),
+    ("lora_expand", "ADAPTER_16", &["0", "1"]),
+    ("lora_shrink", "ADAPTER_16", &["0", "1"]),
     ("matmul_decode", "WEIGHT_ONLY", WEIGHTS),
     ("matmul_dots", "WEIGHT_ONLY", DOTS),
     ("matmul_rows", "WEIGHT_ONLY", WEIGHTS),
