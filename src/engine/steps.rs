@@ -38,6 +38,7 @@ pub struct StepInput {
 }
 
 /// Sizes that all programs of an engine share.
+#[derive(Clone, Copy)]
 pub struct StepSizes {
     /// Most rows of a step.
     pub max_rows: usize,
