@@ -96,9 +96,7 @@ pub fn check_vocabulary(model: &LoadedModel, draft: &LoadedModel) -> Result<()> 
     match (&model.tokenizer, &draft.tokenizer) {
         (Some(own), Some(other)) => {
             let sizes = (own.vocab_size(), other.vocab_size());
-            let differs = |id: &u32| {
-                own.token_bytes(*id) != other.token_bytes(*id) || own.is_special(*id) != other.is_special(*id)
-            };
+            let differs = |id: &u32| own.token_bytes(*id) != other.token_bytes(*id);
             match (0..sizes.0.min(sizes.1) as u32).find(differs) {
                 Some(id) => Err(Error::invalid(format!(
                     "the draft model '{name}' has another vocabulary: token {id} is {:?} there and {:?} here",

@@ -56,12 +56,14 @@ impl FromStr for Config {
     fn from_str(text: &str) -> Result<Self> {
         let config: Self = serde_json::from_str(text).map_err(|error| Error::invalid(error.to_string()))?;
         match (config.method.as_deref(), &config.model) {
-            (Some("ngram"), None) | (None | Some("draft_model"), Some(_)) => {}
             (None | Some("ngram"), Some(model)) if NGRAM.contains(&model.as_str()) => {}
+            (Some("ngram"), None) | (None | Some("draft_model"), Some(_)) => {}
             (Some("ngram"), Some(model)) => {
                 return Err(Error::invalid(format!("method ngram uses no model, got '{model}'")));
             }
-            (None | Some("draft_model"), None) => return Err(Error::invalid("a model, or the method ngram, is needed")),
+            (None | Some("draft_model"), None) => {
+                return Err(Error::invalid("a model, or the method ngram, is needed"));
+            }
             (Some(other), _) => {
                 return Err(Error::invalid(format!("method '{other}' is not supported: use draft_model or ngram")));
             }
