@@ -98,6 +98,10 @@ fn wrong_arguments_are_2() {
     refused(&["generate", "-m", TINY, "-p", "x", "--dtype", "f64"], "use auto, f32, f16 or bf16");
     refused(&["score", "-m", TINY, "-p", "x", "--kv-cache-dtype", "fp8_e5m2"], "fp8, fp8_e4m3 or int8");
     refused(
+        &["generate", "-m", TINY, "-p", "x", "--speculative-config", "{\"method\": \"eagle\"}"],
+        "draft_model or ngram",
+    );
+    refused(
         &["train", "-m", TINY, "--data", "d", "-o", "o", "--max-steps", "1", "--epochs", "1"],
         "cannot be used with",
     );
@@ -155,6 +159,22 @@ fn generate_prints_one_object() {
     assert_eq!(text, format!("{}\n", report["text"].as_str().unwrap()));
     let chat = json(&cpu("generate", &["-p", "Hello", "-n", "6", "--json", "--chat", "--dtype", "float32"]));
     assert!(chat["prompt_tokens"].as_u64() > report["prompt_tokens"].as_u64(), "the template adds tokens");
+}
+
+#[test]
+fn guesses_of_a_draft_model_or_of_the_text_change_nothing() {
+    let ids = |more: &[&str]| {
+        let args = ["-p", "Hello", "-n", "40", "--json", "--temperature", "0.9", "--seed", "5"];
+        json(&cpu("generate", &[&args, more].concat()))["ids"].clone()
+    };
+    let plain = ids(&[]);
+    let config = format!("{{\"model\": \"{TINY}\", \"num_speculative_tokens\": 3}}");
+    assert_eq!(ids(&["--speculative-model", TINY]), plain);
+    assert_eq!(ids(&["--speculative-config", &config]), plain);
+    assert_eq!(ids(&["--num-speculative-tokens", "4"]), plain);
+    let other = "tests/golden/tiny/qwen3";
+    let message = error(&cpu("generate", &["-p", "x", "--speculative-model", other]));
+    assert!(message.contains("the draft model 'qwen3' has "), "{message}");
 }
 
 #[test]

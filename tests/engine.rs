@@ -15,8 +15,13 @@ use half::bf16;
 use runtime::backend::BackendChoice;
 use runtime::engine::text::{TextOptions, generate_text};
 use runtime::engine::{Engine, EngineOptions, FinishReason, Grammar, KvSize, KvType, Request, SamplingParams};
-use runtime::format::random::random_adapter;
+use runtime::format::Checkpoint;
+use runtime::format::random::{random_adapter, random_checkpoint};
+use runtime::model::LoadedModel;
+use runtime::tensor::DType;
+use runtime::token::Tokenizer;
 use safetensors::SafeTensors;
+use std::sync::Arc;
 
 fn engine(kv_tokens: usize, max_seqs: usize) -> Engine {
     let model = load(&repository("tests/golden/tiny/chat"), BackendChoice::Cpu);
@@ -212,6 +217,136 @@ fn guesses_change_speed_and_nothing_else() {
     let (stats, plain) = (guessing.stats(), plain.stats());
     assert!(stats.accepted_tokens > 50, "{stats:?}");
     assert!(stats.steps < plain.steps, "{} steps with guesses, {} without", stats.steps, plain.steps);
+}
+
+/// Answers of an engine to requests of all kinds, one after another and then all at once.
+fn answers(engine: &Engine) -> Vec<(Vec<u32>, String, FinishReason)> {
+    let adapter = random_adapter(engine.model().config(), 4).unwrap();
+    engine.load_adapter("tuned", &adapter).unwrap();
+    let mut asked = Vec::new();
+    for n in 0..8 {
+        let (mut request, mut options) = (Request { max_tokens: 60, ..request(n) }, TextOptions::default());
+        match n {
+            0 | 1 => request.sampling.temperature = 0.0,
+            2 => request.sampling.logit_bias = vec![(17, 3.0), (310, 4.0)],
+            3 => {
+                (request.sampling.frequency_penalty, request.sampling.repetition_penalty) = (0.1, 1.05);
+                (request.min_tokens, request.stop_ids) = (30, vec![17, 40, 99, 315]);
+            }
+            4 => request.adapter = Some("tuned".into()),
+            5 => options.stop = vec!["e".into(), "a".into()],
+            6 => (request.logprobs, request.prompt_logprobs) = (Some(2), Some(1)),
+            _ => request.grammar = Some(Grammar::Regex("([0-9]{2}-){9}".into())),
+        }
+        asked.push((request, options));
+    }
+    let answer = |(request, options): &(Request, TextOptions)| {
+        let done = generate_text(engine, request.clone(), options.clone()).unwrap();
+        (done.ids, done.text, done.reason)
+    };
+    let mut answers: Vec<_> = asked.iter().map(answer).collect();
+    answers.extend(std::thread::scope(|scope| {
+        let running: Vec<_> = asked.iter().map(|asked| scope.spawn(move || answer(asked))).collect();
+        running.into_iter().map(|r| r.join().unwrap()).collect::<Vec<_>>()
+    }));
+    answers
+}
+
+#[test]
+fn a_draft_model_changes_speed_and_nothing_else() {
+    let model = load(&repository("tests/golden/tiny/chat"), BackendChoice::Cpu);
+    let start = |draft: Option<&Arc<LoadedModel>>, kv_tokens| {
+        let options = EngineOptions {
+            max_len: Some(160),
+            max_step_tokens: 24,
+            kv: KvSize::Tokens(kv_tokens),
+            guesses: if draft.is_some() { 3 } else { 0 },
+            draft: draft.cloned(),
+            max_adapters: 1,
+            ..EngineOptions::default()
+        };
+        Engine::start(model.clone(), options).unwrap()
+    };
+    let plain = start(None, 1280);
+    let want = answers(&plain);
+    // One that is always right, one that never is, and one that does not know the last tokens.
+    let mut preemptions = 0;
+    let drafts = [model.clone(), random_draft(&model, 320), random_draft(&model, 300)];
+    for (which, draft) in drafts.iter().enumerate() {
+        // All pages that they want, and so few that they have to be parked.
+        for kv_tokens in [1280, 320] {
+            let engine = start(Some(draft), kv_tokens);
+            assert_eq!(answers(&engine), want, "draft {which}, a cache of {kv_tokens} tokens");
+            let stats = engine.stats();
+            assert!(stats.guesses > 0 && stats.guessed_tokens > stats.guesses, "{stats:?}");
+            assert!(stats.prefix_hits > 0, "{stats:?}");
+            preemptions += stats.preemptions;
+            if which == 0 {
+                // The draft knows nothing of the adapter.
+                assert!(stats.accepted_tokens * 10 > stats.guessed_tokens * 8, "{stats:?}");
+                assert!(stats.steps < plain.stats().steps, "{stats:?}");
+            }
+        }
+    }
+    assert!(preemptions > 0);
+}
+
+#[test]
+fn a_draft_model_that_is_the_model_is_always_right() {
+    let model = load(&repository("tests/golden/tiny/chat"), BackendChoice::Cpu);
+    let engine = chat_engine(|options| (options.guesses, options.draft) = (4, Some(model)));
+    let mut greedy = request(1);
+    greedy.sampling.temperature = 0.0;
+    for request in [request(0), greedy] {
+        generate_text(&engine, request, TextOptions::default()).unwrap();
+    }
+    let stats = engine.stats();
+    // A token comes from the prompt's last step, then five from each. The very last step may not be counted yet.
+    assert!([(39, 155), (40, 158)].contains(&(stats.guesses, stats.guessed_tokens)), "{stats:?}");
+    assert_eq!(stats.accepted_tokens, stats.guessed_tokens, "{stats:?}");
+}
+
+#[test]
+fn a_draft_model_that_cannot_work_is_refused() {
+    let model = load(&repository("tests/golden/tiny/chat"), BackendChoice::Cpu);
+    let refused = |draft: Arc<LoadedModel>, guesses| {
+        let options = EngineOptions { guesses, draft: Some(draft), ..EngineOptions::default() };
+        let refused = Engine::start(model.clone(), options).err().expect("a refusal");
+        assert!(matches!(refused, runtime::Error::Invalid(_)), "{refused}");
+        refused.to_string()
+    };
+    assert!(refused(model.clone(), 0).contains("number of tokens"));
+    let mut nameless = random_draft(&model, 300);
+    Arc::get_mut(&mut nameless).unwrap().tokenizer = None;
+    let text = refused(nameless, 2);
+    assert!(text.contains("300 tokens") && text.contains("320"), "{text}");
+    let mut other = random_draft(&model, 320);
+    let mut words: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(repository("tests/golden/tiny/chat/tokenizer.json")).unwrap()).unwrap();
+    let vocab = words["model"]["vocab"].as_object_mut().unwrap();
+    let (left, right) = (vocab["a"].clone(), vocab["b"].clone());
+    (vocab["a"], vocab["b"]) = (right, left);
+    let nothing = serde_json::json!({});
+    let tokenizer = Tokenizer::from_json(&serde_json::to_vec(&words).unwrap(), &nothing, &nothing).unwrap();
+    Arc::get_mut(&mut other).unwrap().tokenizer = Some(tokenizer);
+    let text = refused(other, 2);
+    assert!(text.contains("another vocabulary") && text.contains("\"a\"") && text.contains("\"b\""), "{text}");
+}
+
+/// A model with `model`'s tokenizer, random weights and `vocab` tokens.
+fn random_draft(model: &LoadedModel, vocab: usize) -> Arc<LoadedModel> {
+    let folder = repository("tests/golden/tiny/chat");
+    let config = std::fs::read(folder.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    (config["vocab_size"], config["num_hidden_layers"]) = (vocab.into(), 1.into());
+    config.as_object_mut().unwrap().remove("layer_types");
+    let file = tempfile::NamedTempFile::with_suffix(".json").unwrap();
+    std::fs::write(file.path(), config.to_string()).unwrap();
+    let checkpoint = random_checkpoint(file.path().to_str().unwrap(), DType::F32, false).unwrap();
+    let mut draft = LoadedModel::load(checkpoint, model.device.clone()).unwrap();
+    let source = Checkpoint::open(&folder).unwrap().tokenizer;
+    Arc::get_mut(&mut draft).unwrap().tokenizer = Some(Tokenizer::from_source(&source).unwrap());
+    draft
 }
 
 #[test]

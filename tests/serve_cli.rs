@@ -168,6 +168,35 @@ fn flags_of_vllm() {
 }
 
 #[test]
+fn a_draft_model_as_vllm_takes_it() {
+    let config = json!({"method": "draft_model", "model": TINY, "num_speculative_tokens": 3}).to_string();
+    let ngram = json!({"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}).to_string();
+    let answers = [&["--seed", "3"][..], &["--seed", "3", "--speculative-config", &config]].map(|arguments| {
+        let server = Served::start(&[&[TINY, "--served-model-name", "tiny"], arguments].concat());
+        let text = server.chat("tiny")["choices"][0]["message"]["content"].clone();
+        (text, server.get("/metrics", "").1)
+    });
+    assert_eq!(answers[0].0, answers[1].0);
+    let count = |text: &str, name: &str| -> f64 {
+        let line = text.lines().find(|line| line.starts_with(&format!("vllm:spec_decode_num_{name}_total{{"))).unwrap();
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    // Eight tokens: the first, four from a step, three from the next. The last step may not be counted yet.
+    let names = ["drafts", "draft_tokens", "accepted_tokens"];
+    assert_eq!(names.map(|name| count(&answers[0].1, name)), [0.0; 3]);
+    let counts = names.map(|name| count(&answers[1].1, name));
+    assert!([[2.0, 5.0, 5.0], [1.0, 3.0, 3.0]].contains(&counts), "{counts:?}");
+    Served::start(&[TINY, "--speculative-config", &ngram]).chat("chat");
+    for (config, says) in [
+        (json!({"method": "eagle", "model": TINY}), "'eagle'"),
+        (json!({"model": TINY, "quantization": "fp8"}), "quantization"),
+    ] {
+        let text = refusal(&[TINY, "--speculative-config", &config.to_string()], 2);
+        assert!(text.contains(says), "{text}");
+    }
+}
+
+#[test]
 fn a_seed_makes_a_run_repeatable() {
     let texts = |seed: &str| {
         let server = Served::start(&[TINY, "--served-model-name", "tiny", "--seed", seed]);

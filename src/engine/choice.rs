@@ -5,6 +5,7 @@ use crate::backend::{Bindings, Executable};
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
 use crate::model::choice::{ChoiceProgram, ChoiceShape, choice_program};
+use crate::program::SEEN;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -46,6 +47,12 @@ impl ChoiceInput {
     /// Rows so far.
     pub fn rows(&self) -> usize {
         self.ends.len()
+    }
+
+    /// Forgets those of the entries from `start` on that are of no token below `vocab`.
+    pub fn keep_below(&mut self, start: usize, vocab: usize) {
+        let own = self.entries.split_off(start);
+        self.entries.extend(own.into_iter().filter(|entry| ((entry[0] & !SEEN) as usize) < vocab));
     }
 
     /// Ends a row.

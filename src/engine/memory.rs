@@ -92,12 +92,14 @@ fn token_bytes(model: &LoadedModel, dtype: DType) -> u64 {
 const RESERVE: u64 = 512 << 20;
 
 impl KvSize {
-    /// Pages of a cache for the steps of an engine; one whole context at least.
+    /// Pages of a cache for the steps of an engine, with a draft model or without; one whole context at least.
     ///
     /// # Errors
     /// [`Error::Invalid`] where that does not fit what was asked for; [`Error::OutOfMemory`] where it does not fit the device.
-    pub(super) fn pages(self, model: &LoadedModel, sizes: &StepSizes) -> Result<usize> {
-        let per_token = token_bytes(model, sizes.kv_dtype);
+    pub(super) fn pages(self, model: &LoadedModel, draft: Option<&LoadedModel>, sizes: &StepSizes) -> Result<usize> {
+        // Both models have every page, in the same type.
+        let bytes = |model| token_bytes(model, sizes.kv_dtype);
+        let per_token = bytes(model) + draft.map_or(0, bytes);
         let context = sizes.max_len.next_multiple_of(PAGE);
         let useful = context.saturating_mul(sizes.max_seqs);
         let tokens = match self {
@@ -112,13 +114,13 @@ impl KvSize {
                 format!("a cache of {bytes} bytes holds {} tokens", bytes / per_token)
             })?),
             KvSize::Share(share) => match model.device.free_memory()? {
-                None => return KvSize::default().pages(model, sizes),
+                None => return KvSize::default().pages(model, draft, sizes),
                 Some((free, total)) => {
                     if !(share > 0.0 && share <= 1.0) {
                         return Err(Error::invalid(format!("the share of memory must lie in (0, 1], got {share}")));
                     }
                     let used = total - free.min(total);
-                    let step = step_bytes(model, sizes);
+                    let step = step_bytes(model, sizes) + draft.map_or(0, |draft| step_bytes(draft, sizes));
                     let left = ((total as f64 * share) as u64).saturating_sub(used + step + RESERVE);
                     let tokens = (left / per_token) as usize;
                     useful.min(at_least(tokens, context, || {

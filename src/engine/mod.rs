@@ -7,6 +7,7 @@
 mod adapters;
 pub mod bench;
 mod choice;
+mod draft;
 mod grammar;
 mod guess;
 mod kv;
@@ -32,6 +33,7 @@ use crate::format::peft::Adapter;
 use crate::model::LoadedModel;
 use adapters::{AdapterBank, Registry};
 use choice::MAX_LOGPROBS;
+use draft::{Draft, check_vocabulary};
 use grammar::Grammars;
 use kv::{PAGE, PagePool};
 use sequence::{Arrival, Ticket};
@@ -57,11 +59,13 @@ pub struct EngineOptions {
     pub kv_type: KvType,
     /// Keep what was computed for one prompt for others that begin in the same way.
     pub prefix_cache: bool,
-    /// Tokens that may be guessed from the text so far and checked in one step, for each answer; 0: none.
+    /// Tokens that may be guessed and checked in one step, for each answer; 0: none.
     pub guesses: usize,
     /// What requests without a seed of their own draw theirs from, so that the same requests in the same order have the same
     /// answers; `None`: fresh ones.
     pub seed: Option<u64>,
+    /// A smaller model with the same vocabulary, on the same device, that guesses; `None`: guesses come from the text so far.
+    pub draft: Option<Arc<LoadedModel>>,
     /// Requests that may wait for their turn; a further one is refused with [`Error::Busy`].
     pub max_waiting: Option<usize>,
     /// Adapters on the device at once; any number can be loaded. 0: none.
@@ -83,6 +87,7 @@ impl Default for EngineOptions {
             prefix_cache: true,
             guesses: 0,
             seed: None,
+            draft: None,
             max_waiting: None,
             max_adapters: 0,
             max_rank: 16,
@@ -185,11 +190,28 @@ impl Engine {
             kv_rows: 0,
             kv_dtype: options.kv_type.dtype(&model)?,
         };
-        let pages = options.kv.pages(&model, &sizes)?;
+        if let Some(draft) = &options.draft {
+            check_vocabulary(&model, draft)?;
+            options.kv_type.dtype(draft)?;
+            if options.guesses == 0 {
+                return Err(Error::invalid("a draft model needs a number of tokens to guess in a step"));
+            }
+        }
+        let pages = options.kv.pages(&model, options.draft.as_deref(), &sizes)?;
         sizes.kv_rows = pages * PAGE;
         let none = Bindings::new();
         let adapters = bank.as_ref().map_or(&none, AdapterBank::bindings);
         let layout = bank.as_ref().map(|bank| bank.layout().clone());
+        // Where all its guesses were right a draft has one more token of an answer to compute.
+        let max_rows = sizes.max_rows + sizes.max_seqs;
+        let draft_sizes = StepSizes { max_rows, max_gathered: sizes.max_seqs, ..sizes };
+        let draft = match options.draft {
+            None => None,
+            Some(draft) => {
+                let vocabs = (draft.config().vocab, c.vocab);
+                Some(Draft::new(Box::new(Steps::new(draft, draft_sizes, None, &none)?), vocabs))
+            }
+        };
         let runner = Box::new(Steps::new(model.clone(), sizes, layout.clone(), adapters)?);
         let mut ends = c.eos.clone();
         ends.extend(model.tokenizer.iter().flat_map(|t| t.end_ids()));
@@ -205,6 +227,7 @@ impl Engine {
             ends: ends.clone(),
             vocab: c.vocab,
             guesses: options.guesses,
+            draft,
             runs_ahead: limits.runs_ahead,
             warm: options.warm,
             stats: stats.clone(),

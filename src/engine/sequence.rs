@@ -11,7 +11,7 @@ use super::sampler::Sampler;
 use super::scheduler::{Need, Share};
 use super::steps::StepInput;
 use crate::error::Error;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -72,6 +72,8 @@ pub struct Sequence {
     tokens: Vec<u32>,
     /// Positions whose keys and values are in the cache.
     computed: usize,
+    /// Positions that a draft model has in its cache, where there is one.
+    drafted: usize,
     /// Guesses at the tokens that follow.
     guesses: Vec<u32>,
     /// Of the prompt's tokens after the first, those so far.
@@ -117,6 +119,7 @@ impl Sequence {
             ticket: Some(ticket),
             tokens,
             computed: 0,
+            drafted: 0,
             guesses: Vec::new(),
             prompt_logprobs: Vec::new(),
             ends,
@@ -180,7 +183,7 @@ impl Sequence {
     /// Begins to run on `pages`, of which the first `computed` positions are in the cache already.
     pub fn start(&mut self, pages: Pages, computed: usize, slot: Option<Arc<Slot>>) {
         self.pages = pages;
-        self.computed = computed;
+        (self.computed, self.drafted) = (computed, computed);
         self.slot = slot;
         self.ticket = None;
         if self.started.is_none() {
@@ -193,7 +196,7 @@ impl Sequence {
 
     /// Gives up pages and adapter; what was computed is found or computed again when it has new ones.
     pub fn park(&mut self) -> Pages {
-        self.computed = 0;
+        (self.computed, self.drafted) = (0, 0);
         self.slot = None;
         self.guesses.clear();
         if self.first_token.is_none() {
@@ -206,13 +209,17 @@ impl Sequence {
         self.request.prompt_logprobs.is_some() && self.generated() == 0
     }
 
-    /// Guesses up to `most` of the next tokens from the text so far.
-    pub fn guess(&mut self, most: usize) {
+    /// Guesses up to `most` of the next tokens from the text so far; or makes room for them, where a draft model guesses.
+    pub fn guess(&mut self, most: usize, drafts: bool) {
         self.guesses.clear();
         let missing = self.tokens.len() - self.computed;
-        let room = self.request.max_tokens.saturating_sub(self.generated() + 1);
-        if missing == 1 && self.constraint.is_none() && !self.wants_prompt_logprobs() {
-            self.guesses.extend_from_slice(guess::look_up(&self.tokens, most.min(room)));
+        let room = most.min(self.request.max_tokens.saturating_sub(self.generated() + 1));
+        if missing != 1 || self.constraint.is_some() || self.wants_prompt_logprobs() {
+            return;
+        }
+        match drafts {
+            true => self.guesses.resize(room, 0),
+            false => self.guesses.extend_from_slice(guess::look_up(&self.tokens, room)),
         }
     }
 
@@ -241,14 +248,25 @@ impl Sequence {
 
     /// Appends this sequence's rows to a step.
     pub fn fill(&mut self, share: &mut Share, input: &mut StepInput, pages_per_seq: usize) {
-        let seq = (input.table.len() / pages_per_seq) as u32;
-        let adapter = self.slot_index();
-        let known = self.tokens.len();
-        let end = self.computed + share.rows;
-        self.guesses.truncate(end.saturating_sub(known));
-        let first_gathered = self.first_gathered();
+        self.keep_guesses(share);
         let start = input.gather.len();
-        for position in self.computed..end {
+        let positions = self.computed..self.computed + share.rows;
+        self.fill_rows(positions, self.first_gathered(), self.slot_index(), input, pages_per_seq);
+        share.gathered = start..input.gather.len();
+    }
+
+    /// Appends the rows of some positions; those from `first_gathered` on are gathered.
+    fn fill_rows(
+        &mut self,
+        positions: Range<usize>,
+        first_gathered: usize,
+        adapter: u32,
+        input: &mut StepInput,
+        pages_per_seq: usize,
+    ) {
+        let seq = (input.table.len() / pages_per_seq) as u32;
+        let known = self.tokens.len();
+        for position in positions {
             if position >= first_gathered {
                 input.gather.push(input.ids.len() as u32);
                 input.sampling.push(self.sampler.how());
@@ -261,9 +279,48 @@ impl Sequence {
             input.slots.push(self.pages.row(position));
             input.adapters.push(adapter);
         }
-        share.gathered = start..input.gather.len();
         input.table.extend_from_slice(self.pages.as_slice());
         input.table.resize((seq as usize + 1) * pages_per_seq, 0);
+    }
+
+    /// Forgets guesses that a share has no rows for.
+    pub fn keep_guesses(&mut self, share: &Share) {
+        self.guesses.truncate((self.computed + share.rows).saturating_sub(self.tokens.len()));
+    }
+
+    /// Appends the rows that a draft model, which knows `vocab` tokens, needs for guess `n`.
+    pub fn fill_draft(
+        &mut self,
+        n: usize,
+        input: &mut StepInput,
+        choice: &mut ChoiceInput,
+        vocab: usize,
+        pages_per_seq: usize,
+    ) {
+        let last = self.tokens.len() - 1 + n;
+        self.fill_rows(self.drafted..last + 1, last, u32::MAX, input, pages_per_seq);
+        self.drafted = last + 1;
+        if !self.is_plain() {
+            let row = RowChoice { repetition: self.sampler.repetition(), ..RowChoice::default() };
+            let start = choice.entries.len();
+            self.sampler.entries(&self.guesses[..n], self.banned(n), &mut choice.entries);
+            choice.keep_below(start, vocab);
+            choice.push(&row, vocab);
+        }
+    }
+
+    /// Takes a draft model's guess.
+    pub fn set_guess(&mut self, n: usize, id: u32) {
+        self.guesses[n] = id;
+    }
+
+    /// Appends the rows of a step that a draft model has not computed.
+    pub fn fill_follower(&mut self, share: &Share, input: &mut StepInput, pages_per_seq: usize) {
+        let end = (self.computed + share.rows).min(self.tokens.len());
+        if self.drafted < end {
+            self.fill_rows(self.drafted..end, end, u32::MAX, input, pages_per_seq);
+            self.drafted = end;
+        }
     }
 
     /// Works out, while the device is busy, what the choice of the next tokens is to respect; nothing where the step's own
@@ -280,8 +337,7 @@ impl Sequence {
                 Some(id) => (row.label, row.logprobs) = (Some(*id), self.request.prompt_logprobs),
                 None => {
                     let guessed = position + 1 - self.tokens.len();
-                    let early = self.generated() + guessed < self.request.min_tokens;
-                    let banned = if early { &self.ends[..] } else { &[] };
+                    let banned = self.banned(guessed);
                     self.sampler.entries(&self.guesses[..guessed], banned, &mut choice.entries);
                     row.mask = self.constraint.as_ref().and_then(Constraint::mask);
                     row.logprobs = self.request.logprobs;
@@ -289,6 +345,11 @@ impl Sequence {
             }
             choice.push(&row, vocab);
         }
+    }
+
+    /// Tokens that must not come next if the answer goes on with this many guesses.
+    fn banned(&self, guessed: usize) -> &[u32] {
+        if self.generated() + guessed < self.request.min_tokens { &self.ends } else { &[] }
     }
 
     /// The first position of a step whose next token is wanted.
@@ -311,6 +372,7 @@ impl Sequence {
             self.events.push(Event::Prompt(std::mem::take(&mut self.prompt_logprobs)));
         }
         let first = share.gathered.end - 1 - guesses.len();
+        let known = self.tokens.len();
         let mut accepted = 0;
         loop {
             self.computed = self.tokens.len();
@@ -326,6 +388,8 @@ impl Sequence {
                 return Advance { accepted, over: true };
             }
             if guesses.get(accepted) != self.tokens.last() {
+                // What a draft model computed after the wrong guess is of no use.
+                self.drafted = self.drafted.min(known + accepted);
                 return Advance { accepted, over: false };
             }
             accepted += 1;
@@ -369,9 +433,11 @@ impl Sequence {
         ControlFlow::Continue(())
     }
 
-    /// Makes its full pages known to sequences that begin in the same way.
-    pub fn remember(&mut self, pool: &mut PagePool) {
-        pool.remember(&mut self.pages, &self.tokens[..self.computed]);
+    /// Makes its full pages known to sequences that begin in the same way: those that a draft model has computed, too, where
+    /// there is one.
+    pub fn remember(&mut self, pool: &mut PagePool, drafts: bool) {
+        let computed = if drafts { self.computed.min(self.drafted) } else { self.computed };
+        pool.remember(&mut self.pages, &self.tokens[..computed]);
     }
 
     /// Ends the request; its caller hears of it at the next [`Sequence::deliver`].

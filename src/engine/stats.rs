@@ -23,6 +23,8 @@ pub struct Stats {
     pub prompt_tokens: u64,
     /// Tokens that were generated.
     pub generated_tokens: u64,
+    /// How often tokens were guessed: once for an answer in a step, however many.
+    pub guesses: u64,
     /// Tokens that were guessed, and checked in one step with others.
     pub guessed_tokens: u64,
     /// Guesses that were right.

@@ -38,6 +38,7 @@ pub struct StepInput {
 }
 
 /// Sizes that all programs of an engine share.
+#[derive(Clone, Copy)]
 pub struct StepSizes {
     /// Most rows of a step.
     pub max_rows: usize,
@@ -232,17 +233,17 @@ impl Steps {
     /// The shapes of steady serving: answers alone, and answers with prompts; with adapters, too, where there is room for them.
     fn usual(&self) -> impl Iterator<Item = Key> {
         let (max_rows, max_gathered) = (self.sizes.max_rows, self.sizes.max_gathered);
+        // Of an answer whose next tokens are guessed several rows are gathered.
+        let guesses = max_gathered > self.sizes.max_seqs;
         let powers = std::iter::successors(Some(1), move |n| (*n < max_rows).then(|| (n * 2).min(max_rows)));
         let with = [false, true].into_iter().take(1 + usize::from(self.lora.is_some()));
         let keys = with.flat_map(move |adapters| powers.clone().map(move |rows| (adapters, rows)));
         let keys = keys.flat_map(move |(adapters, rows)| {
-            [rows.min(max_gathered), 1, max_gathered].map(|gathered| Key {
-                rows,
-                gathered,
-                wanted: Wanted::Tokens,
-                adapters,
-                apart: gathered == rows,
-            })
+            let answers = rows.min(max_gathered);
+            let shapes =
+                [(answers, answers == rows), (1, rows == 1), (max_gathered, max_gathered == rows), (answers, false)];
+            let shapes = shapes.into_iter().take(if guesses { 4 } else { 3 });
+            shapes.map(move |(gathered, apart)| Key { rows, gathered, wanted: Wanted::Tokens, adapters, apart })
         });
         keys.filter(|key| key.gathered <= key.rows)
     }

@@ -2,6 +2,7 @@
 
 use super::adapters::{AdapterBank, Version};
 use super::choice::{ChoiceInput, RowChoice};
+use super::draft::Draft;
 use super::kv::{PAGE, PagePool, Pages, Prefix};
 use super::request::FinishReason;
 use super::scheduler::{Budget, Share, shares};
@@ -50,6 +51,8 @@ pub struct Parts {
     pub vocab: usize,
     /// Tokens to guess in a step, for each answer; 0: none.
     pub guesses: usize,
+    /// What guesses; `None`: the text so far.
+    pub draft: Option<Draft>,
     /// The device computes while the host does other things.
     pub runs_ahead: bool,
     /// Prepare the usual steps while there is nothing else to do.
@@ -127,13 +130,18 @@ impl Worker {
                 Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return ControlFlow::Break(()),
                 // What cannot be prepared fails again, and is reported, when it is needed.
                 Err(TryRecvError::Empty) if prepares => {
-                    self.parts.warm =
-                        matches!(catch_unwind(AssertUnwindSafe(|| self.parts.runner.prepare())), Ok(Ok(true)));
+                    self.parts.warm = matches!(catch_unwind(AssertUnwindSafe(|| self.prepare())), Ok(Ok(true)));
                 }
                 Err(TryRecvError::Empty) => return ControlFlow::Continue(()),
                 Ok(command) => self.obey(command),
             }
         }
+    }
+
+    /// Prepares one more of the usual steps; false when all are prepared.
+    fn prepare(&mut self) -> Result<bool> {
+        let more = self.parts.draft.as_mut().map_or(Ok(false), Draft::prepare)?;
+        Ok(more || self.parts.runner.prepare()?)
     }
 
     fn obey(&mut self, command: Command) {
@@ -152,7 +160,7 @@ impl Worker {
     }
 
     fn prepare_all(&mut self) -> Result<()> {
-        while self.parts.runner.prepare()? {}
+        while self.prepare()? {}
         Ok(())
     }
 
@@ -273,7 +281,7 @@ impl Worker {
         let sizes = self.parts.runner.sizes();
         let budget = Budget { rows: sizes.max_rows, gathered: sizes.max_gathered };
         for sequence in self.running.iter_mut().filter(|_| self.parts.guesses > 0) {
-            sequence.guess(self.parts.guesses);
+            sequence.guess(self.parts.guesses, self.parts.draft.is_some());
         }
         loop {
             let needs: Vec<_> = self.running.iter().map(Sequence::need).collect();
@@ -300,12 +308,24 @@ impl Worker {
 
     fn step(&mut self) -> Result<()> {
         let mut plan = self.plan();
+        if let Some(draft) = &mut self.parts.draft {
+            let (runs_ahead, over) = (self.parts.runs_ahead, &mut self.over);
+            let meanwhile = |running: &mut [Sequence]| {
+                if runs_ahead {
+                    tell(running, over);
+                }
+            };
+            self.waited += draft.propose(&mut self.running, &plan, meanwhile)?;
+        }
         let pages = self.parts.runner.sizes().pages_per_seq();
         let mut input = StepInput::default();
         for share in &mut plan {
             self.running[share.index].fill(share, &mut input, pages);
         }
         self.parts.runner.launch(&input)?;
+        if let Some(draft) = &mut self.parts.draft {
+            draft.follow(&mut self.running, &plan)?;
+        }
         if self.parts.runs_ahead {
             self.deliver();
         }
@@ -324,11 +344,13 @@ impl Worker {
         for share in &plan {
             let sequence = &mut self.running[share.index];
             let before = sequence.generated();
-            self.counts.guessed_tokens += sequence.need().guesses as u64;
+            let guesses = sequence.need().guesses as u64;
+            self.counts.guesses += u64::from(guesses > 0);
+            self.counts.guessed_tokens += guesses;
             let end = sequence.advance(share, &chosen);
             self.counts.generated_tokens += (sequence.generated() - before) as u64;
             self.counts.accepted_tokens += end.accepted as u64;
-            sequence.remember(&mut self.parts.pool);
+            sequence.remember(&mut self.parts.pool, self.parts.draft.is_some());
             if end.over || sequence.gone {
                 over.push(share.index);
             }
@@ -343,8 +365,7 @@ impl Worker {
 
     /// Tells callers what is new. A sequence that nobody listens to ends before the next step.
     fn deliver(&mut self) {
-        self.running.iter_mut().for_each(Sequence::deliver);
-        self.over.drain(..).for_each(|mut sequence| sequence.deliver());
+        tell(&mut self.running, &mut self.over);
     }
 
     /// Where the device runs ahead, callers hear of a step while the next one runs, if there is one.
@@ -444,6 +465,11 @@ impl Worker {
         self.counts.kv_pages_used = self.parts.pool.used();
         *self.parts.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.counts;
     }
+}
+
+fn tell(running: &mut [Sequence], over: &mut Vec<Sequence>) {
+    running.iter_mut().for_each(Sequence::deliver);
+    over.drain(..).for_each(|mut sequence| sequence.deliver());
 }
 
 /// Whether `other` is about to compute the first page that `sequence` lacks: it is then worth waiting for.

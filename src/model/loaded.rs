@@ -39,6 +39,12 @@ pub struct LoadedModel {
     pub chat: Option<ChatTemplate>,
 }
 
+impl std::fmt::Debug for LoadedModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadedModel").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 impl LoadedModel {
     /// Opens the checkpoint at `path` and puts its weights on a device.
     ///

@@ -31,6 +31,7 @@ pub(super) struct Metrics {
     prefix_queries: IntCounter,
     prefix_hits: IntCounter,
     drafts: IntCounter,
+    draft_tokens: IntCounter,
     accepted: IntCounter,
     queue: Histogram,
     prompt_total: IntCounter,
@@ -84,7 +85,8 @@ impl Metrics {
             preemptions: counter("vllm:num_preemptions_total", "Requests that gave up their part of the cache.")?,
             prefix_queries: counter("vllm:prefix_cache_queries_total", "Prompt tokens looked for in the cache.")?,
             prefix_hits: counter("vllm:prefix_cache_hits_total", "Prompt tokens found in the cache.")?,
-            drafts: counter("vllm:spec_decode_num_draft_tokens_total", "Tokens guessed.")?,
+            drafts: counter("vllm:spec_decode_num_drafts_total", "How often tokens were guessed.")?,
+            draft_tokens: counter("vllm:spec_decode_num_draft_tokens_total", "Tokens guessed.")?,
             accepted: counter("vllm:spec_decode_num_accepted_tokens_total", "Guesses that were right.")?,
             queue: histogram("vllm:request_queue_time_seconds", "Arrival to first step.", REQUEST)?,
             prompt_total: counter("vllm:prompt_tokens_total", "Tokens of prompts.")?,
@@ -121,7 +123,8 @@ impl Metrics {
             (&self.prefix_hits, stats.prefix_hits),
             (&self.prompt_total, stats.prompt_tokens),
             (&self.generation_total, stats.generated_tokens),
-            (&self.drafts, stats.guessed_tokens),
+            (&self.drafts, stats.guesses),
+            (&self.draft_tokens, stats.guessed_tokens),
             (&self.accepted, stats.accepted_tokens),
         ] {
             counter.inc_by(total.saturating_sub(counter.get()));

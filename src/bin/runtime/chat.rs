@@ -3,6 +3,7 @@
 use crate::common::{self, ADAPTER, CacheArgs, ModelArgs};
 use crate::generate::{chat_ids, stream};
 use crate::sampling::SamplingArgs;
+use crate::speculative::SpeculativeArgs;
 use runtime::engine::text::TextOptions;
 use runtime::{Error, Result};
 use serde_json::{Value, json};
@@ -16,6 +17,8 @@ pub struct Args {
     #[command(flatten)]
     cache: CacheArgs,
     #[command(flatten)]
+    speculative: SpeculativeArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
     /// A LoRA adapter in PEFT's format
     #[arg(long, value_name = "DIR")]
@@ -27,7 +30,8 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let model = args.model.load()?;
-    let engine = common::engine(model.clone(), args.adapter.as_deref(), args.cache)?;
+    let speculation = args.speculative.load(&model)?;
+    let engine = common::engine(model.clone(), args.adapter.as_deref(), args.cache, speculation)?;
     let adapter = args.adapter.as_ref().map(|_| ADAPTER.to_owned());
     let talking = std::io::stdin().is_terminal();
     if talking {

@@ -1,5 +1,6 @@
 //! What the commands share: the model and device arguments, an engine for one caller, and printing.
 
+use crate::speculative::Speculation;
 use clap::Args;
 use runtime::backend::{BackendChoice, ComputeType};
 use runtime::engine::{Engine, EngineOptions, KvType};
@@ -117,11 +118,18 @@ pub struct CacheArgs {
 }
 
 /// An engine for one caller with, at most, one adapter, called `adapter`.
-pub fn engine(model: Arc<LoadedModel>, adapter: Option<&Path>, cache: CacheArgs) -> Result<Engine> {
+pub fn engine(
+    model: Arc<LoadedModel>,
+    adapter: Option<&Path>,
+    cache: CacheArgs,
+    speculation: Speculation,
+) -> Result<Engine> {
     let adapter = adapter.map(|folder| Adapter::read(folder, model.config())).transpose()?;
     let options = EngineOptions {
         max_seqs: 1,
         kv_type: cache.kv_cache_dtype,
+        guesses: speculation.guesses,
+        draft: speculation.draft,
         max_adapters: usize::from(adapter.is_some()),
         max_rank: adapter.as_ref().map_or(0, largest_rank),
         ..EngineOptions::default()

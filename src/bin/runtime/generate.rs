@@ -2,6 +2,7 @@
 
 use crate::common::{self, ADAPTER, CacheArgs, Ids, ModelArgs};
 use crate::sampling::SamplingArgs;
+use crate::speculative::SpeculativeArgs;
 use runtime::engine::text::{Completion, TextEvent, TextOptions, generate_text, submit_text};
 use runtime::engine::{Engine, FinishReason, Request, Usage};
 use runtime::model::LoadedModel;
@@ -20,6 +21,8 @@ pub struct Args {
     prompt: PromptArgs,
     #[command(flatten)]
     cache: CacheArgs,
+    #[command(flatten)]
+    speculative: SpeculativeArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// A LoRA adapter in PEFT's format
@@ -62,7 +65,8 @@ pub fn run(args: &Args) -> Result<()> {
         Some(text) if args.chat => chat_ids(&model, &json!([{ "role": "user", "content": text }]))?,
         _ => args.prompt.encode(&model)?,
     };
-    let engine = common::engine(model, args.adapter.as_deref(), args.cache)?;
+    let speculation = args.speculative.load(&model)?;
+    let engine = common::engine(model, args.adapter.as_deref(), args.cache, speculation)?;
     let request = args.sampling.request(prompt, args.adapter.as_ref().map(|_| ADAPTER.to_owned()));
     let options =
         TextOptions { stop: args.sampling.stop.clone(), continues_prompt: !args.chat, ..TextOptions::default() };

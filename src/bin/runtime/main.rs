@@ -17,6 +17,7 @@ mod sampling;
 mod score;
 #[cfg(feature = "serve")]
 mod serve;
+mod speculative;
 mod tokenize;
 mod train;
 

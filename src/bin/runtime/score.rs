@@ -2,6 +2,7 @@
 
 use crate::common::{self, ADAPTER, CacheArgs, ModelArgs};
 use crate::generate::PromptArgs;
+use crate::speculative::Speculation;
 use runtime::Result;
 use serde_json::json;
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let model = args.model.load()?;
     let ids = args.text.encode(&model)?;
-    let engine = common::engine(model.clone(), args.adapter.as_deref(), args.cache)?;
+    let engine = common::engine(model.clone(), args.adapter.as_deref(), args.cache, Speculation::default())?;
     let scores = engine.score(&ids, args.adapter.as_ref().map(|_| ADAPTER))?;
     if args.json {
         let report = json!({ "ids": ids, "logprobs": scores.logprobs, "next_top5": scores.next_top5 });

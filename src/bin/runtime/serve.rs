@@ -1,6 +1,7 @@
 //! `runtime serve`: takes vLLM's flags as they are, so that a script needs to change one word.
 
 use crate::common::{self, CacheArgs, DeviceArgs, largest_rank};
+use crate::speculative::SpeculativeArgs;
 use runtime::engine::{Engine, EngineOptions, KvSize};
 use runtime::format::peft::Adapter;
 use runtime::serve::{ReasoningStyle, ServeOptions, Shutdown, ToolStyle, serve};
@@ -77,9 +78,8 @@ pub struct Args {
     /// Compute every prompt in full
     #[arg(long)]
     no_enable_prefix_caching: bool,
-    /// Tokens to guess from the text so far and to check in one step, for each answer
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    num_speculative_tokens: usize,
+    #[command(flatten)]
+    speculative: SpeculativeArgs,
     /// Makes the answers to the same requests in the same order the same; a request's own seed comes first
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
@@ -224,6 +224,7 @@ pub fn run(args: Args) -> Result<()> {
         adapter.check_base(&name, &args.served_model_name);
         adapters.push((&adapter.name, Adapter::read(&adapter.folder, model.config())?));
     }
+    let speculation = args.speculative.load(&model)?;
     let ranks = adapters.iter().map(|(_, adapter)| largest_rank(adapter));
     let defaults = EngineOptions::for_server(&model);
     let usual_rank = args.enable_lora.then_some(defaults.max_rank);
@@ -237,7 +238,8 @@ pub fn run(args: Args) -> Result<()> {
         },
         kv_type: args.cache.kv_cache_dtype,
         prefix_cache: !args.no_enable_prefix_caching,
-        guesses: args.num_speculative_tokens,
+        guesses: speculation.guesses,
+        draft: speculation.draft,
         seed: args.seed,
         max_waiting: args.max_waiting,
         max_adapters: args.max_loras.unwrap_or(adapters.len().max(usize::from(args.enable_lora))),

@@ -118,6 +118,7 @@ struct Heard {
 struct Asked {
     prompt: Vec<u32>,
     max_tokens: usize,
+    ignore_eos: bool,
     mark: u32,
     cancelled: bool,
 }
@@ -128,7 +129,7 @@ fn expected(asked: &Asked) -> (Vec<u32>, FinishReason) {
     loop {
         let history = text.iter().enumerate().map(|(position, token)| (*token, position as u32, asked.mark));
         let token = next_token(history);
-        if token == END {
+        if token == END && !asked.ignore_eos {
             return (text.split_off(asked.prompt.len()), FinishReason::Stop);
         }
         text.push(token);
@@ -138,10 +139,28 @@ fn expected(asked: &Asked) -> (Vec<u32>, FinishReason) {
     }
 }
 
-/// Ten thousand requests of random lengths, priorities and adapters, some cancelled, adapters replaced all the time, in a cache
-/// for a few of them: each gets the answer that it gets alone, in a bounded time, and every page comes back.
 #[test]
 fn ten_thousand_random_requests() {
+    random_requests(10_000, 0.6, false);
+}
+
+#[test]
+fn random_requests_with_a_draft_that_knows_no_adapters() {
+    let stats = random_requests(2_000, 0.6, true);
+    assert!(stats.accepted_tokens < stats.guessed_tokens, "{stats:?}");
+}
+
+/// A draft that is the model itself is never wrong, unless its cache holds something else than the model's.
+#[test]
+fn random_requests_with_a_draft_that_is_right() {
+    let stats = random_requests(2_000, 0.0, true);
+    assert_eq!(stats.accepted_tokens, stats.guessed_tokens, "{stats:?}");
+}
+
+/// Requests of random lengths, priorities and adapters, some cancelled, adapters replaced all the time, in a cache for a few
+/// of them: each gets the answer that it gets alone, in a bounded time, and every page comes back. With `drafts`, answers
+/// end at their full length only.
+fn random_requests(count: u64, adapters: f64, drafts: bool) -> Stats {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let device = open(BackendChoice::Cpu, 0, ComputeType::F32).unwrap();
     let model = LoadedModel::load(Checkpoint::open(&folder.join("tiny/chat")).unwrap(), device).unwrap();
@@ -165,24 +184,27 @@ fn ten_thousand_random_requests() {
         kv_rows: pages * PAGE,
         kv_dtype: DType::F32,
     };
-    let fake = Fake {
+    let fake = |sizes: StepSizes| Fake {
         cache: vec![(0, u32::MAX, 0); sizes.kv_rows],
         sizes,
         tokens: Vec::new(),
-        model,
+        model: model.clone(),
         bank: bank.bindings().clone(),
         layout: bank.layout().clone(),
     };
+    let draft_sizes = StepSizes { max_rows: sizes.max_rows + sizes.max_seqs, max_gathered: sizes.max_seqs, ..sizes };
+    let draft = drafts.then(|| Draft::new(Box::new(fake(draft_sizes)), (VOCAB as usize, VOCAB as usize)));
     let (commands, inbox) = channel();
     let stats = Arc::new(Mutex::new(Stats::default()));
     let parts = Parts {
         inbox,
-        runner: Box::new(fake),
+        runner: Box::new(fake(sizes)),
         pool: PagePool::new(pages, true),
         bank: Some(bank),
         ends: vec![END],
         vocab: VOCAB as usize,
         guesses: 3,
+        draft,
         runs_ahead: true,
         warm: false,
         stats: stats.clone(),
@@ -195,13 +217,13 @@ fn ten_thousand_random_requests() {
     let (done, finished) = channel();
     let mut all = Vec::new();
     let mut marks = [0; 5];
-    for id in 0..10_000u64 {
+    for id in 0..count {
         let which = random.random_range(0..5);
         if marks[which] == 0 || random.random_bool(0.05) {
             marks[which] = 1 + id as u32;
             load(&mut registry, &which.to_string(), marks[which]);
         }
-        let with_adapter = random.random_bool(0.6);
+        let with_adapter = random.random_bool(adapters);
         let version = with_adapter.then(|| registry.get(&which.to_string()).unwrap());
         // Prompts begin in one of a few ways, as chats do.
         let shared = random.random_range(0..100);
@@ -212,6 +234,7 @@ fn ten_thousand_random_requests() {
         let request = Request {
             prompt: prompt.clone(),
             max_tokens,
+            ignore_eos: drafts,
             // Those that want more than a draw take another way through a step.
             logprobs: random.random_bool(0.05).then_some(1),
             prompt_logprobs: random.random_bool(0.02).then_some(1),
@@ -238,7 +261,7 @@ fn ten_thousand_random_requests() {
         let ticket = Ticket::new(&waiting);
         let arrival =
             Arrival { id: RequestId(id), request, sink: Box::new(sink), adapter: version, constraint: None, ticket };
-        all.push(Asked { prompt, max_tokens, mark, cancelled });
+        all.push(Asked { prompt, max_tokens, ignore_eos: drafts, mark, cancelled });
         commands.send(Command::Submit(Box::new(arrival))).unwrap();
         if cancelled {
             let earlier = RequestId(id - random.random_range(0..20u64).min(id));
@@ -273,4 +296,5 @@ fn ten_thousand_random_requests() {
     let stats = *stats.lock().unwrap();
     assert_eq!((stats.kv_pages_used, stats.running), (0, 0));
     assert!(stats.preemptions > 0 && stats.prefix_hits > 0 && stats.accepted_tokens > 0, "{stats:?}");
+    stats
 }

@@ -1,0 +1,117 @@
+//! How tokens are guessed ahead: flags that commands share, vLLM's among them.
+
+use crate::common;
+use clap::Args;
+use runtime::format::Checkpoint;
+use runtime::model::LoadedModel;
+use runtime::{Error, Result};
+use serde::Deserialize;
+use std::str::FromStr;
+use std::sync::Arc;
+
+#[derive(Args, Clone, Debug)]
+pub struct SpeculativeArgs {
+    /// A smaller model with the same vocabulary that guesses the next tokens, to be checked in one step
+    #[arg(long, value_name = "MODEL")]
+    speculative_model: Option<String>,
+    /// Tokens to guess and to check in one step, for each answer; without a draft model they come from the text so far
+    #[arg(long, value_name = "N")]
+    num_speculative_tokens: Option<usize>,
+    /// The same as vLLM takes it: {"model": …, "num_speculative_tokens": N}, or {"method": "ngram", …}
+    #[arg(long, value_name = "JSON", conflicts_with_all = ["speculative_model", "num_speculative_tokens"])]
+    speculative_config: Option<Config>,
+}
+
+/// vLLM's `--speculative-config`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    method: Option<String>,
+    model: Option<String>,
+    num_speculative_tokens: Option<usize>,
+    /// The longest run of tokens that is looked for, and the shortest.
+    prompt_lookup_max: Option<usize>,
+    prompt_lookup_min: Option<usize>,
+    draft_tensor_parallel_size: Option<usize>,
+}
+
+/// What the engine needs of it.
+#[derive(Default)]
+pub struct Speculation {
+    /// Tokens to guess.
+    pub guesses: usize,
+    /// What guesses them.
+    pub draft: Option<Arc<LoadedModel>>,
+}
+
+/// vLLM's older spellings of the method ngram, as models.
+const NGRAM: [&str; 2] = ["ngram", "[ngram]"];
+
+/// Tokens that are guessed where a model or a method is named, but no number.
+const USUAL_TOKENS: usize = 4;
+
+impl FromStr for Config {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let config: Self = serde_json::from_str(text).map_err(|error| Error::invalid(error.to_string()))?;
+        match (config.method.as_deref(), &config.model) {
+            (None | Some("ngram"), Some(model)) if NGRAM.contains(&model.as_str()) => {}
+            (Some("ngram"), None) | (None | Some("draft_model"), Some(_)) => {}
+            (Some("ngram"), Some(model)) => {
+                return Err(Error::invalid(format!("method ngram uses no model, got '{model}'")));
+            }
+            (None | Some("draft_model"), None) => {
+                return Err(Error::invalid("a model, or the method ngram, is needed"));
+            }
+            (Some(other), _) => {
+                return Err(Error::invalid(format!("method '{other}' is not supported: use draft_model or ngram")));
+            }
+        }
+        for (name, value, only) in [
+            ("prompt_lookup_max", config.prompt_lookup_max, 4),
+            ("prompt_lookup_min", config.prompt_lookup_min, 2),
+            ("draft_tensor_parallel_size", config.draft_tensor_parallel_size, 1),
+        ] {
+            if value.is_some_and(|value| value != only) {
+                return Err(Error::invalid(format!("{name} can only be {only} here")));
+            }
+        }
+        Ok(config)
+    }
+}
+
+impl SpeculativeArgs {
+    /// Puts the draft model, where there is one, on the device of `model`.
+    pub fn load(&self, model: &LoadedModel) -> Result<Speculation> {
+        let config = self.speculative_config.clone().unwrap_or_else(|| Config {
+            model: self.speculative_model.clone(),
+            num_speculative_tokens: self.num_speculative_tokens,
+            ..Config::default()
+        });
+        let speculates = config.model.is_some() || self.speculative_config.is_some();
+        let guesses = config.num_speculative_tokens.unwrap_or(if speculates { USUAL_TOKENS } else { 0 });
+        let load = |name: String| LoadedModel::load(Checkpoint::open(&common::resolve(&name)?)?, model.device.clone());
+        let name = config.model.filter(|name| !NGRAM.contains(&name.as_str()));
+        Ok(Speculation { guesses, draft: name.map(load).transpose()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Config;
+
+    #[test]
+    fn vllms_spellings() {
+        let parse = |text: &str| text.parse::<Config>();
+        assert_eq!(parse(r#"{"model": "m", "num_speculative_tokens": 5}"#).unwrap().num_speculative_tokens, Some(5));
+        assert!(parse(r#"{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}"#).is_ok());
+        assert!(parse(r#"{"method": "draft_model", "model": "m"}"#).is_ok());
+        let wrong = |text: &str| parse(text).unwrap_err().to_string();
+        assert!(wrong(r#"{"method": "eagle", "model": "m"}"#).contains("'eagle'"));
+        assert!(wrong(r#"{"num_speculative_tokens": 3}"#).contains("model"));
+        assert!(wrong(r#"{"model": "m", "quantization": "fp8"}"#).contains("quantization"));
+        assert!(wrong(r#"{"method": "ngram", "prompt_lookup_max": 9}"#).contains("can only be 4"));
+        assert!(wrong("{").contains("EOF"));
+    }
+}
