@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # On a GPU host, in a copy of this repository with what scripts/gpu_pack.sh made: checks and times both GPU backends.
 #
-#     scripts/gpu_check.sh OUT_FOLDER [checks] [sanitizer] [speed] [vulkan]        (default: all four)
+#     scripts/gpu_check.sh OUT_FOLDER [checks] [sanitizer] [speed] [traffic] [vulkan]        (default: all five)
 #
 # checks     every op, whole models and training on CUDA, against the CPU backend, transformers and PEFT
 # sanitizer  the table of ops under compute-sanitizer: memcheck, initcheck, racecheck
 # speed      prefill, decode and training steps of Qwen3's shapes with random weights on CUDA
+# traffic    1,000 requests at once, without adapters and spread over 16
 # vulkan     the same checks and speeds through wgpu
 #
 # RUNTIME_SMOLLM2 names SmolLM2-135M-Instruct.Q4_1.gguf where it is not in .cache/models. Writes NAME.txt for each part
@@ -14,7 +15,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$1
 shift
-parts=${*:-checks sanitizer speed vulkan}
+parts=${*:-checks sanitizer speed traffic vulkan}
 mkdir -p "$out"
 built_in=$(cat .carry/built_in)
 [ -e "$built_in" ] || { mkdir -p "$(dirname "$built_in")" && ln -s "$PWD" "$built_in"; }
@@ -33,6 +34,9 @@ if has checks; then
             timeout 240 .carry/${name%% *} ${name#"${name%% *}"} --test-threads 1 --nocapture >"$out/log" 2>&1 || true
             brief "$out/log"
         done
+        echo "== ops, cuBLASLt wherever it can"
+        RUNTIME_CUBLASLT=always timeout 240 .carry/ops --test-threads 1 --nocapture >"$out/log" 2>&1 || true
+        brief "$out/log"
     } 2>&1 | tee "$out/checks.txt"
 fi
 
@@ -74,6 +78,15 @@ if has speed; then
         bench cuda --random-weights qwen3-8b --weight-type q4_k -p 512 -n 64 --batch 1,8
     } 2>&1 | tee "$out/speed.jsonl"
     python3 benches/table.py "$out/speed.jsonl" >"$out/speed.md"
+fi
+
+if has traffic; then
+    python3 benches/traffic.py >"$out/requests.jsonl"
+    for model in qwen3-0.6b qwen3-8b; do
+        for adapters in 0 16; do
+            bench cuda --random-weights $model --traffic "$out/requests.jsonl" --adapters $adapters
+        done
+    done 2>&1 | tee "$out/traffic.jsonl"
 fi
 
 if has vulkan; then

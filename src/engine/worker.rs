@@ -292,11 +292,11 @@ impl Worker {
                 self.parts.pool.grow(&mut sequence.pages, positions)
             });
             if grown || self.running.len() < 2 {
-                // Rows that want more than the step's own draw come first: the choice takes no others. Rows of one adapter
-                // lie together, so that its weights are read once for all of them.
+                // Rows that want more than the step's own draw come first: the choice takes no others. Answers come before
+                // prompts, and of both the rows of one adapter lie together, so that its weights are read once for all of them.
                 plan.sort_by_key(|share| {
                     let sequence = &self.running[share.index];
-                    (sequence.is_plain(), sequence.slot_index())
+                    (sequence.is_plain(), share.rows > 1, sequence.slot_index())
                 });
                 return plan;
             }
