@@ -92,8 +92,11 @@ fn check(name: &str, config: ModelConfig, targets: &[Projection], dropout: f32, 
     let layout = LoraLayout::new(&config, RANK, 1, targets);
     let batch = batch(&config);
     let (tokens, optim) = (batch.ids.len(), Optim::AdamW);
-    let options = TrainerOptions { tokens, seqs: 3, max_len: 80, dropout, recompute, scale: 0.7, optim };
-    let mut trainer = Trainer::new(device, &config, &weights, layout.clone(), &options).unwrap();
+    let options =
+        TrainerOptions { tokens, seqs: 3, max_len: 80, dropout, recompute, scale: 0.7, optim, scale_loss: false };
+    let new =
+        |options: TrainerOptions| Trainer::new(device.clone(), &config, &weights, layout.clone(), &options).unwrap();
+    let mut trainer = new(options);
     let mut params = vec![0.0; layout.len];
     let mut matrices = Vec::new();
     for entry in &layout.entries {
@@ -108,6 +111,12 @@ fn check(name: &str, config: ModelConfig, targets: &[Projection], dropout: f32, 
     let loss = trainer.micro_batch(&batch, scale, 5).unwrap() * f64::from(scale);
     assert!(loss > 1.0 && loss < 20.0, "{name}: loss {loss}");
     let gradients = trainer.gradients().unwrap();
+    // A power of two changes no bit of an f32 gradient.
+    let mut scaled = new(TrainerOptions { scale_loss: true, ..options });
+    scaled.set_params(&params).unwrap();
+    scaled.micro_batch(&batch, scale, 5).unwrap();
+    assert_eq!(scaled.gradients().unwrap(), gradients, "{name}: gradients of a scaled loss");
+    drop(scaled);
     let mut at = |params: &[f32]| {
         trainer.set_params(params).unwrap();
         trainer.micro_batch(&batch, 0.0, 5).unwrap() * f64::from(scale)

@@ -11,7 +11,7 @@ use crate::backend::Limits;
 use crate::error::Result;
 use crate::program::cache::row_len;
 use crate::program::{
-    Builder, Geometry, KvLayout, Live, MOMENT_BLOCK, Op, Place, Program, TensorDecl, TensorId, Trainable,
+    Builder, Geometry, KvLayout, Live, MOMENT_BLOCK, Op, Place, Program, TensorDecl, TensorId, Trainable, Unscale,
     differentiate, recompute, recompute_cheap,
 };
 use crate::tensor::DType;
@@ -152,6 +152,8 @@ pub struct TrainProgram {
     pub labels: TensorId,
     /// f32 `[1, 1]`: what each counted token's loss is multiplied by before it is differentiated.
     pub loss_scale: TensorId,
+    /// What gradients of A and B are multiplied by where `loss_scale` is larger than it should be.
+    pub unscale: Option<Unscale>,
     /// f32 `[rows, 1]`: negative log-likelihood of each row's label, unscaled.
     pub loss: TensorId,
 }
@@ -167,6 +169,8 @@ pub struct TrainShape {
     pub dropout: f32,
     /// Compute each layer's intermediates again in the backward pass instead of keeping them.
     pub recompute: bool,
+    /// The loss is scaled up, and gradients of adapters down again: [`TrainProgram::unscale`].
+    pub scaled_loss: bool,
 }
 
 /// The forward pass over paged keys and values.
@@ -219,6 +223,10 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
     let bounds = b.input("bounds", DType::U32, 1, shape.seqs + 1);
     let labels = b.input("labels", DType::U32, 1, rows);
     let loss_scale = b.input("loss_scale", DType::F32, 1, 1);
+    let unscale = shape.scaled_loss.then(|| Unscale {
+        plain: b.input("unscale_a", DType::F32, 1, 1),
+        scaled: b.input("unscale_b", DType::F32, 1, 1),
+    });
     let kv = KeyValues::Own { bounds };
     let dropout = shape.dropout;
     let mut decoder =
@@ -231,13 +239,13 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
         .filter(|id| matches!(&forward.decl(*id).place, Place::State { buffer, .. } if buffer == buffers::LORA))
         .map(|tensor| Trainable { tensor, grads: buffers::LORA_GRADS.into() })
         .collect();
-    let mut program = differentiate(forward, &trainable)?;
+    let mut program = differentiate(forward, &trainable, unscale)?;
     if shape.recompute {
         program = recompute(program);
     } else if model.limits.recompute_cheap {
         program = recompute_cheap(program);
     }
-    Ok(TrainProgram { program, ids, positions, seqs, bounds, labels, loss_scale, loss })
+    Ok(TrainProgram { program, ids, positions, seqs, bounds, labels, loss_scale, unscale, loss })
 }
 
 /// The optimizer step over the flat adapter buffer: norm, clip, AdamW, gradients back to zero.

@@ -15,15 +15,25 @@ pub struct Trainable {
     pub grads: String,
 }
 
+/// What gradients of adapters are multiplied by where the loss was scaled for the sake of small types: tensors f32 `[1, 1]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Unscale {
+    /// 1 / the loss's scale: of matrices whose product is not scaled (A).
+    pub plain: TensorId,
+    /// The adapter's scale / the loss's: of those whose product is (B).
+    pub scaled: TensorId,
+}
+
 /// Appends the backward pass to `forward`, whose last op is the loss ([`Op::HeadLoss`]).
 ///
 /// Gradients of `trainable` are *added* to their buffers, so micro-batches accumulate by running the
 /// program again; the optimizer step clears them.
-pub fn differentiate(forward: Program, trainable: &[Trainable]) -> Result<Program> {
+pub fn differentiate(forward: Program, trainable: &[Trainable], unscale: Option<Unscale>) -> Result<Program> {
     let forward_len = forward.nodes.len();
     let needed = reaches_trainable(&forward, trainable)?;
     let nodes = forward.nodes.clone();
-    let mut walk = Walk { b: Builder::resume(Program { forward_len, ..forward }), grads: HashMap::new(), needed };
+    let mut walk =
+        Walk { b: Builder::resume(Program { forward_len, ..forward }), grads: HashMap::new(), needed, unscale };
     for t in trainable {
         walk.declare_parameter_grad(t)?;
     }
@@ -63,6 +73,7 @@ struct Walk {
     b: Builder,
     grads: HashMap<TensorId, Grad>,
     needed: HashSet<TensorId>,
+    unscale: Option<Unscale>,
 }
 
 impl Walk {
@@ -261,6 +272,7 @@ impl Walk {
     fn product_vjp(&mut self, dy: TensorId, x: TensorId, weight: TensorId, scale: Option<TensorId>) -> Result<()> {
         if self.wants(weight) {
             let (dw, _) = self.grad_of(weight);
+            let scale = self.unscale.map(|u| if scale.is_some() { u.scaled } else { u.plain }).or(scale);
             self.b.push(Op::MatMulDw { dy, x, scale, dw })?;
         }
         if self.wants(x) {

@@ -13,7 +13,7 @@ mod recompute;
 mod runs;
 
 pub use builder::Builder;
-pub use differentiate::{Trainable, differentiate};
+pub use differentiate::{Trainable, Unscale, differentiate};
 pub use op::{Access, Geometry, IMPOSSIBLE, KvLayout, MOMENT_BLOCK, Op, SEEN, dropout_keeps, dynamic_map};
 pub use plan::{MemoryPlan, Slot, plan, plan_groups};
 pub use recompute::{recompute, recompute_cheap};

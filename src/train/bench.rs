@@ -8,6 +8,7 @@ use super::report::MemoryReport;
 use super::trainer::{Trainer, TrainerOptions, Update};
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
+use crate::tensor::DType;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Instant;
@@ -73,8 +74,17 @@ pub fn run(model: &Arc<LoadedModel>, options: &TrainBenchOptions) -> Result<Trai
     recipe.validate()?;
     let began = Instant::now();
     let Start { layout, scale, params, .. } = fresh(&recipe, config)?;
-    let sizes =
-        TrainerOptions { tokens: batch * length, seqs: batch, max_len: length, dropout: 0.0, recompute, scale, optim };
+    let scale_loss = model.device.limits().activations == DType::F16;
+    let sizes = TrainerOptions {
+        tokens: batch * length,
+        seqs: batch,
+        max_len: length,
+        dropout: 0.0,
+        recompute,
+        scale,
+        optim,
+        scale_loss,
+    };
     let mut trainer = Trainer::new(model.device.clone(), config, &model.weights, layout, &sizes)?;
     trainer.set_params(&params)?;
     let compile_s = began.elapsed().as_secs_f64();

@@ -10,6 +10,7 @@ use super::trainer::{Trainer, TrainerOptions, Update, live_peak};
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, AdapterConfig};
 use crate::model::LoadedModel;
+use crate::tensor::DType;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,6 +95,7 @@ impl Job {
             recompute: recipe.recompute,
             scale,
             optim: recipe.optim,
+            scale_loss: model.device.limits().activations == DType::F16,
         };
         let merged = step_tokens.min(MERGED_TOKENS).min(model.device.limits().max_step_rows);
         if merged > options.tokens {

@@ -42,6 +42,9 @@ pub struct TrainerOptions {
     pub scale: f32,
     /// How AdamW keeps its moments.
     pub optim: Optim,
+    /// Scale the loss by a power of two in the backward pass, and gradients back: with activations in f16 the gradients of
+    /// unlikely tokens would be 0, since the smallest f16 is 6e-8.
+    pub scale_loss: bool,
 }
 
 /// One AdamW step's numbers.
@@ -71,6 +74,7 @@ fn program(
         seqs: options.seqs,
         dropout: options.dropout,
         recompute: options.recompute,
+        scaled_loss: options.scale_loss,
     };
     train_program(&model, &shape, layout)
 }
@@ -106,6 +110,8 @@ pub struct Trainer {
     inputs: TrainProgram,
     optimizer: Box<dyn Executable>,
     update: OptimizerProgram,
+    /// What the low-rank product is multiplied by.
+    scale: f32,
     memory: MemoryReport,
 }
 
@@ -164,7 +170,19 @@ impl Trainer {
             parameters: layout.parameters() as u64,
             step_tokens: inputs.program.decl(inputs.ids).cols,
         };
-        Ok(Self { device, layout, params, grads, moments, train, inputs, optimizer, update, memory })
+        Ok(Self {
+            device,
+            layout,
+            params,
+            grads,
+            moments,
+            train,
+            inputs,
+            optimizer,
+            update,
+            scale: options.scale,
+            memory,
+        })
     }
 
     /// What the buffers take.
@@ -196,7 +214,13 @@ impl Trainer {
         for (id, data) in numbers {
             self.train.write(id, bytemuck::cast_slice(data))?;
         }
-        self.train.write(i.loss_scale, bytemuck::bytes_of(&loss_scale))?;
+        let mut factor = 1.0;
+        if let Some(unscale) = i.unscale {
+            factor = loss_factor(loss_scale);
+            self.train.write(unscale.plain, bytemuck::bytes_of(&(1.0 / factor)))?;
+            self.train.write(unscale.scaled, bytemuck::bytes_of(&(self.scale / factor)))?;
+        }
+        self.train.write(i.loss_scale, bytemuck::bytes_of(&(loss_scale * factor)))?;
         self.train.run()?;
         let mut losses = vec![0f32; tokens];
         self.train.read(i.loss, bytemuck::cast_slice_mut(&mut losses))?;
@@ -308,6 +332,11 @@ impl Trainer {
         }
         self.device.write(buffer, 0, bytemuck::cast_slice(data))
     }
+}
+
+/// The power of two that brings a loss's scale (1 / counted tokens) into (1/2, 1].
+fn loss_factor(scale: f32) -> f32 {
+    if scale > 0.0 { scale.recip().log2().floor().exp2() } else { 1.0 }
 }
 
 /// The buffer's name in checkpoints: `m` for `lora.m`.
