@@ -105,23 +105,19 @@ impl Recorder<'_> {
         let args = Args::new().ptr(self.at(s.x)?).ptrs(&a).ptrs(&out).ptr(self.maybe(s.slots)?);
         let args = args.ptrs(&[partials, counters]).ptr(self.counts()?).u32(r.which);
         let args = args.u32(r.rows).u32(r.cols).u32(s.rank).u32(groups);
-        let file = self.adapter_file("lora_shrink", s.parts[0].0, t)?;
+        let file = format!("lora_shrink/{}", self.part(s.parts[0].0, t)?);
         let overlaps = self.caps.hopper();
-        self.launch(file, &format!("lora_shrink_{tile}_{}", suffix(t)), grid, threads, 0, args)?.overlaps = overlaps;
+        self.launch(&file, &format!("lora_shrink_{tile}_{}", suffix(t)), grid, threads, 0, args)?.overlaps = overlaps;
         Ok(())
     }
 
-    /// The kernels of `name` for an adapter of f32, or of the activations' type.
-    fn adapter_file(&self, name: &str, adapter: TensorId, t: DType) -> Result<&'static str> {
-        Ok(match (name, self.decl(adapter).dtype) {
-            ("lora_shrink", DType::F32) => "lora_shrink/0",
-            ("lora_expand", DType::F32) => "lora_expand/0",
-            ("lora_shrink", own) if own == t => "lora_shrink/1",
-            ("lora_expand", own) if own == t => "lora_expand/1",
-            (name, own) => {
-                return Err(Error::internal(format!("{name}: an adapter of {own} beside activations of {t}")));
-            }
-        })
+    /// Part of the kernels' file: 0 for an adapter of f32, 1 for one of the activations' type.
+    fn part(&self, adapter: TensorId, t: DType) -> Result<u8> {
+        match self.decl(adapter).dtype {
+            DType::F32 => Ok(0),
+            own if own == t => Ok(1),
+            own => Err(Error::internal(format!("cuda: an adapter of {own} beside activations of {t}"))),
+        }
     }
 
     pub fn lora_expand(&mut self, e: &Expand) -> Result<()> {
@@ -141,9 +137,9 @@ impl Recorder<'_> {
         let args = columns.iter().fold(Args::new(), |args, column| args.ptrs(column));
         let args = args.ptr(self.maybe(e.slots)?).ptr(self.counts()?).u32(r.which).u32(r.rows);
         let args = widths.iter().fold(args, |args, w| args.u32(*w)).u32(e.rank);
-        let file = self.adapter_file("lora_expand", e.parts[0][1], t)?;
+        let file = format!("lora_expand/{}", self.part(e.parts[0][1], t)?);
         let overlaps = self.caps.hopper();
-        self.launch(file, &format!("lora_expand{name}_{}", suffix(t)), grid, threads, 0, args)?.overlaps = overlaps;
+        self.launch(&file, &format!("lora_expand{name}_{}", suffix(t)), grid, threads, 0, args)?.overlaps = overlaps;
         Ok(())
     }
 
