@@ -1,14 +1,13 @@
 //! Guesses at the next tokens, which a step checks together: where they are what the model chooses anyway, one step makes
 //! several tokens. Every token is still drawn from the model's own distribution, so answers do not change.
 
-/// The longest run of tokens that is looked for, and the shortest.
-const LONGEST: usize = 4;
-const SHORTEST: usize = 2;
+use std::ops::RangeInclusive;
 
 /// Up to `most` tokens that followed the last place where the text ended as it ends now ("prompt look-up"): good where an
-/// answer quotes its prompt or itself. Empty where it never did.
-pub fn look_up(tokens: &[u32], most: usize) -> &[u32] {
-    for n in (SHORTEST..=LONGEST).rev() {
+/// answer quotes its prompt or itself. `runs` are the lengths of endings that are looked for, the longest first. Empty where
+/// the text never ended so.
+pub fn look_up<'a>(tokens: &'a [u32], runs: &RangeInclusive<usize>, most: usize) -> &'a [u32] {
+    for n in runs.clone().rev() {
         let Some(start) = tokens.len().checked_sub(n + 1) else { continue };
         let end = &tokens[start + 1..];
         let earlier = tokens[..tokens.len() - 1].windows(n).rposition(|window| window == end);
@@ -22,7 +21,9 @@ pub fn look_up(tokens: &[u32], most: usize) -> &[u32] {
 
 #[cfg(test)]
 mod tests {
-    use super::look_up;
+    fn look_up(tokens: &[u32], most: usize) -> &[u32] {
+        super::look_up(tokens, &(2..=4), most)
+    }
 
     #[test]
     fn the_longest_and_latest_match_decides() {
@@ -30,6 +31,13 @@ mod tests {
         assert_eq!(look_up(&[1, 2, 7, 9, 1, 2, 8, 9, 1, 2], 3), [8, 9, 1]);
         assert_eq!(look_up(&[5, 1, 2, 7, 1, 2, 8, 5, 1, 2], 1), [7]);
         assert_eq!(look_up(&[3, 3, 3], 4), [3]);
+    }
+
+    #[test]
+    fn runs_have_the_lengths_that_are_asked_for() {
+        let tokens = [7, 2, 3, 8, 2, 3];
+        assert_eq!(super::look_up(&tokens, &(1..=1), 1), [8]);
+        assert!(super::look_up(&tokens, &(3..=5), 1).is_empty());
     }
 
     #[test]

@@ -37,6 +37,7 @@ use draft::{Draft, check_vocabulary};
 use grammar::Grammars;
 use kv::{PAGE, PagePool};
 use sequence::{Arrival, Ticket};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -61,6 +62,8 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// Tokens that may be guessed and checked in one step, for each answer; 0: none.
     pub guesses: usize,
+    /// How many tokens at the text's end are looked for further up, the longest run first, where no draft model guesses.
+    pub guess_runs: RangeInclusive<usize>,
     /// What requests without a seed of their own draw theirs from, so that the same requests in the same order have the same
     /// answers; `None`: fresh ones.
     pub seed: Option<u64>,
@@ -86,6 +89,7 @@ impl Default for EngineOptions {
             kv_type: KvType::Auto,
             prefix_cache: true,
             guesses: 0,
+            guess_runs: 2..=4,
             seed: None,
             draft: None,
             max_waiting: None,
@@ -190,6 +194,12 @@ impl Engine {
             kv_rows: 0,
             kv_dtype: options.kv_type.dtype(&model)?,
         };
+        if *options.guess_runs.start() == 0 || options.guess_runs.is_empty() {
+            let (low, high) = (options.guess_runs.start(), options.guess_runs.end());
+            return Err(Error::invalid(format!(
+                "runs of {low} to {high} tokens cannot be looked for: 1 ≤ shortest ≤ longest"
+            )));
+        }
         if let Some(draft) = &options.draft {
             check_vocabulary(&model, draft)?;
             options.kv_type.dtype(draft)?;
@@ -227,6 +237,7 @@ impl Engine {
             ends: ends.clone(),
             vocab: c.vocab,
             guesses: options.guesses,
+            guess_runs: options.guess_runs,
             draft,
             runs_ahead: limits.runs_ahead,
             warm: options.warm,
@@ -282,6 +293,20 @@ impl Engine {
                 request.max_tokens,
                 self.max_len()
             )));
+        }
+        if let Some(allowed) = &request.allowed_ids {
+            if request.grammar.is_some() {
+                return Err(Error::invalid("an answer is held to allowed_ids or to a grammar, not to both"));
+            }
+            if allowed.is_empty() || allowed.iter().any(|id| *id as usize >= vocab) {
+                return Err(Error::invalid(format!("allowed_ids needs one token at least, all of them below {vocab}")));
+            }
+            let ends = |id: &u32| self.shared.ends.contains(id) || request.stop_ids.contains(id);
+            if request.min_tokens > 0 && !request.ignore_eos && allowed.iter().all(ends) {
+                return Err(Error::invalid(
+                    "allowed_ids has only tokens that end the answer, which min_tokens forbids",
+                ));
+            }
         }
         for (name, n) in [("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)] {
             if n.is_some_and(|n| n > MAX_LOGPROBS) {

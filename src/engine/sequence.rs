@@ -11,7 +11,7 @@ use super::sampler::Sampler;
 use super::scheduler::{Need, Share};
 use super::steps::StepInput;
 use crate::error::Error;
-use std::ops::{ControlFlow, Range};
+use std::ops::{ControlFlow, Range, RangeInclusive};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -76,6 +76,8 @@ pub struct Sequence {
     drafted: usize,
     /// Guesses at the tokens that follow.
     guesses: Vec<u32>,
+    /// A bit for each token that may come, that of token 0 the lowest of the first word; `None`: all may.
+    allowed: Option<Vec<u32>>,
     /// Of the prompt's tokens after the first, those so far.
     prompt_logprobs: Vec<TokenLogprobs>,
     /// Tokens that end the answer.
@@ -84,6 +86,13 @@ pub struct Sequence {
     arrived: Instant,
     started: Option<Instant>,
     first_token: Option<Instant>,
+}
+
+/// A bit for each token up to the largest of `ids`, 1 for those.
+fn mask_of(ids: &[u32]) -> Vec<u32> {
+    let mut mask = vec![0; ids.iter().max().map_or(0, |id| *id as usize / 32 + 1)];
+    ids.iter().for_each(|id| mask[*id as usize / 32] |= 1 << (id % 32));
+    mask
 }
 
 /// How a sequence came out of a step.
@@ -104,6 +113,7 @@ impl Sequence {
         }
         let sampler = Sampler::new(request.sampling.clone(), &request.prompt, rand::random());
         let tokens = request.prompt.clone();
+        let allowed = request.allowed_ids.as_deref().map(mask_of);
         Self {
             id,
             pages: Pages::none(),
@@ -121,6 +131,7 @@ impl Sequence {
             computed: 0,
             drafted: 0,
             guesses: Vec::new(),
+            allowed,
             prompt_logprobs: Vec::new(),
             ends,
             cached: 0,
@@ -209,17 +220,18 @@ impl Sequence {
         self.request.prompt_logprobs.is_some() && self.generated() == 0
     }
 
-    /// Guesses up to `most` of the next tokens from the text so far; or makes room for them, where a draft model guesses.
-    pub fn guess(&mut self, most: usize, drafts: bool) {
+    /// Guesses up to `most` of the next tokens from the text so far ([`guess::look_up`]); or makes room for them, where a draft model
+    /// guesses.
+    pub fn guess(&mut self, most: usize, runs: Option<&RangeInclusive<usize>>) {
         self.guesses.clear();
         let missing = self.tokens.len() - self.computed;
         let room = most.min(self.request.max_tokens.saturating_sub(self.generated() + 1));
         if missing != 1 || self.constraint.is_some() || self.wants_prompt_logprobs() {
             return;
         }
-        match drafts {
-            true => self.guesses.resize(room, 0),
-            false => self.guesses.extend_from_slice(guess::look_up(&self.tokens, room)),
+        match runs {
+            None => self.guesses.resize(room, 0),
+            Some(runs) => self.guesses.extend_from_slice(guess::look_up(&self.tokens, runs, room)),
         }
     }
 
@@ -237,6 +249,7 @@ impl Sequence {
         self.request.logprobs.is_none()
             && !self.wants_prompt_logprobs()
             && self.constraint.is_none()
+            && self.allowed.is_none()
             && self.sampler.is_plain()
             && (self.generated() >= self.request.min_tokens || self.ends.is_empty())
     }
@@ -339,7 +352,7 @@ impl Sequence {
                     let guessed = position + 1 - self.tokens.len();
                     let banned = self.banned(guessed);
                     self.sampler.entries(&self.guesses[..guessed], banned, &mut choice.entries);
-                    row.mask = self.constraint.as_ref().and_then(Constraint::mask);
+                    row.mask = self.constraint.as_ref().and_then(Constraint::mask).or(self.allowed.as_deref());
                     row.logprobs = self.request.logprobs;
                 }
             }

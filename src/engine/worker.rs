@@ -12,7 +12,7 @@ use super::steps::{Runner, StepInput};
 use super::{RequestId, Scores};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::{ControlFlow, Range};
+use std::ops::{ControlFlow, Range, RangeInclusive};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -51,6 +51,8 @@ pub struct Parts {
     pub vocab: usize,
     /// Tokens to guess in a step, for each answer; 0: none.
     pub guesses: usize,
+    /// Lengths of the endings that are looked for in the text so far.
+    pub guess_runs: RangeInclusive<usize>,
     /// What guesses; `None`: the text so far.
     pub draft: Option<Draft>,
     /// The device computes while the host does other things.
@@ -281,7 +283,8 @@ impl Worker {
         let sizes = self.parts.runner.sizes();
         let budget = Budget { rows: sizes.max_rows, gathered: sizes.max_gathered };
         for sequence in self.running.iter_mut().filter(|_| self.parts.guesses > 0) {
-            sequence.guess(self.parts.guesses, self.parts.draft.is_some());
+            let runs = self.parts.draft.is_none().then_some(&self.parts.guess_runs);
+            sequence.guess(self.parts.guesses, runs);
         }
         loop {
             let needs: Vec<_> = self.running.iter().map(Sequence::need).collect();

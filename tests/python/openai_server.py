@@ -58,7 +58,7 @@ def _(t):
 @call("400 for fields that are not supported")
 def _(t):
     refused(lambda: t.complete(suffix="end"), param="suffix")
-    for extra in ({"use_beam_search": True}, {"allowed_token_ids": [1]}, {"chat_template": "x"}, {"modalities": ["audio"]}):
+    for extra in ({"use_beam_search": True}, {"return_token_ids": True}, {"chat_template": "x"}, {"modalities": ["audio"]}):
         refused(lambda: t.chat(extra=extra), param=next(iter(extra)))
 
 

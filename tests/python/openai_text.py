@@ -65,6 +65,15 @@ def _(t):
     assert (stopped.text, stopped.finish_reason) == ("", "stop"), stopped
 
 
+@call("completion, allowed_token_ids")
+def _(t):
+    tokens = lambda ids: t.complete(temperature=1, seed=1, logprobs=0, extra={"allowed_token_ids": ids}).choices[0].logprobs.tokens
+    [a], [b] = set(tokens([70])), set(tokens([71]))
+    assert a != b and set(tokens([70, 71])) == {a, b} and len(tokens([70, 71])) == 12
+    for wrong in ([], [10**6], "a"):
+        refused(lambda: t.complete(extra={"allowed_token_ids": wrong}), param="allowed_token_ids")
+
+
 @call("completion, logprobs")
 def _(t):
     logprobs = t.complete(temperature=0, logprobs=2).choices[0].logprobs

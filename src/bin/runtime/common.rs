@@ -129,6 +129,7 @@ pub fn engine(
         max_seqs: 1,
         kv_type: cache.kv_cache_dtype,
         guesses: speculation.guesses,
+        guess_runs: speculation.runs,
         draft: speculation.draft,
         max_adapters: usize::from(adapter.is_some()),
         max_rank: adapter.as_ref().map_or(0, largest_rank),

@@ -239,6 +239,7 @@ pub fn run(args: Args) -> Result<()> {
         kv_type: args.cache.kv_cache_dtype,
         prefix_cache: !args.no_enable_prefix_caching,
         guesses: speculation.guesses,
+        guess_runs: speculation.runs,
         draft: speculation.draft,
         seed: args.seed,
         max_waiting: args.max_waiting,

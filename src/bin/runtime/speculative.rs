@@ -2,10 +2,12 @@
 
 use crate::common;
 use clap::Args;
+use runtime::engine::EngineOptions;
 use runtime::format::Checkpoint;
 use runtime::model::LoadedModel;
 use runtime::{Error, Result};
 use serde::Deserialize;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -36,12 +38,20 @@ struct Config {
 }
 
 /// What the engine needs of it.
-#[derive(Default)]
 pub struct Speculation {
     /// Tokens to guess.
     pub guesses: usize,
+    /// Lengths of the endings that are looked for in the text so far.
+    pub runs: RangeInclusive<usize>,
     /// What guesses them.
     pub draft: Option<Arc<LoadedModel>>,
+}
+
+impl Default for Speculation {
+    fn default() -> Self {
+        let EngineOptions { guesses, guess_runs: runs, draft, .. } = EngineOptions::default();
+        Self { guesses, runs, draft }
+    }
 }
 
 /// vLLM's older spellings of the method ngram, as models.
@@ -68,16 +78,18 @@ impl FromStr for Config {
                 return Err(Error::invalid(format!("method '{other}' is not supported: use draft_model or ngram")));
             }
         }
-        for (name, value, only) in [
-            ("prompt_lookup_max", config.prompt_lookup_max, 4),
-            ("prompt_lookup_min", config.prompt_lookup_min, 2),
-            ("draft_tensor_parallel_size", config.draft_tensor_parallel_size, 1),
-        ] {
-            if value.is_some_and(|value| value != only) {
-                return Err(Error::invalid(format!("{name} can only be {only} here")));
-            }
+        if config.draft_tensor_parallel_size.is_some_and(|size| size != 1) {
+            return Err(Error::invalid("draft_tensor_parallel_size can only be 1 here"));
         }
         Ok(config)
+    }
+}
+
+impl Config {
+    /// As vLLM has it: one of the two numbers stands for both.
+    fn runs(&self) -> Option<RangeInclusive<usize>> {
+        let (low, high) = (self.prompt_lookup_min, self.prompt_lookup_max);
+        Some(low.or(high)?..=high.or(low)?)
     }
 }
 
@@ -92,8 +104,9 @@ impl SpeculativeArgs {
         let speculates = config.model.is_some() || self.speculative_config.is_some();
         let guesses = config.num_speculative_tokens.unwrap_or(if speculates { USUAL_TOKENS } else { 0 });
         let load = |name: String| LoadedModel::load(Checkpoint::open(&common::resolve(&name)?)?, model.device.clone());
+        let runs = config.runs().unwrap_or(Speculation::default().runs);
         let name = config.model.filter(|name| !NGRAM.contains(&name.as_str()));
-        Ok(Speculation { guesses, draft: name.map(load).transpose()? })
+        Ok(Speculation { guesses, runs, draft: name.map(load).transpose()? })
     }
 }
 
@@ -111,7 +124,10 @@ mod tests {
         assert!(wrong(r#"{"method": "eagle", "model": "m"}"#).contains("'eagle'"));
         assert!(wrong(r#"{"num_speculative_tokens": 3}"#).contains("model"));
         assert!(wrong(r#"{"model": "m", "quantization": "fp8"}"#).contains("quantization"));
-        assert!(wrong(r#"{"method": "ngram", "prompt_lookup_max": 9}"#).contains("can only be 4"));
+        let runs = |numbers: &str| parse(&format!(r#"{{"method": "ngram"{numbers}}}"#)).unwrap().runs();
+        assert_eq!(runs(""), None);
+        assert_eq!(runs(r#", "prompt_lookup_max": 5"#), Some(5..=5));
+        assert_eq!(runs(r#", "prompt_lookup_max": 5, "prompt_lookup_min": 3"#), Some(3..=5));
         assert!(wrong("{").contains("EOF"));
     }
 }

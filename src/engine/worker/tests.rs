@@ -204,6 +204,7 @@ fn random_requests(count: u64, adapters: f64, drafts: bool) -> Stats {
         ends: vec![END],
         vocab: VOCAB as usize,
         guesses: 3,
+        guess_runs: 2..=4,
         draft,
         runs_ahead: true,
         warm: false,

@@ -95,6 +95,7 @@ impl Params {
             priority: fields.take("priority")?.unwrap_or(0),
             ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
             stop_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
+            allowed_ids: allowed_token_ids(fields, vocab_size)?,
             sampling,
             ..Request::default()
         };
@@ -232,6 +233,16 @@ fn logit_bias(fields: &mut Fields, vocab_size: usize) -> Result<Vec<(u32, f32)>,
     biases.into_iter().map(read).collect()
 }
 
+fn allowed_token_ids(fields: &mut Fields, vocab_size: usize) -> Result<Option<Vec<u32>>, ApiError> {
+    const NAME: &str = "allowed_token_ids";
+    let Some(ids) = fields.take::<Vec<u32>>(NAME)? else { return Ok(None) };
+    match ids.iter().find(|id| **id as usize >= vocab_size) {
+        _ if ids.is_empty() => Err(ApiError::field(NAME, format!("`{NAME}` needs one token id at least"))),
+        Some(id) => Err(ApiError::field(NAME, format!("`{NAME}`: {id} is no token id below {vocab_size}"))),
+        None => Ok(Some(ids)),
+    }
+}
+
 fn stop_strings(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     let stop = match fields.take("stop")? {
         None => Vec::new(),
@@ -290,7 +301,6 @@ fn stream_options(fields: &mut Fields, stream: bool) -> Result<(bool, bool), Api
 fn not_yet() -> Vec<(&'static str, Vec<Value>)> {
     let off = || vec![json!(false)];
     vec![
-        ("allowed_token_ids", vec![]),
         ("bad_words", vec![json!([])]),
         ("kv_transfer_params", vec![]),
         ("length_penalty", vec![json!(1), json!(1.0)]),
