@@ -83,6 +83,11 @@ fn what_cannot_work_is_refused() {
     assert!(refused(&|r| r.adapter = Some("nobody".into())).contains("'nobody'"));
     assert!(refused(&|r| r.sampling.top_p = 0.0).contains("top_p"));
     assert!(refused(&|r| r.sampling.temperature = f32::NAN).contains("temperature"));
+    assert!(refused(&|r| r.allowed_ids = Some(Vec::new())).contains("allowed_ids"));
+    assert!(refused(&|r| r.allowed_ids = Some(vec![5000])).contains("allowed_ids"));
+    let ends =
+        &|r: &mut Request| (r.allowed_ids, r.stop_ids, r.ignore_eos, r.min_tokens) = (Some(vec![9]), vec![9], false, 1);
+    assert!(refused(ends).contains("min_tokens"));
     assert_eq!(ids(&engine, 1).len(), 100, "the engine lives on");
 }
 
@@ -148,6 +153,17 @@ fn penalties_biases_and_bans_decide() {
     let first = plain[0];
     let banned = answer(&|r| (r.min_tokens, r.stop_ids) = (60, vec![first]));
     assert!(banned.len() >= 60 && !banned[..60].contains(&first));
+    // Of a run only the last token is held back, and only behind the others.
+    let pair = vec![plain[0], plain[1]];
+    let other = answer(&|r| r.bad_words = vec![pair.clone()]);
+    assert!(other[0] == pair[0] && other.windows(2).all(|two| *two != pair[..]), "{other:?}");
+    let few = answer(&|r| r.allowed_ids = Some(vec![70, 7, 300]));
+    assert!(few.iter().all(|id| [70, 7, 300].contains(id)), "{few:?}");
+    // Guesses are held to all of it, too.
+    let guessing = chat_engine(|options| options.guesses = 4);
+    let same = |engine: &Engine, request: Request| generate_text(engine, request, TextOptions::default()).unwrap().ids;
+    let held = Request { bad_words: vec![pair], allowed_ids: Some((0..200).collect()), max_tokens: 60, ..request(2) };
+    assert_eq!(same(&guessing, held.clone()), same(&engine, held));
     let too_many = Request { logprobs: Some(21), ..request(2) };
     let refused = generate_text(&engine, too_many, TextOptions::default()).unwrap_err().to_string();
     assert!(refused.contains("logprobs") && refused.contains("20"), "{refused}");

@@ -294,6 +294,8 @@ impl Engine {
                 self.max_len()
             )));
         }
+        // A run with a token that is none never comes either.
+        request.bad_words.retain(|word| !word.is_empty() && word.iter().all(|id| (*id as usize) < vocab));
         if let Some(allowed) = &request.allowed_ids {
             if request.grammar.is_some() {
                 return Err(Error::invalid("an answer is held to allowed_ids or to a grammar, not to both"));

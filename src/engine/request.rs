@@ -57,6 +57,8 @@ pub struct Request {
     pub ignore_eos: bool,
     /// Further tokens that end the answer.
     pub stop_ids: Vec<u32>,
+    /// Runs of tokens that must not come in the answer.
+    pub bad_words: Vec<Vec<u32>>,
     /// The only tokens that may come, those that end the answer among them; `None`: all.
     pub allowed_ids: Option<Vec<u32>>,
     /// How to choose tokens.
@@ -85,6 +87,7 @@ impl Default for Request {
             min_tokens: 0,
             ignore_eos: false,
             stop_ids: Vec::new(),
+            bad_words: Vec::new(),
             allowed_ids: None,
             sampling: SamplingParams::default(),
             logprobs: None,

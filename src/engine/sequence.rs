@@ -250,6 +250,7 @@ impl Sequence {
             && !self.wants_prompt_logprobs()
             && self.constraint.is_none()
             && self.allowed.is_none()
+            && self.request.bad_words.is_empty()
             && self.sampler.is_plain()
             && (self.generated() >= self.request.min_tokens || self.ends.is_empty())
     }
@@ -316,7 +317,7 @@ impl Sequence {
         if !self.is_plain() {
             let row = RowChoice { repetition: self.sampler.repetition(), ..RowChoice::default() };
             let start = choice.entries.len();
-            self.sampler.entries(&self.guesses[..n], self.banned(n), &mut choice.entries);
+            self.sampler.entries(&self.guesses[..n], &self.banned(n), &mut choice.entries);
             choice.keep_below(start, vocab);
             choice.push(&row, vocab);
         }
@@ -351,7 +352,7 @@ impl Sequence {
                 None => {
                     let guessed = position + 1 - self.tokens.len();
                     let banned = self.banned(guessed);
-                    self.sampler.entries(&self.guesses[..guessed], banned, &mut choice.entries);
+                    self.sampler.entries(&self.guesses[..guessed], &banned, &mut choice.entries);
                     row.mask = self.constraint.as_ref().and_then(Constraint::mask).or(self.allowed.as_deref());
                     row.logprobs = self.request.logprobs;
                 }
@@ -361,8 +362,17 @@ impl Sequence {
     }
 
     /// Tokens that must not come next if the answer goes on with this many guesses.
-    fn banned(&self, guessed: usize) -> &[u32] {
-        if self.generated() + guessed < self.request.min_tokens { &self.ends } else { &[] }
+    fn banned(&self, guessed: usize) -> Vec<u32> {
+        let early = self.generated() + guessed < self.request.min_tokens;
+        let mut banned = if early { self.ends.clone() } else { Vec::new() };
+        for word in &self.request.bad_words {
+            let Some((last, begin)) = word.split_last() else { continue };
+            let answer = self.tokens[self.prompt_len()..].iter().chain(&self.guesses[..guessed]);
+            if answer.rev().take(begin.len()).eq(begin.iter().rev()) {
+                banned.push(*last);
+            }
+        }
+        banned
     }
 
     /// The first position of a step whose next token is wanted.

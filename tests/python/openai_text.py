@@ -74,6 +74,15 @@ def _(t):
         refused(lambda: t.complete(extra={"allowed_token_ids": wrong}), param="allowed_token_ids")
 
 
+@call("completion, bad_words")
+def _(t):
+    tokens = lambda **extra: t.complete(temperature=0, max_tokens=24, logprobs=0, extra=extra).choices[0].logprobs.tokens
+    free = tokens()
+    first = next(token for token in free if token.isalnum())
+    assert first not in tokens(bad_words=[first]) and free[: free.index(first)] == tokens(bad_words=[first])[: free.index(first)]
+    refused(lambda: t.complete(extra={"bad_words": [" "]}), param="bad_words")
+
+
 @call("completion, logprobs")
 def _(t):
     logprobs = t.complete(temperature=0, logprobs=2).choices[0].logprobs

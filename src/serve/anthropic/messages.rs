@@ -32,7 +32,7 @@ pub async fn count_tokens(State(app): State<Arc<App>>, JsonBody(fields): JsonBod
 fn submit(app: &App, mut fields: Fields) -> Result<(Running, MessagesReply, bool), ApiError> {
     let name: String = fields.require("model")?;
     let adapter = app.adapter(&name)?;
-    let mut params = Params::common(&mut fields, &app.defaults, app.engine.model().config().vocab)?;
+    let mut params = Params::common(&mut fields, &app.defaults, app.engine.model())?;
     params.request.adapter = adapter;
     params.max_tokens = Some(fields.require("max_tokens")?);
     params.text.stop = fields.take("stop_sequences")?.unwrap_or_default();

@@ -27,7 +27,7 @@ pub async fn create(State(app): State<Arc<App>>, JsonBody(fields): JsonBody) -> 
 fn submit(app: &App, mut fields: Fields) -> Result<(Running, ChatReply, bool), ApiError> {
     let name: String = fields.require("model")?;
     let adapter = app.adapter(&name)?;
-    let mut params = Params::take(&mut fields, &app.defaults, app.engine.model().config().vocab)?;
+    let mut params = Params::take(&mut fields, &app.defaults, app.engine.model())?;
     // The newer name; both may be sent, by clients that talk to old servers too.
     if let Some(max) = fields.take("max_completion_tokens")? {
         params.max_tokens = Some(max);

@@ -31,7 +31,7 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, CompletionsReply, b
     let tokenizer = model.tokenizer()?;
     let name: String = fields.require("model")?;
     let adapter = app.adapter(&name)?;
-    let mut params = Params::take(&mut fields, &app.defaults, model.config().vocab)?;
+    let mut params = Params::take(&mut fields, &app.defaults, model)?;
     params.request.logprobs = logprobs(&mut fields)?;
     params.request.adapter = adapter;
     let echo = echo(&mut fields, &mut params)?;

@@ -16,6 +16,7 @@ pub(super) mod responses;
 mod responses_input;
 mod responses_reply;
 mod texts;
+mod tokens;
 
 pub(super) use error::ApiError;
 pub(super) use fields::Fields;

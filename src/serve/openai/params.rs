@@ -1,9 +1,10 @@
 //! What the endpoints have in common: sampling, stopping, counts, streaming.
 
-use super::{ApiError, Fields};
+use super::{ApiError, Fields, tokens};
 use crate::engine::Grammar;
 use crate::engine::text::TextOptions;
 use crate::engine::{Request, SamplingParams};
+use crate::model::LoadedModel;
 use crate::serve::constraint;
 use crate::serve::running::Finished;
 use serde_json::{Map, Value, json};
@@ -72,8 +73,8 @@ enum Stop {
 
 impl Params {
     /// Takes the fields that chat and completions share.
-    pub fn take(fields: &mut Fields, defaults: &Defaults, vocab_size: usize) -> Result<Self, ApiError> {
-        let mut params = Self::common(fields, defaults, vocab_size)?;
+    pub fn take(fields: &mut Fields, defaults: &Defaults, model: &LoadedModel) -> Result<Self, ApiError> {
+        let mut params = Self::common(fields, defaults, model)?;
         params.text.stop = stop_strings(fields)?;
         params.request.prompt_logprobs = prompt_logprobs(fields, params.stream)?;
         let n = fields.take("n")?.unwrap_or(1);
@@ -88,14 +89,16 @@ impl Params {
     }
 
     /// Takes the fields that all endpoints have or get as vLLM's additions: sampling, tokens, `stream`.
-    pub fn common(fields: &mut Fields, defaults: &Defaults, vocab_size: usize) -> Result<Self, ApiError> {
+    pub fn common(fields: &mut Fields, defaults: &Defaults, model: &LoadedModel) -> Result<Self, ApiError> {
+        let vocab_size = model.config().vocab;
         let sampling = sampling(fields, defaults, vocab_size)?;
         let request = Request {
             min_tokens: fields.take("min_tokens")?.unwrap_or(0),
             priority: fields.take("priority")?.unwrap_or(0),
             ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
             stop_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
-            allowed_ids: allowed_token_ids(fields, vocab_size)?,
+            allowed_ids: tokens::allowed(fields, vocab_size)?,
+            bad_words: tokens::bad_words(fields, model)?,
             sampling,
             ..Request::default()
         };
@@ -215,32 +218,9 @@ fn sampling(fields: &mut Fields, defaults: &Defaults, vocab_size: usize) -> Resu
             .unwrap_or(defaults.repetition_penalty),
         presence_penalty: fields.number("presence_penalty", "[-2, 2]", penalty)?.unwrap_or(0.0),
         frequency_penalty: fields.number("frequency_penalty", "[-2, 2]", penalty)?.unwrap_or(0.0),
-        logit_bias: logit_bias(fields, vocab_size)?,
+        logit_bias: tokens::logit_bias(fields, vocab_size)?,
         seed: fields.take::<i64>("seed")?.map(|seed| seed as u64),
     })
-}
-
-fn logit_bias(fields: &mut Fields, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
-    let biases: Map<String, Value> = fields.take("logit_bias")?.unwrap_or_default();
-    let wrong = |message: String| ApiError::field("logit_bias", message);
-    let read = |(token, bias): (String, Value)| {
-        let id = token.parse().ok().filter(|&id: &u32| (id as usize) < vocab_size);
-        let id = id.ok_or_else(|| wrong(format!("`logit_bias`: '{token}' is not a token id below {vocab_size}")))?;
-        let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
-        let bias = bias.ok_or_else(|| wrong(format!("`logit_bias` of token {id} must be a number in [-100, 100]")))?;
-        Ok((id, bias as f32))
-    };
-    biases.into_iter().map(read).collect()
-}
-
-fn allowed_token_ids(fields: &mut Fields, vocab_size: usize) -> Result<Option<Vec<u32>>, ApiError> {
-    const NAME: &str = "allowed_token_ids";
-    let Some(ids) = fields.take::<Vec<u32>>(NAME)? else { return Ok(None) };
-    match ids.iter().find(|id| **id as usize >= vocab_size) {
-        _ if ids.is_empty() => Err(ApiError::field(NAME, format!("`{NAME}` needs one token id at least"))),
-        Some(id) => Err(ApiError::field(NAME, format!("`{NAME}`: {id} is no token id below {vocab_size}"))),
-        None => Ok(Some(ids)),
-    }
 }
 
 fn stop_strings(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
@@ -301,7 +281,6 @@ fn stream_options(fields: &mut Fields, stream: bool) -> Result<(bool, bool), Api
 fn not_yet() -> Vec<(&'static str, Vec<Value>)> {
     let off = || vec![json!(false)];
     vec![
-        ("bad_words", vec![json!([])]),
         ("kv_transfer_params", vec![]),
         ("length_penalty", vec![json!(1), json!(1.0)]),
         ("logits_processors", vec![json!([])]),

@@ -32,7 +32,7 @@ fn submit(app: &App, mut fields: Fields) -> Result<(Running, ResponsesReply, boo
     let adapter = app.adapter(&name)?;
     refuse(&mut fields)?;
     let mut echo = echo(&fields);
-    let mut params = Params::common(&mut fields, &app.defaults, app.engine.model().config().vocab)?;
+    let mut params = Params::common(&mut fields, &app.defaults, app.engine.model())?;
     params.request.adapter = adapter;
     params.request.logprobs = logprobs(&mut fields)?;
     params.max_tokens = fields.take("max_output_tokens")?;
