@@ -6,6 +6,7 @@ pub mod decoder;
 pub mod families;
 pub mod keys;
 mod loaded;
+mod quantise;
 pub mod lora;
 pub mod rope;
 mod rope_config;

@@ -127,7 +127,8 @@ fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-fn data_hash(rows: &[Row]) -> String {
+/// FNV-1a over ids and masks, in hexadecimal.
+pub fn data_hash(rows: &[Row]) -> String {
     let mut hash = 0xCBF2_9CE4_8422_2325u64;
     let mut eat = |word: u64| hash = (hash ^ word).wrapping_mul(0x0100_0000_01B3);
     for row in rows {

@@ -141,6 +141,11 @@ impl Job {
         &self.report
     }
 
+    /// Hash of the tokens and masks that are trained on, in hexadecimal.
+    pub fn data_hash(&self) -> String {
+        checkpoint::data_hash(&self.rows)
+    }
+
     /// Optimizer steps done, those before a resumed checkpoint included.
     pub fn steps_done(&self) -> usize {
         self.done

@@ -29,13 +29,14 @@ pub use schedule::Schedule;
 
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
+use export::{Card, write_card};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A whole run: adapter and checkpoints go to `recipe.output`, a line for each step to `recipe.log`.
+/// A whole run: adapter, model card and checkpoints go to `recipe.output`, a line for each step to `recipe.log`.
 ///
 /// A run that the observer stops leaves a checkpoint and no adapter.
 ///
@@ -55,12 +56,14 @@ pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer
     std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
     let mut log = recipe.log.as_deref().map(|path| open_log(path, recipe.resume.is_some())).transpose()?;
     let (mut stopped, mut loss, mut checkpoint) = (false, None, None);
+    let mut losses = Vec::new();
     while !job.is_done() {
         let Some(report) = job.step_unless(&|| observer.should_stop())? else {
             stopped = true;
             break;
         };
         loss = Some(report.loss);
+        losses.push((report.step, report.loss));
         if let (Some(log), Some(path)) = (&mut log, &recipe.log) {
             writeln!(log, "{}", report.log_line()).map_err(|e| Error::io(path, e))?;
         }
@@ -76,6 +79,10 @@ pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer
         None
     } else {
         job.adapter()?.write(output)?;
+        let hash = job.data_hash();
+        let card =
+            Card { base_model: &model.name, recipe, data: job.data(), data_hash: &hash, losses: &losses };
+        write_card(output, &card)?;
         Some(output.clone())
     };
     let elapsed_s = began.elapsed().as_secs_f64();

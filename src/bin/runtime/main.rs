@@ -8,6 +8,7 @@ mod bench;
 mod chat;
 mod common;
 mod devices;
+mod export;
 mod generate;
 mod inspect;
 mod merge;
@@ -44,6 +45,8 @@ enum Command {
     Train(train::Args),
     /// Write model and adapter as one model that transformers loads
     Merge(merge::Args),
+    /// Write model, or model and adapter, as GGUF or as a Hugging Face folder
+    Export(export::Args),
     /// Serve a model over HTTP, with OpenAI's endpoints
     #[cfg(feature = "serve")]
     Serve(serve::Args),
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Score(args) => score::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Merge(args) => merge::run(&args),
+        Command::Export(args) => export::run(&args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(args),
         Command::Bench(args) => bench::run(&args),
