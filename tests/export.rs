@@ -97,7 +97,8 @@ fn tokenizer_and_template_go_along() {
         let back = Checkpoint::open(&path).unwrap();
         assert_eq!(back.chat_template, from.chat_template);
         let (theirs, ours) = (text_tools(&from).unwrap().0.unwrap(), text_tools(&back).unwrap().0.unwrap());
-        for text in ["Hello world!  12345 ärger", "<|im_start|>user\nWho?<|im_end|>\n", "日本語 'ello I'll\n\n\tx"] {
+        for text in ["Hello world!  12345 ärger", "<|im_start|>user\nWho?<|im_end|>\n", "日本語 'ello I'll\n\n\tx"]
+        {
             for special in [false, true] {
                 assert_eq!(ours.encode(text, special).unwrap(), theirs.encode(text, special).unwrap(), "{text:?}");
             }
@@ -109,9 +110,12 @@ fn tokenizer_and_template_go_along() {
 #[test]
 fn what_gguf_cannot_say_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    for (name, part) in
-        [("llama_dynamic", "dynamic"), ("llama_longrope", "LongRoPE"), ("llama_yarn_factors", "attention factor"), ("qwen2_window", "sliding window")]
-    {
+    for (name, part) in [
+        ("llama_dynamic", "dynamic"),
+        ("llama_longrope", "LongRoPE"),
+        ("llama_yarn_factors", "attention factor"),
+        ("qwen2_window", "sliding window"),
+    ] {
         let path = folder.path().join("x.gguf");
         let error = write_model_gguf(&tiny(name), None, &path, FileType::F32).unwrap_err().to_string();
         assert!(error.contains(part), "{name}: {error}");

@@ -13,6 +13,7 @@ mod train_support;
 
 use runtime::backend::{BackendChoice, Bindings, ComputeType, Device, open};
 use runtime::model::config::{Activation, Family, ModelConfig, RopeScaling};
+use runtime::model::decoder::Objective;
 use runtime::model::lora::{LoraLayout, Projection};
 use runtime::model::weights::expected_tensors;
 use runtime::tensor::HostTensor;
@@ -92,8 +93,17 @@ fn check(name: &str, config: ModelConfig, targets: &[Projection], dropout: f32, 
     let layout = LoraLayout::new(&config, RANK, 1, targets);
     let batch = batch(&config);
     let (tokens, optim) = (batch.ids.len(), Optim::AdamW);
-    let options =
-        TrainerOptions { tokens, seqs: 3, max_len: 80, dropout, recompute, scale: 0.7, optim, scale_loss: false };
+    let options = TrainerOptions {
+        tokens,
+        seqs: 3,
+        max_len: 80,
+        dropout,
+        recompute,
+        scale: 0.7,
+        optim,
+        scale_loss: false,
+        objective: Objective::Tokens,
+    };
     let new =
         |options: TrainerOptions| Trainer::new(device.clone(), &config, &weights, layout.clone(), &options).unwrap();
     let mut trainer = new(options);

@@ -27,8 +27,7 @@ pub fn is_nf4(config: &Value) -> bool {
 /// [`Error::Format`] naming the tensor whose companions are missing or do not fit; [`Error::Unsupported`] for other codes
 /// or block sizes, and for matrices whose rows are not whole blocks of 64.
 pub fn assemble(file: &str, tensors: &mut Tensors) -> Result<()> {
-    let names: Vec<String> =
-        tensors.keys().filter_map(|name| name.strip_suffix(STATE)).map(str::to_owned).collect();
+    let names: Vec<String> = tensors.keys().filter_map(|name| name.strip_suffix(STATE)).map(str::to_owned).collect();
     for name in names {
         let whole = matrix(file, &name, tensors)?;
         for end in [STATE, ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"] {
@@ -60,7 +59,8 @@ fn matrix(file: &str, name: &str, tensors: &Tensors) -> Result<HostTensor> {
     let codes = tensors.get(name).ok_or_else(|| wrong("missing".into()))?;
     let shape: Option<Vec<usize>> =
         state["shape"].as_array().and_then(|dims| dims.iter().map(|d| Some(d.as_u64()? as usize)).collect());
-    let shape = shape.filter(|s| s.len() == 2).ok_or_else(|| wrong("its quant_state has no shape of two numbers".into()))?;
+    let shape =
+        shape.filter(|s| s.len() == 2).ok_or_else(|| wrong("its quant_state has no shape of two numbers".into()))?;
     if state["blocksize"] != 64 {
         return Err(Error::unsupported(format!("{file}: tensor '{name}': blocks of {}, not 64", state["blocksize"])));
     }
@@ -82,7 +82,12 @@ fn matrix(file: &str, name: &str, tensors: &Tensors) -> Result<HostTensor> {
             if size == 0 || map.len() != 256 || nested.len() != absmax.len().div_ceil(size) {
                 return Err(wrong("the scales of its scales do not fit".into()));
             }
-            absmax.data.iter().enumerate().map(|(i, code)| map[usize::from(*code)] * nested[i / size] + offset).collect()
+            absmax
+                .data
+                .iter()
+                .enumerate()
+                .map(|(i, code)| map[usize::from(*code)] * nested[i / size] + offset)
+                .collect()
         }
     };
     if codes.dtype != DType::I8 || codes.len() != blocks * 32 || scales.len() != blocks {

@@ -1,10 +1,10 @@
 //! One checkpoint, wherever it comes from: configuration, tensors under Hugging Face names, tokenizer
 //! material and chat template, all checked against each other.
 
-use super::{bnb, from_gguf};
 use super::gguf::{GgufFile, GgufMetadata};
 use super::safetensors::{self, Tensors};
 use super::source::Source;
+use super::{bnb, from_gguf};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::families::config_from_json;

@@ -49,7 +49,15 @@ pub fn metadata(config: &ModelConfig) -> Result<Vec<(String, GgufValue)>> {
             put("rope.scaling.type", GgufValue::String("linear".into()));
             put("rope.scaling.factor", GgufValue::F32(*factor as f32));
         }
-        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor, mscale, truncate } => {
+        RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_max_positions,
+            attention_factor,
+            mscale,
+            truncate,
+        } => {
             // llama.cpp derives the factor on cos and sin as `0.1 ln(factor) + 1`.
             let derived = 0.1 * factor.ln() + 1.0;
             if attention_factor.is_some_and(|stated| (stated - derived).abs() > 1e-6) || mscale.is_some() || !truncate {
@@ -75,9 +83,10 @@ fn windows(config: &ModelConfig) -> Result<Option<usize>> {
     }
     // llama.cpp computes no window for these families; one as long as the context never shows.
     match first.filter(|window| *window < config.max_positions) {
-        Some(window) if architecture(config) != "llama" => {
-            Err(Error::unsupported(format!("GGUF of a {} model with a sliding window of {window}", config.family.name())))
-        }
+        Some(window) if architecture(config) != "llama" => Err(Error::unsupported(format!(
+            "GGUF of a {} model with a sliding window of {window}",
+            config.family.name()
+        ))),
         window => Ok(window),
     }
 }

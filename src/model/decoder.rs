@@ -4,6 +4,10 @@
 //! and values lie (cache pages or the step's own rows) and what follows the last norm (logits of some
 //! rows, or the loss of all). The ops in between are the same.
 
+mod objective;
+
+pub use objective::{BaseProgram, Objective, ObjectiveInputs, base_program};
+
 use super::choice::logits;
 use super::config::ModelConfig;
 use super::lora::{LoraLayout, Projection};
@@ -156,6 +160,8 @@ pub struct TrainProgram {
     pub unscale: Option<Unscale>,
     /// f32 `[rows, 1]`: negative log-likelihood of each row's label, unscaled.
     pub loss: TensorId,
+    /// What the objective reads and writes besides.
+    pub objective: ObjectiveInputs,
 }
 
 /// How a training program is shaped.
@@ -171,6 +177,8 @@ pub struct TrainShape {
     pub recompute: bool,
     /// The loss is scaled up, and gradients of adapters down again: [`TrainProgram::unscale`].
     pub scaled_loss: bool,
+    /// What is minimised.
+    pub objective: Objective,
 }
 
 /// The forward pass over paged keys and values.
@@ -192,7 +200,8 @@ pub fn serve_program(model: &ModelShape, shape: &ServeShape, lora: Option<&LoraL
     let head = if shape.gathered == 0 {
         let labels = decoder.b.input("labels", DType::U32, 1, rows);
         let scale = decoder.b.input("loss_scale", DType::F32, 1, 1);
-        ServeHead::Loss { labels, loss: decoder.loss(h, labels, scale)? }
+        let (loss, _) = decoder.objective(h, [labels, scale, labels], Objective::Tokens)?;
+        ServeHead::Loss { labels, loss }
     } else {
         let gathered = shape.gathered;
         let rows = decoder.b.input("rows", DType::U32, 1, gathered);
@@ -232,7 +241,7 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
     let mut decoder =
         Decoder { b, model, rows, positions, seqs, kv, lora: Some(lora), adapters: None, dropout, salt: 0 };
     let h = decoder.body(ids)?;
-    let loss = decoder.loss(h, labels, loss_scale)?;
+    let (loss, objective) = decoder.objective(h, [labels, loss_scale, bounds], shape.objective)?;
     let forward = decoder.b.finish();
     let trainable: Vec<Trainable> = forward
         .ids()
@@ -245,7 +254,7 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
     } else if model.limits.recompute_cheap {
         program = recompute_cheap(program);
     }
-    Ok(TrainProgram { program, ids, positions, seqs, bounds, labels, loss_scale, unscale, loss })
+    Ok(TrainProgram { program, ids, positions, seqs, bounds, labels, loss_scale, unscale, loss, objective })
 }
 
 /// The optimizer step over the flat adapter buffer: norm, clip, AdamW, gradients back to zero.
@@ -494,20 +503,6 @@ impl Decoder<'_> {
         let tokens = self.b.tensor(decl);
         self.b.push(Op::Sample { logits, sampling, uniforms, tokens })?;
         Ok(ServeHead::Tokens { rows, sampling, uniforms, tokens })
-    }
-
-    fn loss(&mut self, h: TensorId, labels: TensorId, scale: TensorId) -> Result<TensorId> {
-        let vocab = self.model.config.vocab;
-        let limits = &self.model.limits;
-        let bytes = limits.logits_chunk_bytes.min(limits.max_tensor_bytes);
-        let chunk = (bytes / (vocab * 4)).clamp(1, self.rows);
-        // Whole tiles of the GPUs' large products.
-        let chunk = if chunk < 256 { chunk } else { chunk / 128 * 128 };
-        let logits = self.b.temp("logits_chunk", chunk, vocab, Live::All);
-        let weight = self.head_weight();
-        let loss = self.b.output("loss", self.rows, 1, Live::Tokens);
-        self.b.push(Op::HeadLoss { x: h, weight, labels, scale, logits, loss, dx: None })?;
-        Ok(loss)
     }
 
     fn head_weight(&mut self) -> TensorId {

@@ -38,8 +38,11 @@ pub fn quantised(name: &str, tensor: &HostTensor, dtype: DType) -> Result<HostTe
         dequantise_row(tensor.dtype, bytes, &mut numbers)?;
         quantise_row(dtype, &numbers)
     };
-    let rows: Vec<Vec<u8>> =
-        tensor.data.par_chunks_exact((tensor.data.len() / tensor.rows().max(1)).max(1)).map(row).collect::<Result<_>>()?;
+    let rows: Vec<Vec<u8>> = tensor
+        .data
+        .par_chunks_exact((tensor.data.len() / tensor.rows().max(1)).max(1))
+        .map(row)
+        .collect::<Result<_>>()?;
     let mut bytes = rows.concat();
     if dtype == DType::NF4 {
         round_scales(&mut bytes);

@@ -112,7 +112,8 @@ fn from_json(tokenizer: &Tokenizer, json: &Value, vocab: usize, ends: &[u32]) ->
         ..GgufTokenizer::default()
     };
     let want = tokenizer.encode(CHECK, false)?;
-    let agrees = |gguf: &GgufTokenizer| Ok::<_, Error>(Tokenizer::from_gguf(gguf.clone())?.encode(CHECK, false)? == want);
+    let agrees =
+        |gguf: &GgufTokenizer| Ok::<_, Error>(Tokenizer::from_gguf(gguf.clone())?.encode(CHECK, false)? == want);
     if !byte_level {
         for prefix in [true, false] {
             gguf.add_space_prefix = Some(prefix);
@@ -173,11 +174,8 @@ fn keys(gguf: &GgufTokenizer) -> Vec<(String, GgufValue)> {
         ("padding_token_id", gguf.pad),
     ];
     ids.into_iter().for_each(|(name, id)| put(name, id.map(GgufValue::U32)));
-    let flags = [
-        ("add_bos_token", gguf.add_bos),
-        ("add_eos_token", gguf.add_eos),
-        ("add_space_prefix", gguf.add_space_prefix),
-    ];
+    let flags =
+        [("add_bos_token", gguf.add_bos), ("add_eos_token", gguf.add_eos), ("add_space_prefix", gguf.add_space_prefix)];
     flags.into_iter().for_each(|(name, flag)| put(name, flag.map(GgufValue::Bool)));
     keys
 }

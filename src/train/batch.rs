@@ -63,6 +63,11 @@ impl Order {
         Self { items: (0..rows.len()).map(|i| vec![i]).collect(), seed, cached: None }
     }
 
+    /// Each two rows are an item; with `seed` in a new order every epoch.
+    pub fn pairs(rows: &[Row], seed: Option<u64>) -> Self {
+        Self { items: (0..rows.len() / 2).map(|i| vec![2 * i, 2 * i + 1]).collect(), seed, cached: None }
+    }
+
     /// Bins of at most `size` tokens are the items.
     pub fn bins(rows: &[Row], size: usize, seed: Option<u64>) -> Self {
         let lengths: Vec<usize> = rows.iter().map(|r| r.ids.len()).collect();

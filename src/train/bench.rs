@@ -8,6 +8,7 @@ use super::report::MemoryReport;
 use super::trainer::{Trainer, TrainerOptions, Update};
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
+use crate::model::decoder::Objective;
 use crate::tensor::DType;
 use serde::Serialize;
 use std::sync::Arc;
@@ -84,6 +85,7 @@ pub fn run(model: &Arc<LoadedModel>, options: &TrainBenchOptions) -> Result<Trai
         scale,
         optim,
         scale_loss,
+        objective: Objective::Tokens,
     };
     let mut trainer = Trainer::new(model.device.clone(), config, &model.weights, layout, &sizes)?;
     trainer.set_params(&params)?;

@@ -100,7 +100,7 @@ pub fn read(recipe: &Recipe, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>)
     Ok((rows, report))
 }
 
-fn parse(bytes: &[u8]) -> Result<Value> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Value> {
     serde_json::from_slice(bytes).map_err(|e| {
         // The row is one line, so serde's "at line 1" would contradict the line given before.
         let message = e.to_string();
@@ -109,7 +109,7 @@ fn parse(bytes: &[u8]) -> Result<Value> {
     })
 }
 
-fn located(path: &Path, line: usize, error: &Error) -> Error {
+pub(crate) fn located(path: &Path, line: usize, error: &Error) -> Error {
     Error::invalid(format!("{}:{line}: {error}", path.display()))
 }
 

@@ -133,9 +133,11 @@ fn floats(tensor: &HostTensor) -> Result<Vec<f32>> {
 fn encode(name: &str, values: &[f32], cols: usize, dtype: DType) -> Result<Vec<u8>> {
     // Runs of rows, so that short rows do not cost an allocation each.
     let run = cols.max(1) * (65_536 / cols.max(1)).max(1);
-    let parts: Vec<Vec<u8>> = values.par_chunks(run).map(|part| quantise_row(dtype, part)).collect::<Result<_>>().map_err(
-        |error| Error::invalid(format!("tensor '{name}': {error}")),
-    )?;
+    let parts: Vec<Vec<u8>> = values
+        .par_chunks(run)
+        .map(|part| quantise_row(dtype, part))
+        .collect::<Result<_>>()
+        .map_err(|error| Error::invalid(format!("tensor '{name}': {error}")))?;
     Ok(parts.concat())
 }
 

@@ -1,15 +1,21 @@
 //! One fine-tuning run, step by step.
 
+mod pairs;
+
+use pairs::Pairs;
+
 use super::adapter::{Start, existing, fresh, to_adapter};
 use super::batch::{MicroBatch, Order};
 use super::checkpoint::{self, Saved};
 use super::data::{self, DataReport, Row};
+use super::preference::{self, PairReport};
 use super::recipe::{DEFAULT_EPOCHS, Recipe};
 use super::report::{MemoryReport, StepReport};
-use super::trainer::{Trainer, TrainerOptions, Update, live_peak};
+use super::trainer::{Reference, Trainer, TrainerOptions, Update, live_peak};
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, AdapterConfig};
 use crate::model::LoadedModel;
+use crate::model::decoder::Objective;
 use crate::tensor::DType;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -40,6 +46,8 @@ pub struct Job {
     /// Tokens that the training program takes at once.
     room: usize,
     began: Instant,
+    /// In preference tuning, rows are pairs.
+    pairs: Option<Pairs>,
 }
 
 /// What one step's micro-batches added up to.
@@ -51,6 +59,8 @@ pub struct Accumulated {
     pub tokens: usize,
     /// Tokens counted.
     pub counted: usize,
+    /// What the pairs came to, in preference tuning.
+    pub pairs: Option<PairReport>,
 }
 
 impl Job {
@@ -68,9 +78,18 @@ impl Job {
                 recipe.max_length, config.max_positions
             )));
         }
-        let (rows, mut report) = data::read(recipe, model.tokenizer()?, model.chat.as_ref())?;
+        let (rows, mut report) = match recipe.preference {
+            Some(_) => preference::data::read(recipe, model.tokenizer()?, model.chat.as_ref())?,
+            None => data::read(recipe, model.tokenizer()?, model.chat.as_ref())?,
+        };
         let seed = recipe.shuffle.then_some(recipe.seed);
-        let order = if recipe.packing { Order::bins(&rows, recipe.max_length, seed) } else { Order::rows(&rows, seed) };
+        let order = if recipe.preference.is_some() {
+            Order::pairs(&rows, seed)
+        } else if recipe.packing {
+            Order::bins(&rows, recipe.max_length, seed)
+        } else {
+            Order::rows(&rows, seed)
+        };
         if recipe.packing {
             report.bins = order.len();
         }
@@ -96,6 +115,7 @@ impl Job {
             scale,
             optim: recipe.optim,
             scale_loss: model.device.limits().activations == DType::F16,
+            objective: if recipe.preference.is_some() { Objective::Pairs } else { Objective::Tokens },
         };
         let merged = step_tokens.min(MERGED_TOKENS).min(model.device.limits().max_step_rows);
         if merged > options.tokens {
@@ -110,6 +130,15 @@ impl Job {
             Some(steps) => steps * per_step,
             None => ((recipe.epochs.unwrap_or(DEFAULT_EPOCHS) * order.len() as f64).round() as usize).max(1),
         };
+        let pairs = recipe.preference.map(|preference| {
+            let sizes = [options.tokens, options.seqs, options.max_len];
+            let reference = preference
+                .needs_reference()
+                .then(|| Reference::new(&*model.device, config, &model.weights, sizes))
+                .transpose()?;
+            Ok::<_, Error>(Pairs { preference, reference, known: vec![None; rows.len()] })
+        });
+        let pairs = pairs.transpose()?;
         let mut done = 0;
         if let Some(saved) = saved {
             trainer.set_moments(&saved.moments)?;
@@ -128,6 +157,7 @@ impl Job {
             done,
             room: options.tokens,
             began: Instant::now(),
+            pairs,
         })
     }
 
@@ -190,6 +220,7 @@ impl Job {
             counted: sum.counted,
             tok_s: sum.tokens as f64 / seconds.max(1e-9),
             elapsed_s: self.began.elapsed().as_secs_f64(),
+            pairs: sum.pairs,
         }))
     }
 
@@ -201,6 +232,9 @@ impl Job {
     pub fn accumulate(&mut self, stop: &dyn Fn() -> bool) -> Result<Option<Accumulated>> {
         if self.is_done() {
             return Err(Error::invalid(format!("the run has ended after {} steps", self.done)));
+        }
+        if self.pairs.is_some() {
+            return self.accumulate_pairs(stop);
         }
         let (first, end) = (self.position(self.done), self.position(self.done + 1));
         let batches: Vec<MicroBatch> =
@@ -218,7 +252,7 @@ impl Job {
         }
         let loss = sum / counted as f64;
         self.finite("loss", loss)?;
-        Ok(Some(Accumulated { loss, tokens, counted }))
+        Ok(Some(Accumulated { loss, tokens, counted, pairs: None }))
     }
 
     /// Second half of a step: AdamW on what was added up. Gives the gradient's norm and the learning rate.

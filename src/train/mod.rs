@@ -5,10 +5,11 @@
 //!
 //! - `recipe`, `schedule`: what decides a run
 //! - `data`, `encode`, `batch`: from JSONL to micro-batches
+//! - `preference`: pairs of answers
 //! - `trainer`: programs and buffers on the device
 //! - `adapter`, `checkpoint`, `export`: from and to files
 
-mod adapter;
+pub(crate) mod adapter;
 pub mod batch;
 pub mod bench;
 mod checkpoint;
@@ -16,6 +17,7 @@ pub mod data;
 mod encode;
 pub mod export;
 mod job;
+pub mod preference;
 mod recipe;
 mod report;
 mod schedule;
@@ -23,6 +25,7 @@ pub mod trainer;
 
 pub use data::DataReport;
 pub use job::{Accumulated, Job};
+pub use preference::{PairReport, Preference, PreferenceLoss};
 pub use recipe::{DEFAULT_ALPHA, DEFAULT_EPOCHS, DEFAULT_RANK, LossOn, Optim, Recipe};
 pub use report::{MemoryReport, Observer, StepReport, Summary};
 pub use schedule::Schedule;
@@ -80,8 +83,7 @@ pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer
     } else {
         job.adapter()?.write(output)?;
         let hash = job.data_hash();
-        let card =
-            Card { base_model: &model.name, recipe, data: job.data(), data_hash: &hash, losses: &losses };
+        let card = Card { base_model: &model.name, recipe, data: job.data(), data_hash: &hash, losses: &losses };
         write_card(output, &card)?;
         Some(output.clone())
     };
@@ -90,7 +92,7 @@ pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer
 }
 
 /// A new log; a resumed run goes on at the end of the old one.
-fn open_log(path: &Path, append: bool) -> Result<File> {
+pub(crate) fn open_log(path: &Path, append: bool) -> Result<File> {
     if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     }

@@ -1,5 +1,6 @@
 //! Everything that decides a run, as plain data: what `runtime train` takes, and what a checkpoint keeps.
 
+use super::preference::Preference;
 use super::schedule::Schedule;
 use crate::error::{Error, Result};
 use crate::model::lora::Projection;
@@ -117,6 +118,8 @@ pub struct Recipe {
     pub log: Option<PathBuf>,
     /// Write a checkpoint every so many steps, besides the one at the end.
     pub save_steps: Option<usize>,
+    /// Train on pairs of answers instead of single ones.
+    pub preference: Option<Preference>,
 }
 
 impl Default for Recipe {
@@ -148,6 +151,7 @@ impl Default for Recipe {
             resume: None,
             log: None,
             save_steps: None,
+            preference: None,
         }
     }
 }
@@ -189,6 +193,11 @@ impl Recipe {
         }
         if let Some(steps) = self.save_steps {
             must(steps >= 1, "save_steps", &steps, "at least 1")?;
+        }
+        if let Some(preference) = &self.preference {
+            preference.validate()?;
+            must(!self.packing, "packing", &self.packing, "false with pairs of answers")?;
+            must(self.loss == LossOn::Assistant, "loss", &"all", "assistant with pairs of answers")?;
         }
         self.projections().map(drop)
     }

@@ -2,6 +2,10 @@
 //!
 //! Knows nothing of text, files or epochs: takes micro-batches, gives losses.
 
+mod pairs;
+
+pub use pairs::Reference;
+
 use super::batch::MicroBatch;
 use super::recipe::Optim;
 use super::report::MemoryReport;
@@ -10,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::format::safetensors::Tensors;
 use crate::model::ModelConfig;
 use crate::model::decoder::{
-    ModelShape, OptimizerProgram, TrainProgram, TrainShape, adamw_program, buffers, moment_buffers, train_program,
+    ModelShape, Objective, OptimizerProgram, TrainProgram, TrainShape, adamw_program, buffers, moment_buffers,
+    train_program,
 };
 use crate::model::lora::LoraLayout;
 use crate::model::rope::rope_table;
@@ -45,6 +50,8 @@ pub struct TrainerOptions {
     /// Scale the loss by a power of two in the backward pass, and gradients back: with activations in f16 the gradients of
     /// unlikely tokens would be 0, since the smallest f16 is 6e-8.
     pub scale_loss: bool,
+    /// What is minimised.
+    pub objective: Objective,
 }
 
 /// One AdamW step's numbers.
@@ -75,6 +82,7 @@ fn program(
         dropout: options.dropout,
         recompute: options.recompute,
         scaled_loss: options.scale_loss,
+        objective: options.objective,
     };
     train_program(&model, &shape, layout)
 }
@@ -201,6 +209,16 @@ impl Trainer {
     /// # Errors
     /// [`Error::Internal`] where the batch is larger than [`TrainerOptions`] said; [`Error::Device`].
     pub fn micro_batch(&mut self, batch: &MicroBatch, loss_scale: f32, seed: u32) -> Result<f64> {
+        self.load(batch, loss_scale, seed)?;
+        self.train.run()?;
+        let mut losses = vec![0f32; batch.ids.len()];
+        self.train.read(self.inputs.loss, bytemuck::cast_slice_mut(&mut losses))?;
+        let counted = losses.iter().zip(&batch.labels).filter(|(_, label)| **label != super::batch::NOT_COUNTED);
+        Ok(counted.map(|(loss, _)| f64::from(*loss)).sum())
+    }
+
+    /// Writes a micro-batch to the training program's inputs.
+    fn load(&mut self, batch: &MicroBatch, loss_scale: f32, seed: u32) -> Result<()> {
         let (tokens, seqs) = (batch.ids.len(), batch.bounds.len().saturating_sub(1));
         let i = &self.inputs;
         let numbers: [(_, &[u32]); 6] = [
@@ -220,12 +238,7 @@ impl Trainer {
             self.train.write(unscale.plain, bytemuck::bytes_of(&(1.0 / factor)))?;
             self.train.write(unscale.scaled, bytemuck::bytes_of(&(self.scale / factor)))?;
         }
-        self.train.write(i.loss_scale, bytemuck::bytes_of(&(loss_scale * factor)))?;
-        self.train.run()?;
-        let mut losses = vec![0f32; tokens];
-        self.train.read(i.loss, bytemuck::cast_slice_mut(&mut losses))?;
-        let counted = losses.iter().zip(&batch.labels).filter(|(_, label)| **label != super::batch::NOT_COUNTED);
-        Ok(counted.map(|(loss, _)| f64::from(*loss)).sum())
+        self.train.write(i.loss_scale, bytemuck::bytes_of(&(loss_scale * factor)))
     }
 
     /// Clips, steps and clears the gradients; gives their norm before clipping.

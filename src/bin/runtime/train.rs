@@ -1,6 +1,7 @@
 //! `runtime train`
 
 use crate::common::{ModelArgs, parse_bool};
+use crate::preference::PreferenceArgs;
 use crate::progress;
 use indicatif::ProgressBar;
 use runtime::train::{self, DataReport, LossOn, MemoryReport, Observer, Optim, Recipe, Schedule, StepReport};
@@ -92,6 +93,8 @@ pub struct Args {
     /// Write a checkpoint every N steps, besides the one at the end
     #[arg(long, value_name = "N")]
     save_steps: Option<usize>,
+    #[command(flatten)]
+    preference: PreferenceArgs,
 }
 
 impl Args {
@@ -123,6 +126,7 @@ impl Args {
             resume: self.resume.clone(),
             log: self.log.clone(),
             save_steps: self.save_steps,
+            preference: self.preference.preference(),
         }
     }
 }
@@ -201,7 +205,10 @@ impl Observer for Screen {
 
     fn step(&mut self, report: &StepReport) {
         let StepReport { step, total_steps, loss, grad_norm, lr, tok_s, .. } = report;
-        let text = format!("loss {loss:.4}  lr {lr:.2e}  grad {grad_norm:.2}  {tok_s:.0} tok/s");
+        let pairs = report.pairs.map_or_else(String::new, |p| {
+            format!("  margin {:.3}  right {:.0} %", p.rewards_chosen - p.rewards_rejected, 100.0 * p.accuracy)
+        });
+        let text = format!("loss {loss:.4}{pairs}  lr {lr:.2e}  grad {grad_norm:.2}  {tok_s:.0} tok/s");
         if self.bar.is_none() && self.last.is_none() {
             self.bar = progress::bar(*total_steps as u64, "step {pos}/{len} {wide_bar} {msg}  {eta} left");
         }

@@ -74,7 +74,10 @@ fn header(keys: &[(String, GgufValue)], tensors: &[LazyTensor]) -> Result<Vec<u8
             .ok_or_else(|| Error::invalid(format!("tensor '{name}' is {}, which GGUF does not have", tensor.dtype)))?;
         let bytes = tensor.byte_len().ok_or_else(|| {
             let (dtype, block) = (tensor.dtype, tensor.dtype.block_len());
-            Error::invalid(format!("tensor '{name}' of shape {:?} is not whole blocks of {block} ({dtype})", tensor.shape))
+            Error::invalid(format!(
+                "tensor '{name}' of shape {:?} is not whole blocks of {block} ({dtype})",
+                tensor.shape
+            ))
         })?;
         string(&mut out, name);
         out.extend((tensor.shape.len() as u32).to_le_bytes());

@@ -42,7 +42,9 @@ pub fn quantise_row(dtype: DType, row: &[f32]) -> Result<Vec<u8>> {
         DType::Q4_K => row.as_chunks().0.iter().for_each(|block| out.extend(q4_k(block))),
         DType::Q6_K => row.as_chunks().0.iter().for_each(|block| out.extend(q6_k(block))),
         DType::NF4 => return quantise_nf4(row),
-        other => return Err(Error::invalid(format!("{other} cannot be written; supported are {}", WRITTEN.join(", ")))),
+        other => {
+            return Err(Error::invalid(format!("{other} cannot be written; supported are {}", WRITTEN.join(", "))));
+        }
     }
     Ok(out)
 }

@@ -140,7 +140,9 @@ pub fn write_model_gguf(
     keys.extend(to_gguf::metadata(config)?);
     keys.extend(gguf_keys(&checkpoint.tokenizer, config.vocab, &config.eos)?);
     // A GGUF's own template is among its tokenizer's keys.
-    if let (Some(template), false) = (&checkpoint.chat_template, matches!(checkpoint.tokenizer, TokenizerSource::Gguf(_))) {
+    if let (Some(template), false) =
+        (&checkpoint.chat_template, matches!(checkpoint.tokenizer, TokenizerSource::Gguf(_)))
+    {
         keys.push(("tokenizer.chat_template".into(), text(template)));
     }
     let mut tensors = Vec::with_capacity(checkpoint.tensors.len() + 1);
@@ -209,7 +211,7 @@ mod tests {
 
     #[test]
     fn the_layers_that_get_more_bits() {
-        let down = |i| format!("model.layers.{i}.mlp.down_proj.weight");
+        let down = |i: &usize| format!("model.layers.{i}.mlp.down_proj.weight");
         let chosen = |layers| (0..layers).filter(move |i| more_bits(&down(i), layers));
         // What llama.cpp takes for Llama 3's 32 layers and SmolLM2's 30.
         assert_eq!(chosen(32).collect::<Vec<_>>(), [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]);
