@@ -1,7 +1,7 @@
 """llama.cpp on files that `runtime export` wrote, and its rounding to quantised types.
 
 Needs   pip install llama-cpp-python==0.3.36, and the program (cargo build --release).
-Writes  tests/golden/gguf/llama_cpp.json       for each export: the file's SHA-256, prompts, and llama.cpp's greedy answers
+Writes  tests/golden/gguf/llama_cpp.json       for each export: the file's FNV-1a hash, prompts, and llama.cpp's greedy answers
         tests/golden/quant/encode.safetensors  random numbers, and the bytes that ggml rounds them to
 Rerun   python scripts/golden/llama_cpp.py     (1 minute)
 
@@ -11,7 +11,6 @@ logits: llama.cpp's products of quantised weights round the activations to 8 bit
 """
 
 import ctypes
-import hashlib
 import subprocess
 import tempfile
 from pathlib import Path
@@ -35,6 +34,13 @@ TEXTS = ["Hello, the harbour!", "Where does the ferry go?", "<|im_start|>user\nW
          "What is", "blue in the spring", "the town"]
 GAP, LENGTH = 0.05, 12
 GGML_TYPES = {"q4_0": (2, 18, 32), "q5_0": (6, 22, 32), "q8_0": (8, 34, 32), "q4_k": (12, 144, 256), "q6_k": (14, 210, 256)}
+
+
+def fnv1a64(data):
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return f"{value:016x}"
 
 
 def export(model, kind, merged, path, only=False):
@@ -74,7 +80,7 @@ def run(case, folder):
             answers.append({"text": text, "ids": ids, "greedy": new, "says": llm.detokenize(new).decode("utf-8", "replace")})
     assert len(answers) >= 2, (case, len(answers))
     print(case, len(answers), "prompts", flush=True)
-    return {"model": model, "type": kind, "adapter": merged, "lora": applied, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    return {"model": model, "type": kind, "adapter": merged, "lora": applied, "fnv1a64": fnv1a64(path.read_bytes()),
             "template": llm.metadata.get("tokenizer.chat_template") is not None, "answers": answers}
 
 
