@@ -1,5 +1,5 @@
 //! Exports read back: GGUF of every family against the checkpoint it was made from, quantised types, adapters; and what
-//! llama.cpp computed with the same files (scripts/golden/llama_cpp.py).
+//! llama.cpp computed with the same files (scripts/golden/exports.py).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -212,7 +212,7 @@ fn quantised_as_ggml_does() {
     }
 }
 
-/// FNV-1a over a file's bytes, as scripts/golden/llama_cpp.py computes it.
+/// FNV-1a over a file's bytes, as scripts/golden/exports.py computes it.
 fn fnv1a64(bytes: &[u8]) -> String {
     let hash = bytes.iter().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01B3));
     format!("{hash:016x}")
@@ -231,7 +231,7 @@ fn greedy(engine: &Engine, prompt: Vec<u32>, max_tokens: usize, adapter: Option<
     events.into_iter().filter_map(token).collect()
 }
 
-/// llama.cpp has read these very files and said these tokens (scripts/golden/llama_cpp.py).
+/// llama.cpp has read these very files and said these tokens (scripts/golden/exports.py).
 #[test]
 fn llama_cpp_says_the_same() {
     let cases = train_support::json(&golden("gguf/llama_cpp.json"));

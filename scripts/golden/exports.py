@@ -3,7 +3,7 @@
 Needs   pip install llama-cpp-python==0.3.36, and the program (cargo build --release).
 Writes  tests/golden/gguf/llama_cpp.json       for each export: the file's FNV-1a hash, prompts, and llama.cpp's greedy answers
         tests/golden/quant/encode.safetensors  random numbers, and the bytes that ggml rounds them to
-Rerun   python scripts/golden/llama_cpp.py     (1 minute)
+Rerun   python scripts/golden/exports.py     (1 minute)
 
 The exports are those of tests/golden/tiny/chat_wide (K-quants) and chat_llama (rotary divisors, biases), plain, with the adapters of
 tests/golden merged, and with one applied as a LoRA file. Every greedy step has a gap of more than 0.05 between the two best
