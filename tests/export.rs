@@ -189,7 +189,8 @@ fn quantised_files_hold_what_their_names_say() {
     }
 }
 
-/// Rounding to ggml's types against llama.cpp's own: the same bytes, but where its compiler has fused a product and a sum.
+/// Rounding to ggml's types against llama.cpp's own: the same bytes; of K-quants, which take the best of some twenty scales, those
+/// of another scale where two are as good and llama.cpp's compiler has fused a product and a sum: as small an error.
 #[test]
 fn quantised_as_ggml_does() {
     let bytes = std::fs::read(golden("quant/encode.safetensors")).unwrap();
@@ -207,7 +208,8 @@ fn quantised_as_ggml_does() {
         };
         let (a, b) = (error(&ours), error(theirs));
         eprintln!("{dtype}: {:.3} % of the bytes differ; errors {a:.6} and {b:.6}", 100.0 * different);
-        assert!(different <= 0.02, "{dtype}: {different}");
+        let is_k = dtype.block_len() == 256;
+        assert!(different <= if is_k { 0.2 } else { 1e-3 }, "{dtype}: {different}");
         assert!((a - b).abs() <= 0.002 * b, "{dtype}: {a} {b}");
     }
 }
