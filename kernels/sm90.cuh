@@ -118,6 +118,11 @@ DEVICE u64 wgmma_descriptor(u32 address, u32 column_step) {
     const u64 swizzle_128 = 1ull << 62;
     return swizzle_128 | (u64)(1024 >> 4) << 32 | (u64)(column_step >> 4) << 16 | (u64)((address & 0x3ffff) >> 4);
 }
+// The same of a K-major tile with rows of 16 k, left by a copy with CU_TENSOR_MAP_SWIZZLE_32B.
+DEVICE u64 wgmma_descriptor_32(u32 address) {
+    const u64 swizzle_32 = 3ull << 62;
+    return swizzle_32 | (u64)(256 >> 4) << 32 | (u64)((address & 0x3ffff) >> 4);
+}
 
 #define WGMMA_D0 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define WGMMA_D1 "%8, %9, %10, %11, %12, %13, %14, %15"

@@ -19,8 +19,10 @@
 // edges are zeros on the way in and guarded on the way out; tiles that start at or past the live rows are skipped.
 //
 // With SLOTS (serving many adapters) the second product of an output is of each row's own adapter: A is [rows, slots · r],
-// a row's r numbers in the columns of its slot and zeros in all others, B [slots · N, r] as the bank holds it. A tile goes
-// over the slots between the least and the greatest that its rows have: rows sorted by slot have few.
+// a row's r numbers in the columns of its slot and zeros in all others, B [slots · N, r] as the bank holds it, r = k[1] a
+// multiple of 16. A tile goes over the slots between the least and the greatest that its rows have (rows sorted by slot have
+// few), four steps of 16 columns in a stage. The b map of this product has boxes of {16, BN} and swizzle 32B, so that a box
+// is one step's operand.
 //
 // Launch: block 384; cluster (CLUSTER, 1, 1), compiled in; with tiles = ceil(rows / (128 · CLUSTER)) · Σ_o ceil(N_o /
 // BN) the grid is CLUSTER · min(tiles, SMs / CLUSTER); dynamic shared memory 1,024 + stages · (128 + BN) · 128 + 16 ·
@@ -68,12 +70,18 @@ template <int O, int P> struct MatmulArgs {
 // Slots that rows have: from `first` on, up to `end`; none: both 0.
 struct Slots {
     u32 first = NO_SLOT, end = 0;
-    // This lane's part of `rows` rows from `row` on.
-    DEVICE void look(const u32* slots, u32 row, u32 rows, u32 live) {
-        for (u32 i = threadIdx.x % 32; i < rows; i += 32) {
-            if (row + i >= live) break;
-            u32 slot = slots[row + i];
-            if (slot != NO_SLOT) first = min(first, slot), end = max(end, slot + 1);
+    // This lane's part of ROWS rows from `row` on, of a list of `rows`. Nothing waits for it before `gather`.
+    template <u32 ROWS> DEVICE void look(const u32* slots, u32 row, u32 rows, u32 live) {
+        u32 seen[(ROWS + 31) / 32];
+#pragma unroll
+        for (u32 i = 0; i < (ROWS + 31) / 32; i++) {
+            u32 at = i * 32 + threadIdx.x % 32;
+            seen[i] = at < ROWS && row + at < rows ? slots[row + at] : NO_SLOT;
+        }
+#pragma unroll
+        for (u32 i = 0; i < (ROWS + 31) / 32; i++) {
+            bool has = seen[i] != NO_SLOT && row + i * 32 + threadIdx.x % 32 < live;
+            if (has) first = min(first, seen[i]), end = max(end, seen[i] + 1);
         }
     }
     // What all lanes of the warp saw.
@@ -81,7 +89,13 @@ struct Slots {
         end = __reduce_max_sync(FULL_WARP, end);
         first = min(__reduce_min_sync(FULL_WARP, first), end);
     }
-    DEVICE u32 count() const { return end - first; }
+};
+
+// Steps of 16 columns through the adapters of some slots, of `rank` columns each.
+struct Steps {
+    u32 first, count;
+    DEVICE Steps(const Slots& slots, u32 rank) : first(slots.first * rank), count((slots.end - slots.first) * (rank / 16)) {}
+    DEVICE u32 column(u32 step) const { return first + 16 * step; }
 };
 
 struct MatmulTile {
@@ -235,35 +249,46 @@ DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
                 MatmulTile tile = matmul_tile<TILE_M * CLUSTER, BN>(args, index, m_tiles, n_tiles);
                 const MatmulOutput<P>& o = args.outputs[tile.output];
                 u32 row = tile.row + rank * TILE_M;
-                // One K block: columns ka of A, and kb, from row or column `at` on, of B.
-                auto load = [&](u32 p, u32 turn, u32 ka, u32 kb, u32 at) {
+                auto load = [&](u32 p, u32 k) {
                     barrier_wait(empty + 8 * stage, phase ^ 1);
                     u32 bar = full + 8 * stage, a = ring + stage * STAGE_BYTES, b = a + A_BYTES;
                     barrier_arrive_expect(bar, STAGE_BYTES);
-                    tma_load(a, &o.a[p], bar, ka, row);
-                    tma_load(a + BOX_BYTES, &o.a[p], bar, ka, row + 64);
+                    tma_load(a, &o.a[p], bar, k, row);
+                    tma_load(a + BOX_BYTES, &o.a[p], bar, k, row + 64);
 #pragma unroll
                     for (u32 i = 0; i < BN / 64; i++) {
-                        u32 n = at + 64 * i, to = b + i * BOX_BYTES;
-                        u32 x = TRANSPOSE_B ? n : kb, y = TRANSPOSE_B ? kb : n;
+                        u32 n = tile.column + 64 * i, to = b + i * BOX_BYTES;
+                        u32 x = TRANSPOSE_B ? n : k, y = TRANSPOSE_B ? k : n;
                         if (CLUSTER == 1) tma_load(to, &o.b[p], bar, x, y);
                         // With an odd number of boxes the odd one alternates.
-                        else if ((i + turn * (BN / 64)) % 2 == rank) tma_load_multicast(to, &o.b[p], bar, x, y, 3);
+                        else if ((i + k / TILE_K * (BN / 64)) % 2 == rank)
+                            tma_load_multicast(to, &o.b[p], bar, x, y, 3);
                     }
                     if (++stage == STAGES) stage = 0, phase ^= 1;
                 };
                 Slots slots;
-                if (SLOTS) slots.look(args.slots, tile.row, TILE_M * CLUSTER, live);
+                if (SLOTS) slots.look<TILE_M * CLUSTER>(args.slots, tile.row, args.rows, live);
                 if (copies) {
                     for (u32 p = 0; p < (SLOTS ? 1 : o.products); p++)
-                        for (u32 k = 0; k < o.k[p]; k += TILE_K) load(p, k / TILE_K, k, k, tile.column);
+                        for (u32 k = 0; k < o.k[p]; k += TILE_K) load(p, k);
                 }
                 if (SLOTS && o.products > 1) {
                     slots.gather();
-                    if (copies) {
-                        for (u32 slot = slots.first; slot < slots.end; slot++)
-                            for (u32 k = 0; k < o.k[1]; k += TILE_K)
-                                load(1, slot + k / TILE_K, slot * o.k[1] + k, k, slot * o.n + tile.column);
+                    Steps steps(slots, o.k[1]);
+                    for (u32 step = 0; copies && step < steps.count; step += 4) {
+                        u32 some = min(steps.count - step, 4);
+                        barrier_wait(empty + 8 * stage, phase ^ 1);
+                        u32 bar = full + 8 * stage, a = ring + stage * STAGE_BYTES, b = a + A_BYTES;
+                        barrier_arrive_expect(bar, A_BYTES + some * BN * 32);
+                        tma_load(a, &o.a[1], bar, steps.column(step), row);
+                        tma_load(a + BOX_BYTES, &o.a[1], bar, steps.column(step), row + 64);
+                        for (u32 i = 0; i < some; i++) {
+                            u32 slot = steps.column(step + i) / o.k[1], k = steps.column(step + i) % o.k[1];
+                            u32 to = b + i * BN * 32, y = slot * o.n + tile.column;
+                            if (CLUSTER == 1) tma_load(to, &o.b[1], bar, k, y);
+                            else if (i % 2 == rank) tma_load_multicast(to, &o.b[1], bar, k, y, 3);
+                        }
+                        if (++stage == STAGES) stage = 0, phase ^= 1;
                     }
                 }
             }
@@ -283,7 +308,7 @@ DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
             u32 blocks = 0;
             for (u32 p = 0; p < (SLOTS ? 1 : o.products); p++) blocks += (o.k[p] + TILE_K - 1) / TILE_K;
             Slots slots;
-            if (SLOTS) slots.look(args.slots, tile.row, TILE_M * CLUSTER, live);
+            if (SLOTS) slots.look<TILE_M * CLUSTER>(args.slots, tile.row, args.rows, live);
             float d[BN / 2];
             u32 previous = 0;
             auto leave = [&](u32 read) {
@@ -310,17 +335,15 @@ DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
             leave(previous);
             if (SLOTS && o.products > 1) {
                 slots.gather();
-                u32 deep = (o.k[1] + TILE_K - 1) / TILE_K;
-                for (u32 i = 0; i < slots.count() * deep; i++) {
+                Steps steps(slots, o.k[1]);
+                for (u32 step = 0; step < steps.count; step += 4) {
                     u32 a = ring + stage * STAGE_BYTES + (group - 1) * BOX_BYTES, b = ring + stage * STAGE_BYTES + A_BYTES;
-                    u64 da = wgmma_descriptor(a, 0), db = wgmma_descriptor(b, BOX_BYTES);
+                    u64 da = wgmma_descriptor(a, 0), db = wgmma_descriptor_32(b);
                     barrier_wait(full + 8 * stage, phase);
-                    // Past the rank B is zeros.
-                    u32 steps = (min(o.k[1] - i % deep * TILE_K, TILE_K) + 15) / 16;
 #pragma unroll 1
-                    for (u32 j = 0; j < steps; j++) {
+                    for (u32 i = 0; i < min(steps.count - step, 4); i++) {
                         wgmma_fence();
-                        wgmma<T, BN, TRANSPOSE_B>(d, da + j * (32 >> 4), db + j * (32 >> 4), 1);
+                        wgmma<T, BN, 0>(d, da + i * (32 >> 4), db + i * (BN * 32 >> 4), 1);
                         wgmma_commit();
                         wgmma_wait<0>();
                     }

@@ -20,7 +20,8 @@
 // of {64, HALF}; block 4 · HALF + 32, tiles = ceil(N / HALF), a ring of 196,608 (64) or 204,800 bytes (96), 1,024 + 16 ·
 // stages more. 12,288 rows are 128 tiles of 96: one wave.
 //
-// Compiled twice: with BY_SLOT the second product is of each row's own adapter (sm90_gemm.cuh), and nothing is gated.
+// Compiled twice: with BY_SLOT the second product is of each row's own adapter (sm90_gemm.cuh). Its b maps have boxes of
+// {16, 128}, with GLU {16, HALF}.
 //
 // Measured (H100, 132 SMs, bf16, cold L2, graph replay, 2026-11-23), GB/s plain, with programmatic launch, cuBLAS:
 // 32×4096×4096 1959, 2248, 2352; 128×4096×4096 1774, 1944, 2411; 32×12288×4096 2464, 2557, 2521;
@@ -49,6 +50,9 @@ KERNELS(bf16)
 KERNELS(f16)
 
 // ---- small M ----
+
+// A row of a tensor map that it does not have.
+#define PAST_END 0x40000000
 
 // Rows of W of one tile: 64 for each of GROUPS multiplying warpgroups. With half of them x would be read twice as often.
 // One block an SM with a long ring: two with half of it each were up to a third slower (with 128 tokens half of what a
@@ -91,16 +95,12 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
     }
     const MatmulOutput<2>& o = args.outputs[output];
     u32 feature = tile * FEATURES;
-    u32 blocks0 = (o.k[0] + TILE_K - 1) / TILE_K, blocks = blocks0;
-    // K blocks of the second product, or of one slot of it.
-    u32 deep = o.products > 1 ? (o.k[1] + TILE_K - 1) / TILE_K : 0;
-    Slots slots;
-    if (BY_SLOT) {
-        slots.look(args.slots, token, TOKENS, live_rows(args.counts, args.which, args.rows));
-        slots.gather();
-    }
-    blocks += BY_SLOT ? slots.count() * deep : deep;
+    u32 blocks = (o.k[0] + TILE_K - 1) / TILE_K, blocks0 = blocks;
+    if (!BY_SLOT && o.products > 1) blocks += (o.k[1] + TILE_K - 1) / TILE_K;
     u32 begin = blocks * rank / splits, end = blocks * (rank + 1) / splits;
+    // Each row's adapters come last, and are shared out for themselves: W is on its way before anyone knows the slots.
+    Slots slots;
+    if (BY_SLOT) slots.look<TOKENS>(args.slots, token, args.rows, live_rows(args.counts, args.which, args.rows));
 
     if (threadIdx.x == THREADS) {
         tma_prefetch_map(&o.b[0]);
@@ -116,21 +116,8 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
     __syncthreads();
     launch_next();
 
-    // Which product a block is of, and its first k; with BY_SLOT also the rows of B and the columns of A before the slot's.
-    struct Place {
-        u32 p, k, row, column;
-    };
-    auto place = [&](u32 block) {
-        Place at = {block >= blocks0, block * TILE_K, 0, 0};
-        if (!at.p) return at;
-        u32 i = block - blocks0, slot = BY_SLOT ? slots.first + i / deep : 0;
-        at.k = (BY_SLOT ? i % deep : i) * TILE_K;
-        if (BY_SLOT) at.row = slot * o.n, at.column = slot * o.k[1];
-        return at;
-    };
     auto load_w = [&](u32 block, u32 stage) {
-        Place at = place(block);
-        u32 p = at.p, k = at.k, bar = full + 8 * stage;
+        u32 p = block >= blocks0, k = (p ? block - blocks0 : block) * TILE_K, bar = full + 8 * stage;
         barrier_arrive_expect(bar, STAGE_BYTES);
         u32 to = base + stage * STAGE_BYTES;
         if constexpr (GLU) {
@@ -138,25 +125,58 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
             for (int i = 0; i < 2; i++) tma_load(to + i * W_BYTES / 2, &args.outputs[i].b[p], bar, k, feature);
         } else {
 #pragma unroll
-            for (int i = 0; i < GROUPS; i++) tma_load(to + i * BOX_BYTES, &o.b[p], bar, k, at.row + feature + 64 * i);
+            for (int i = 0; i < GROUPS; i++) tma_load(to + i * BOX_BYTES, &o.b[p], bar, k, feature + 64 * i);
         }
     };
-    auto load_x = [&](u32 block, u32 stage) {
-        Place at = place(block);
-        u32 bar = full + 8 * stage;
+    auto load_tokens = [&](const CUtensorMap* x, u32 k, u32 stage) {
 #pragma unroll
         for (int i = 0; i < TOKENS; i += 64)
-            tma_load(base + stage * STAGE_BYTES + W_BYTES + i * TILE_K * 2, &o.a[at.p], bar, at.column + at.k, token + i);
+            tma_load(base + stage * STAGE_BYTES + W_BYTES + i * TILE_K * 2, x, full + 8 * stage, k, token + i);
+    };
+    auto load_x = [&](u32 block, u32 stage) {
+        u32 p = block >= blocks0;
+        load_tokens(&o.a[p], (p ? block - blocks0 : block) * TILE_K, stage);
+    };
+    // This block's share of the adapters: blocks of four steps, with GLU those of gate before those of up.
+    struct Share {
+        Steps steps;
+        u32 deep, begin, end;
+        DEVICE u32 output(u32 block) const { return block / deep; }
+        DEVICE u32 first(u32 block) const { return block % deep * 4; }
+        DEVICE u32 count(u32 block) const { return min(steps.count - first(block), 4); }
+    };
+    auto share = [&]() {
+        slots.gather();
+        Steps steps(slots, o.products > 1 ? o.k[1] : 0);
+        u32 deep = (steps.count + 3) / 4, all = GLU ? 2 * deep : deep;
+        return Share{steps, deep, all * rank / splits, all * (rank + 1) / splits};
+    };
+    auto load_adapters = [&](const Share& s, u32 block, u32 stage) {
+        u32 first = s.first(block), count = s.count(block), to = base + stage * STAGE_BYTES, bar = full + 8 * stage;
+        const MatmulOutput<2>& bank = args.outputs[GLU ? s.output(block) : output];
+        barrier_arrive_expect(bar, count * ROWS * 32 + TOKENS * TILE_K * 2);
+        for (u32 i = 0; i < count; i++, to += ROWS * 32) {
+            u32 slot = s.steps.column(first + i) / bank.k[1], k = s.steps.column(first + i) % bank.k[1];
+            u32 y = slot * bank.n + feature;
+            if constexpr (GLU) {
+                // The other half of the tile gets zeros, from past the end.
+                bool gate = s.output(block) == 0;
+                tma_load(to, &bank.b[1], bar, k, gate ? y : PAST_END);
+                tma_load(to + FEATURES * 32, &bank.b[1], bar, k, gate ? PAST_END : y);
+            } else {
+                tma_load(to, &bank.b[1], bar, k, y);
+            }
+        }
+        load_tokens(&bank.a[1], s.steps.column(first), stage);
     };
     if (group == GROUPS) {
-        if (threadIdx.x == THREADS) {
-            // W does not depend on the kernel before: it may come while that one ends. So do not ask for live rows
-            // first.
-            u32 ahead = min(end - begin, STAGES);
-            for (u32 i = 0; i < ahead; i++) load_w(begin + i, i);
-            launch_wait();
+        bool copies = threadIdx.x == THREADS;
+        u32 stage = 0, phase = 0, ahead = min(end - begin, STAGES);
+        // W does not depend on the kernel before: it may come while that one ends. So do not ask for live rows first.
+        for (u32 i = 0; copies && i < ahead; i++) load_w(begin + i, i);
+        launch_wait();
+        if (copies) {
             for (u32 i = 0; i < ahead; i++) load_x(begin + i, i);
-            u32 stage = 0, phase = 0;
             for (u32 block = begin + ahead; block < end; block++) {
                 barrier_wait(empty + 8 * stage, phase);
                 load_w(block, stage);
@@ -164,11 +184,25 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
                 if (++stage == STAGES) stage = 0, phase ^= 1;
             }
         }
+        if (BY_SLOT) {
+            Share s = share();
+            // The ring may have stages that nothing was in yet.
+            u32 used = end - begin;
+            if (used < STAGES) stage = used;
+            for (u32 block = s.begin; copies && block < s.end; block++, used++) {
+                if (used >= STAGES) barrier_wait(empty + 8 * stage, phase);
+                load_adapters(s, block, stage);
+                if (++stage == STAGES) {
+                    stage = 0;
+                    if (used >= STAGES) phase ^= 1;
+                }
+            }
+        }
         __syncwarp();
     } else {
         float d[TOKENS / 2];
-        u32 stage = 0, phase = 0, previous = 0, plain = BY_SLOT ? min(end, blocks0) : end;
-        for (u32 block = begin; block < plain; block++) {
+        u32 stage = 0, phase = 0, previous = 0;
+        for (u32 block = begin; block < end; block++) {
             barrier_wait(full + 8 * stage, phase);
             u32 w = base + stage * STAGE_BYTES;
             u64 dw = wgmma_descriptor(w + group * BOX_BYTES, 0), dx = wgmma_descriptor(w + W_BYTES, 0);
@@ -183,18 +217,17 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }
         wgmma_wait<0>();
-        if (BY_SLOT && end > blocks0) {
-            if (begin < plain && threadIdx.x % 128 == 0) barrier_arrive(empty + 8 * previous);
-            for (u32 block = max(begin, blocks0); block < end; block++) {
+        if (BY_SLOT) {
+            Share s = share();
+            if (s.begin < s.end && threadIdx.x % 128 == 0) barrier_arrive(empty + 8 * previous);
+            for (u32 block = s.begin; block < s.end; block++) {
                 barrier_wait(full + 8 * stage, phase);
-                u32 w = base + stage * STAGE_BYTES;
-                u64 dw = wgmma_descriptor(w + group * BOX_BYTES, 0), dx = wgmma_descriptor(w + W_BYTES, 0);
-                // Past the rank B is zeros.
-                u32 steps = (min(o.k[1] - (block - blocks0) % deep * TILE_K, TILE_K) + 15) / 16;
+                u32 w = base + stage * STAGE_BYTES, count = s.count(block);
+                u64 dw = wgmma_descriptor_32(w + group * 64 * 32), dx = wgmma_descriptor(w + W_BYTES, 0);
 #pragma unroll 1
-                for (u32 i = 0; i < steps; i++) {
+                for (u32 i = 0; i < count; i++) {
                     wgmma_fence();
-                    wgmma<T, TOKENS, 0>(d, dw + i * (32 >> 4), dx + i * (32 >> 4), block - begin + i);
+                    wgmma<T, TOKENS, 0>(d, dw + i * (ROWS * 32 >> 4), dx + i * (32 >> 4), 1);
                     wgmma_commit();
                     wgmma_wait<0>();
                 }
@@ -275,18 +308,12 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
     SMALL_KERNEL(sm90_matmul_t16_##T, T, 16, 2, false)                                                                \
     SMALL_KERNEL(sm90_matmul_t32_##T, T, 32, 2, false)                                                                \
     SMALL_KERNEL(sm90_matmul_t64_##T, T, 64, 2, false)                                                                \
-    SMALL_KERNEL(sm90_matmul_t128_##T, T, 128, 2, false)
-SMALL_KERNELS(bf16)
-SMALL_KERNELS(f16)
-
-#if !BY_SLOT
-#define GATED_KERNELS(T)                                                                                              \
+    SMALL_KERNEL(sm90_matmul_t128_##T, T, 128, 2, false)                                                              \
     SMALL_KERNEL(sm90_matmul_glu64_t32_##T, T, 32, 2, true)                                                           \
     SMALL_KERNEL(sm90_matmul_glu64_t64_##T, T, 64, 2, true)                                                           \
     SMALL_KERNEL(sm90_matmul_glu64_t128_##T, T, 128, 2, true)                                                         \
     SMALL_KERNEL(sm90_matmul_glu96_t32_##T, T, 32, 3, true)                                                           \
     SMALL_KERNEL(sm90_matmul_glu96_t64_##T, T, 64, 3, true)                                                           \
     SMALL_KERNEL(sm90_matmul_glu96_t128_##T, T, 128, 3, true)
-GATED_KERNELS(bf16)
-GATED_KERNELS(f16)
-#endif
+SMALL_KERNELS(bf16)
+SMALL_KERNELS(f16)

@@ -18,7 +18,7 @@ use runtime::engine::{Engine, EngineOptions, FinishReason, Grammar, KvSize, KvTy
 use runtime::format::Checkpoint;
 use runtime::format::random::{random_adapter, random_checkpoint};
 use runtime::model::LoadedModel;
-use runtime::tensor::DType;
+use runtime::tensor::{DType, HostTensor};
 use runtime::token::Tokenizer;
 use safetensors::SafeTensors;
 use std::sync::Arc;
@@ -89,6 +89,22 @@ fn what_cannot_work_is_refused() {
         &|r: &mut Request| (r.allowed_ids, r.stop_ids, r.ignore_eos, r.min_tokens) = (Some(vec![9]), vec![9], false, 1);
     assert!(refused(ends).contains("min_tokens"));
     assert_eq!(ids(&engine, 1).len(), 100, "the engine lives on");
+}
+
+/// In a step with several adapters a row's own one is not the only one that is multiplied: the others by zero.
+#[test]
+fn adapters_that_are_not_finite_are_refused() {
+    let model = load(&repository("tests/golden/tiny/chat"), BackendChoice::Cpu);
+    let options = EngineOptions { max_len: Some(160), max_adapters: 1, ..EngineOptions::default() };
+    let engine = Engine::start(model, options).unwrap();
+    let mut adapter = random_adapter(engine.model().config(), 4).unwrap();
+    let (module, weights) = adapter.modules.iter_mut().next().unwrap();
+    let (module, mut b) = (module.clone(), vec![0.5; weights.b.len()]);
+    b[weights.b.cols() + 2] = f32::NAN;
+    weights.b = HostTensor::from_f32(weights.b.shape.clone(), &b).unwrap();
+    let error = engine.load_adapter("broken", &adapter).unwrap_err().to_string();
+    let wanted = format!("adapter 'broken': lora_B of '{module}' has NaN at [1, 2]");
+    assert!(error.contains(&wanted), "{error}");
 }
 
 /// A step draws its tokens itself, unless somebody wants more of the choice: the same tokens come out.

@@ -27,14 +27,16 @@ pub struct Version {
 /// The adapters that requests may name.
 pub struct Registry {
     layout: Option<LoraLayout>,
+    /// In which adapters lie on the device.
+    dtype: DType,
     versions: BTreeMap<String, Arc<Version>>,
     loaded: u64,
 }
 
 impl Registry {
-    /// No adapters yet; `layout` is that of the bank, `None` where there is none.
-    pub fn new(layout: Option<LoraLayout>) -> Self {
-        Self { layout, versions: BTreeMap::new(), loaded: 0 }
+    /// No adapters yet; `layout` is that of the bank, `None` where there is none, `dtype` the type of its numbers.
+    pub fn new(layout: Option<LoraLayout>, dtype: DType) -> Self {
+        Self { layout, dtype, versions: BTreeMap::new(), loaded: 0 }
     }
 
     /// Makes an adapter available, in the place of an older one of that name.
@@ -42,7 +44,7 @@ impl Registry {
         let Some(layout) = &self.layout else {
             return Err(Error::invalid("this engine was started without room for adapters (max_adapters 0)"));
         };
-        check(layout, name, weights)?;
+        check(layout, self.dtype, name, weights)?;
         self.loaded += 1;
         let version = Version { number: self.loaded, weights: weights.clone() };
         self.versions.insert(name.into(), Arc::new(version));
@@ -178,7 +180,7 @@ fn encode(dtype: DType, numbers: &[f32]) -> Result<Cow<'_, [u8]>> {
     })
 }
 
-fn check(layout: &LoraLayout, name: &str, adapter: &Adapter) -> Result<()> {
+fn check(layout: &LoraLayout, dtype: DType, name: &str, adapter: &Adapter) -> Result<()> {
     for (module, weights) in &adapter.modules {
         let entry = layout.entries.iter().find(|e| e.module == *module).ok_or_else(|| {
             Error::invalid(format!("adapter '{name}': module '{module}' is not a projection of this model"))
@@ -193,6 +195,19 @@ fn check(layout: &LoraLayout, name: &str, adapter: &Adapter) -> Result<()> {
                 "adapter '{name}': '{module}' has A {:?} and B {:?}, this model needs [r, {}] and [{}, r]",
                 weights.a.shape, weights.b.shape, entry.inputs, entry.outputs
             )));
+        }
+        // A row of another adapter in the same step multiplies them by zero, which must give zero.
+        let most = if dtype == DType::F16 { f32::from(f16::MAX) } else { f32::MAX };
+        for (half, tensor, scale) in [("A", &weights.a, 1.0), ("B", &weights.b, weights.scale)] {
+            let mut values = vec![0f32; tensor.rows() * tensor.cols()];
+            numbers(tensor, &mut values)?;
+            if let Some(at) = values.iter().position(|v| (v * scale).is_nan() || (v * scale).abs() > most) {
+                let (row, column) = (at / tensor.cols(), at % tensor.cols());
+                return Err(Error::invalid(format!(
+                    "adapter '{name}': lora_{half} of '{module}' has {} at [{row}, {column}], not a finite number in {dtype}",
+                    values[at]
+                )));
+            }
         }
     }
     Ok(())

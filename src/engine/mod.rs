@@ -248,6 +248,7 @@ impl Engine {
             .name("runtime-engine".into())
             .spawn(move || worker.run())
             .map_err(|e| Error::internal(format!("cannot start the engine's thread: {e}")))?;
+        let registry = Mutex::new(Registry::new(layout, model.device.limits().activations));
         let shared = Shared {
             model,
             max_len,
@@ -255,7 +256,7 @@ impl Engine {
             seed: options.seed,
             next_id: AtomicU64::new(1),
             waiting: Arc::default(),
-            registry: Mutex::new(Registry::new(layout)),
+            registry,
             grammars: OnceLock::new(),
             ends,
             stats,

@@ -190,7 +190,8 @@ impl Recorder<'_> {
             return Ok(None);
         }
         if let Some((activation, out)) = self.gate(at + nodes, &list, r)? {
-            self.sm90_glu([list[0].product, list[1].product], activation, out, r, t)?;
+            let products = [list[0].product, list[1].product];
+            self.sm90_glu(products, (activation, out), r, t, None)?;
             return Ok(Some(nodes + 1));
         }
         self.shrink_all(x, &list)?;
@@ -215,7 +216,7 @@ impl Recorder<'_> {
             }
         }
         let count = list.len();
-        self.sm90_outputs(&Outputs { list: outputs, count, out_f32: false, constant: !adapted, slots: 0 }, r, t)?;
+        self.sm90_outputs(&Outputs { list: outputs, count, out_f32: false, constant: !adapted, adapters: None }, r, t)?;
         Ok(Some(nodes))
     }
 

@@ -4,14 +4,15 @@
 //! front and a gated activation behind belong to them as they do without adapters.
 //!
 //! More rows, on Hopper: the first halves go to a matrix in which a row's numbers stand in the columns of its slot, beside
-//! zeros, and the second halves are one more inner dimension of the product, over all slots that the rows of a tile have.
+//! zeros, and the second halves are one more inner dimension of the product, over all slots that the rows of a tile have. The rank is a multiple of 16 there.
 //!
 //! In both the terms cost no pass over the results of their own, and are rounded with them, once.
 
 use super::fuse::MOST;
 use super::launch_few::FewAdapters;
+use super::launch_glu::GATED_ROWS;
 use super::launch_lora::{MAX_RANK, Shrink, Spread};
-use super::launch_matmul::{FEW_ROWS, Outputs, Product};
+use super::launch_matmul::{FEW_ROWS, Outputs, Product, RowAdapters};
 use super::record::Recorder;
 use super::tensor_map::{MatmulOutput, TensorMap};
 use crate::error::Result;
@@ -67,11 +68,11 @@ impl Recorder<'_> {
         }
         let fits = |(p, _): &(Product, TensorId)| p.weight.n.is_multiple_of(8);
         let columns = self.decl(run.scales).len() * run.rank;
-        if !self.caps.hopper() || columns > MOST_COLUMNS || !run.products.iter().all(fits) {
+        let whole = run.rank.is_multiple_of(16) && columns <= MOST_COLUMNS;
+        if !self.caps.hopper() || !whole || !run.products.iter().all(fits) {
             return Ok(None);
         }
-        self.tiles_of_slots(&run)?;
-        Ok(Some(run.ops()))
+        self.tiles_of_slots(&run, at).map(Some)
     }
 
     /// The same with the norm at `at` in front, for few rows.
@@ -135,8 +136,8 @@ impl Recorder<'_> {
         fits.then(|| Ok((*activation, self.at(*out)?))).transpose()
     }
 
-    /// Records a run of more rows.
-    fn tiles_of_slots(&mut self, run: &Run) -> Result<()> {
+    /// Records a run of more rows that starts at `at`; returns how many ops these are.
+    fn tiles_of_slots(&mut self, run: &Run, at: usize) -> Result<usize> {
         let Run { products, terms, x, slots, scales, rank } = run;
         let (r, t, rank) = (self.rows(*x), self.decl(*x).dtype, *rank);
         let (count, a_box) = (self.decl(*scales).len(), self.a_box(r.rows));
@@ -147,11 +148,28 @@ impl Recorder<'_> {
         let spread = Some(Spread { out: &out, scales: *scales, slots: count });
         self.lora_shrink(&Shrink { x: *x, parts: &run.shrinks(), slots: Some(*slots), rank, spread, norm: None })?;
 
+        let mut adapters = RowAdapters { slots: self.at(*slots)?, banks: [0; MOST], count, rank };
+        let mut halves = [TensorMap::NONE; MOST];
+        for (i, (_, y)) in products.iter().enumerate() {
+            if let Some(term) = run.term(*y) {
+                adapters.banks[i] = self.at(terms[term].b)?;
+                halves[i] = TensorMap::new(t, out[term], r.rows, columns, a_box)?;
+            }
+        }
+        if r.rows <= GATED_ROWS
+            && terms.len() == 2
+            && let [(gate, _), (up, _)] = products[..]
+            && gate.dtype == t
+            && let Some(act) = self.gate_of(run, at)?
+        {
+            self.sm90_glu([gate, up], act, r, t, Some(([halves[0], halves[1]], adapters)))?;
+            return Ok(run.ops() + 1);
+        }
         let x_map = TensorMap::new(t, self.at(*x)?, r.rows, r.cols, a_box)?;
         let mut list = [MatmulOutput::<2>::EMPTY; MOST];
         let mut decoded = 0;
-        for (output, (p, y)) in list.iter_mut().zip(products) {
-            let (mut w, n) = (p.weight, p.weight.n as usize);
+        for (i, (p, _)) in products.iter().enumerate() {
+            let (mut w, n, output) = (p.weight, p.weight.n as usize, &mut list[i]);
             if p.dtype != t {
                 w = self.decode(w, p.dtype, t, decoded)?;
                 decoded += self.decoded_bytes(w, p.dtype, t);
@@ -159,13 +177,13 @@ impl Recorder<'_> {
             output.push(x_map, TensorMap::new(t, w.data, n, r.cols, 64)?, r.cols);
             output.n = w.n;
             (output.out, output.bias, output.residual) = (p.out, p.bias, p.residual);
-            if let Some(i) = run.term(*y) {
-                let u = TensorMap::new(t, out[i], r.rows, columns, a_box)?;
-                output.push(u, TensorMap::new(t, self.at(terms[i].b)?, count * n, rank, 64)?, rank);
+            if adapters.banks[i] != 0 {
+                output.push(halves[i], TensorMap::NONE, rank);
             }
         }
-        let (count, slots) = (products.len(), self.at(*slots)?);
-        self.sm90_outputs(&Outputs { list, count, out_f32: false, constant: decoded == 0, slots }, r, t)
+        let (count, constant) = (products.len(), decoded == 0);
+        self.sm90_outputs(&Outputs { list, count, out_f32: false, constant, adapters: Some(adapters) }, r, t)?;
+        Ok(run.ops())
     }
 
     /// A run of products of `x` with adapters of each row, from `at` on, that the kernels can take.

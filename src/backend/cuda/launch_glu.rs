@@ -1,7 +1,7 @@
 //! Gate, up and the activation between them in one product (`kernels/sm90_matmul.cu`).
 
 use super::launch::Args;
-use super::launch_matmul::{Product, split};
+use super::launch_matmul::{Product, RowAdapters, split};
 use super::places::suffix;
 use super::record::{Recorder, Rows};
 use super::tensor_map::{MatmulArgs, MatmulOutput, TensorMap};
@@ -16,8 +16,16 @@ pub const GATED_ROWS: usize = 128;
 const STEP: usize = 64;
 
 impl Recorder<'_> {
-    /// `out = act(x · gateᵀ) · (x · upᵀ)` for 17 to 128 rows on Hopper. The products have no bias and no residual.
-    pub fn sm90_glu(&mut self, [gate, up]: [Product; 2], act: Activation, out: u64, r: Rows, t: DType) -> Result<()> {
+    /// `out = act(x · gateᵀ) · (x · upᵀ)` for 17 to 128 rows on Hopper. The products have no bias and no residual; with
+    /// adapters of each row, both have them: first halves and the rest.
+    pub fn sm90_glu(
+        &mut self,
+        [gate, up]: [Product; 2],
+        (act, out): (Activation, u64),
+        r: Rows,
+        t: DType,
+        adapters: Option<([TensorMap; 2], RowAdapters)>,
+    ) -> Result<()> {
         let (n, k) = (gate.weight.n as usize, gate.weight.k as usize);
         let multiprocessors = self.caps.multiprocessors as usize;
         let parts = |half: usize| split(n.div_ceil(half), k.div_ceil(STEP), multiprocessors);
@@ -32,8 +40,16 @@ impl Recorder<'_> {
             (output.n, output.out) = (p.weight.n, out);
             Ok::<_, crate::Error>(output)
         };
+        let mut outputs = [output(&gate)?, output(&up)?, MatmulOutput::EMPTY];
+        if let Some((halves, adapters)) = &adapters {
+            for (output, u) in outputs.iter_mut().zip(halves) {
+                output.push(*u, TensorMap::NONE, adapters.rank);
+            }
+            adapters.complete(&mut outputs, t, half)?;
+        }
+        let file = if adapters.is_none() { "sm90_matmul/0" } else { "sm90_matmul/1" };
         let args = MatmulArgs {
-            outputs: [output(&gate)?, output(&up)?, MatmulOutput::EMPTY],
+            outputs,
             counts: self.counts()?,
             which: r.which as u32,
             rows: r.rows as u32,
@@ -43,7 +59,7 @@ impl Recorder<'_> {
                 Activation::Silu => 0,
                 Activation::GeluTanh => 1,
             },
-            slots: 0,
+            slots: adapters.map_or(0, |(_, adapters)| adapters.slots),
         };
         let stage = (2 * half + tokens) * 128;
         let ring = if half == 64 { 196_608 } else { 204_800 };
@@ -51,7 +67,7 @@ impl Recorder<'_> {
         let parts = parts(half);
         let (grid, block) = ([parts * n.div_ceil(half), 1, 1], 4 * half + 32);
         let name = format!("sm90_matmul_glu{half}_t{tokens}_{}", suffix(t));
-        let launch = self.launch("sm90_matmul/0", &name, grid, block, shared, Args::new().bytes(args.bytes()))?;
+        let launch = self.launch(file, &name, grid, block, shared, Args::new().bytes(args.bytes()))?;
         launch.cluster = Some(parts as u32);
         launch.overlaps = true;
         Ok(())

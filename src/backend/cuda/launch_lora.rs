@@ -30,6 +30,9 @@ pub struct Shrink<'a> {
     pub norm: Option<(u64, f32)>,
 }
 
+/// Most rows of a [`Spread`] that go to `kernels/lora_shrink_slots.cu`: with more the adapters would be read too often.
+const SLOT_ROWS: usize = 1024;
+
 /// Most rows of a [`Shrink`] with a norm.
 pub const NORM_ROWS: usize = 32;
 
@@ -56,17 +59,9 @@ impl Recorder<'_> {
     }
 
     /// Grid, tile name, threads and the splits' scratch of a product with a narrow result.
-    fn narrow_grid(
-        &mut self,
-        r: Rows,
-        inner: usize,
-        columns: usize,
-        slots: Option<TensorId>,
-    ) -> ([usize; 3], &'static str, usize, [u64; 2]) {
-        // A block goes over its rows once for each slot that they have: low tiles have one or two.
-        let low = if slots.is_some() { 1024 } else { 256 };
+    fn narrow_grid(&mut self, r: Rows, inner: usize, columns: usize) -> ([usize; 3], &'static str, usize, [u64; 2]) {
         let (name, rows, tile, threads) = match (r.rows, columns) {
-            (rows, _) if rows <= low => ("few", 16, 16, 128),
+            (0..=256, _) => ("few", 16, 16, 128),
             (_, 0..=16) => ("r16", 128, 16, 256),
             (_, 17..=32) => ("r32", 64, 32, 256),
             _ => ("r64", 64, 64, 256),
@@ -128,11 +123,19 @@ impl Recorder<'_> {
             }
         };
         let groups = s.parts.len();
+        if spread > 0 && r.rows <= SLOT_ROWS {
+            let args = Args::new().ptr(self.at(s.x)?).ptrs(&a).ptrs(&out).ptr(self.maybe(s.slots)?).ptr(scales);
+            let args = args.ptr(self.counts()?).u32(r.which).u32(r.rows).u32(r.cols).u32(s.rank).u32(spread);
+            let grid = [r.rows.div_ceil(8), spread.min(8), groups * s.rank.div_ceil(16)];
+            let (name, threads) = (format!("lora_shrink_slots_{}", suffix(t)), if r.cols <= 2048 { 256 } else { 512 });
+            self.launch("lora_shrink_slots", &name, grid, threads, 0, args)?.overlaps = self.caps.hopper();
+            return Ok(());
+        }
         let whole = r.cols.is_multiple_of(8);
         let (grid, tile, threads, [partials, counters]) = match self.narrow_fast(t, r.cols) && s.rank <= MAX_RANK {
             // A block for each number of the result, f32 arithmetic.
             _ if whole && (r.rows <= NORM_ROWS || t == DType::F32) => ([s.rank, r.rows, groups], "one", 256, [0, 0]),
-            true => self.narrow_grid(r, r.cols, groups * s.rank, s.slots),
+            true => self.narrow_grid(r, r.cols, groups * s.rank),
             false => ([r.rows, groups, 1], "plain", 256, [0, 0]),
         };
         let args = Args::new().ptr(self.at(s.x)?).ptrs(&a).ptrs(&out).ptr(self.maybe(s.slots)?);
@@ -193,7 +196,7 @@ impl Recorder<'_> {
     pub fn lora_du(&mut self, dy: TensorId, b: TensorId, scale: Option<TensorId>, du: TensorId) -> Result<()> {
         let (r, t, rank) = (self.rows(dy), self.activation(&[dy, du])?, self.decl(b).cols);
         let (grid, tile, threads, [partials, counters]) = match self.narrow_fast(t, r.cols) {
-            true => self.narrow_grid(r, r.cols, rank, None),
+            true => self.narrow_grid(r, r.cols, rank),
             false => ([r.rows, 1, 1], "plain", 256, [0, 0]),
         };
         let args = Args::new().ptrs(&[self.at(dy)?, self.at(b)?, self.maybe(scale)?, self.at(du)?, partials, counters]);

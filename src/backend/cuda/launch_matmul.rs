@@ -56,8 +56,30 @@ pub struct Outputs {
     pub out_f32: bool,
     /// No kernel of the step writes what x is multiplied by: loading it may begin before the kernel ahead has ended.
     pub constant: bool,
-    /// The address of the adapter of each row where the second products are theirs, else 0.
+    /// Where the second products are those of each row's adapter.
+    pub adapters: Option<RowAdapters>,
+}
+
+/// Adapters of each row. The products with them have their first halves as `a` of the second product, and no `b` yet.
+#[derive(Clone, Copy)]
+pub struct RowAdapters {
+    /// u32 `[rows]`: which adapter.
     pub slots: u64,
+    /// The second halves `[slots · n, rank]` of each product, 0 for none.
+    pub banks: [u64; 3],
+    /// Of the bank.
+    pub count: usize,
+    pub rank: usize,
+}
+
+impl RowAdapters {
+    /// Completes products whose kernel reads second halves `box_rows` at a time.
+    pub fn complete(&self, list: &mut [MatmulOutput<2>], t: DType, box_rows: usize) -> Result<()> {
+        for (output, bank) in list.iter_mut().zip(self.banks).filter(|(_, bank)| *bank != 0) {
+            output.b[1] = TensorMap::narrow(t, bank, self.count * output.n as usize, self.rank, box_rows)?;
+        }
+        Ok(())
+    }
 }
 
 /// Most rows that `matmul_rows` takes.
@@ -281,7 +303,7 @@ impl Recorder<'_> {
         (output.out, output.bias, output.residual) = (p.out, p.bias, p.residual);
         let outputs = [output, MatmulOutput::EMPTY, MatmulOutput::EMPTY];
         let r = Rows { rows, cols: k, which: p.which };
-        self.sm90_outputs(&Outputs { list: outputs, count: 1, out_f32: p.out_f32, constant, slots: 0 }, r, t)
+        self.sm90_outputs(&Outputs { list: outputs, count: 1, out_f32: p.out_f32, constant, adapters: None }, r, t)
     }
 
     /// Rows of the boxes in which x is read.
@@ -291,7 +313,19 @@ impl Recorder<'_> {
 
     /// Launches a Hopper product.
     pub fn sm90_outputs(&mut self, outputs: &Outputs, r: Rows, t: DType) -> Result<()> {
-        let Outputs { list, count, out_f32, constant, slots } = *outputs;
+        let Outputs { mut list, count, out_f32, constant, adapters } = *outputs;
+        let file = if adapters.is_none() { "sm90_matmul/0" } else { "sm90_matmul/1" };
+        let widths: Vec<usize> = list[..count].iter().map(|o| o.n as usize).collect();
+        let multiprocessors = self.caps.multiprocessors as usize;
+        let tokens = [16, 32, 64, 128].into_iter().find(|tokens| *tokens >= r.rows).unwrap_or(128);
+        let (across, deep) = (widths.iter().map(|n| n.div_ceil(128)).sum::<usize>(), r.rows.div_ceil(tokens));
+        let tiles = across * deep;
+        // More rows, too, where their tiles would leave half of the chip idle: 256 × 1,024 × 3,072 takes 11.5 µs instead of 19.4.
+        let small = deep == 1 || 2 * tiles <= multiprocessors;
+        let tile = hopper_tile(r.rows, &widths, multiprocessors);
+        if let Some(adapters) = &adapters {
+            adapters.complete(&mut list, t, if small { 128 } else { tile.columns })?;
+        }
         let args = MatmulArgs {
             outputs: list,
             counts: self.counts()?,
@@ -300,19 +334,12 @@ impl Recorder<'_> {
             count: count as u32,
             out_f32: u32::from(out_f32),
             act: 0,
-            slots,
+            slots: adapters.map_or(0, |a| a.slots),
         };
-        let file = if slots == 0 { "sm90_matmul/0" } else { "sm90_matmul/1" };
-        let widths: Vec<usize> = list[..count].iter().map(|o| o.n as usize).collect();
         let args = Args::new().bytes(args.bytes());
-        let multiprocessors = self.caps.multiprocessors as usize;
-        let tokens = [16, 32, 64, 128].into_iter().find(|tokens| *tokens >= r.rows).unwrap_or(128);
-        let (across, deep) = (widths.iter().map(|n| n.div_ceil(128)).sum::<usize>(), r.rows.div_ceil(tokens));
-        let tiles = across * deep;
-        // More rows, too, where their tiles would leave half of the chip idle: 256 × 1,024 × 3,072 takes 11.5 µs instead of 19.4.
-        if deep == 1 || 2 * tiles <= multiprocessors {
+        if small {
             // A tile whose rows have no adapters has only the first product.
-            let products = if slots == 0 { 2 } else { 1 };
+            let products = if adapters.is_none() { 2 } else { 1 };
             let steps = list[0].k[..products].iter().map(|k| k.div_ceil(64) as usize).sum::<usize>();
             let parts = split(tiles, steps, multiprocessors);
             let stages = match tokens {
@@ -328,7 +355,6 @@ impl Recorder<'_> {
             launch.overlaps = constant;
             return Ok(());
         }
-        let tile = hopper_tile(r.rows, &widths, multiprocessors);
         let name = format!("sm90_matmul_n{}c{}_{}", tile.columns, tile.cluster, suffix(t));
         self.launch(file, &name, [tile.grid, 1, 1], 384, tile.shared, args).map(drop)
     }

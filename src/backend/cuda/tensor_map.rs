@@ -30,9 +30,27 @@ impl TensorMap {
         row_bytes: usize,
         box_rows: usize,
     ) -> Result<Self> {
+        let swizzle = sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B;
+        Self::encode(dtype, address, [rows, cols], row_bytes, [box_rows, 64], swizzle)
+    }
+
+    /// A matrix as for [`Self::new`], read in boxes of `box_rows` × 16 with 32-byte swizzling.
+    pub fn narrow(dtype: DType, address: u64, rows: usize, cols: usize, box_rows: usize) -> Result<Self> {
+        let swizzle = sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B;
+        Self::encode(dtype, address, [rows, cols], 2 * cols, [box_rows, 16], swizzle)
+    }
+
+    fn encode(
+        dtype: DType,
+        address: u64,
+        [rows, cols]: [usize; 2],
+        row_bytes: usize,
+        [box_rows, box_cols]: [usize; 2],
+        swizzle: sys::CUtensorMapSwizzle,
+    ) -> Result<Self> {
         use sys::{
             CUtensorMapDataType as Type, CUtensorMapFloatOOBfill as Fill, CUtensorMapInterleave as Interleave,
-            CUtensorMapL2promotion as Promotion, CUtensorMapSwizzle as Swizzle,
+            CUtensorMapL2promotion as Promotion,
         };
         let element = match dtype {
             DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
@@ -40,7 +58,7 @@ impl TensorMap {
         };
         let dims = [cols as u64, rows as u64];
         let strides = [row_bytes as u64];
-        let (boxes, steps) = ([64u32, box_rows as u32], [1u32, 1]);
+        let (boxes, steps) = ([box_cols as u32, box_rows as u32], [1u32, 1]);
         let mut map = Self::NONE;
         // SAFETY: the arrays have the rank's lengths, and the map is large and aligned enough.
         unsafe {
@@ -54,7 +72,7 @@ impl TensorMap {
                 boxes.as_ptr(),
                 steps.as_ptr(),
                 Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                 Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
