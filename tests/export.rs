@@ -264,7 +264,8 @@ fn llama_cpp_says_the_same() {
             let (ids, mut said) = (list("ids"), list("greedy"));
             assert_eq!(tokenizer.encode(answer["text"].as_str().unwrap(), false).unwrap(), ids, "{what}: tokens");
             let max_tokens = said.len();
-            said.retain(|id| !tokenizer.end_ids().contains(id));
+            // The script stops at one of the tokens that end an answer, the engine at any.
+            said.truncate(said.iter().position(|id| tokenizer.end_ids().contains(id)).unwrap_or(max_tokens));
             assert_eq!(
                 greedy(&engine, ids, max_tokens, lora.as_ref().map(|_| "a")),
                 said,
