@@ -5,7 +5,7 @@ Writes  tests/golden/preference/
           messages.jsonl, texts.jsonl   60 pairs of answers, in the two forms
           init/                         the initial adapter (the hash of peft_sft.py, seed 3407, B within 0.02)
           curves.json                   for each loss 30 optimizer steps: loss, gradient norm, learning rate, rewards
-Rerun   pip install trl==1.16.0 datasets && python scripts/golden/preference.py     (3 minutes)
+Rerun   python scripts/golden/preference.py     (3 minutes)
 
 All f32, on the CPU: 2 pairs a step in file order, AdamW (weight decay 0.01), linear schedule with 5 warm-up steps of 30,
 gradients clipped to 1. The reference is the model with its adapter switched off.
