@@ -1,6 +1,6 @@
 //! Gathers the CUDA kernels, and compiles them ahead of time where NVRTC is found: PTX for compute capability 8.0 and
-//! newer, machine code for 9.0a (or those of the two that RUNTIME_CUDA_TARGETS names: `sm_90a`, `compute_80`). Without NVRTC
-//! the program compiles what it needs when it runs.
+//! newer, machine code for 9.0a (or those of the two that RUNTIME_CUDA_TARGETS names: `sm_90a`, `compute_80`). Without NVRTC,
+//! or with RUNTIME_NO_NVRTC=1, the program compiles what it needs when it runs.
 
 #![allow(clippy::expect_used, clippy::panic)] // a build script stops at the first error
 
@@ -36,6 +36,7 @@ mod cuda {
         println!("cargo:rerun-if-changed=src/backend/cuda/nvrtc.rs");
         println!("cargo:rerun-if-changed=src/backend/cuda/variants.rs");
         println!("cargo:rerun-if-env-changed=RUNTIME_NVRTC");
+        println!("cargo:rerun-if-env-changed=RUNTIME_NO_NVRTC");
         println!("cargo:rerun-if-env-changed=RUNTIME_CUDA_TARGETS");
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
         let folder = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("kernels");
@@ -45,8 +46,11 @@ mod cuda {
             files.iter().filter(|p| p.extension().is_some_and(|e| e == extension)).cloned().collect()
         };
         let (headers, sources) = (of("cuh"), of("cu"));
-        let nvrtc =
-            Nvrtc::find().map_err(|why| println!("cargo:warning=CUDA kernels are not compiled ahead: {why}")).ok();
+        let found = match env::var_os("RUNTIME_NO_NVRTC") {
+            Some(_) => Err("RUNTIME_NO_NVRTC is set".to_owned()),
+            None => Nvrtc::find(),
+        };
+        let nvrtc = found.map_err(|why| println!("cargo:warning=CUDA kernels are not compiled ahead: {why}")).ok();
         let mut text = String::from("/// What `#include` finds.\npub const HEADERS: &[(&str, &str)] = &[\n");
         for path in &headers {
             writeln!(text, "    (\"{}\", include_str!({:?})),", file_name(path), path).expect("a string grows");
@@ -87,6 +91,22 @@ mod cuda {
         fs::write(out.join("kernels.rs"), text).expect("OUT_DIR can be written");
     }
 
+    /// The headers that a text includes, directly or not.
+    fn included<'a>(text: &str, headers: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+        let mut found: Vec<(&str, &str)> = Vec::new();
+        let mut texts = vec![text];
+        while let Some(text) = texts.pop() {
+            for header in headers {
+                if text.contains(&format!("#include \"{}\"", header.0)) && !found.contains(header) {
+                    found.push(*header);
+                    texts.push(header.1);
+                }
+            }
+        }
+        found.sort_unstable();
+        found
+    }
+
     /// The images of one part: machine code for Hopper, and PTX unless only Hopper runs it.
     fn compile(
         nvrtc: &Nvrtc,
@@ -105,7 +125,7 @@ mod cuda {
             }
             // Named by what it is made of, so that a build compiles again only what has changed.
             let mut hash = DefaultHasher::new();
-            (&source, headers, option, nvrtc.version).hash(&mut hash);
+            (&source, included(&source, headers), option, nvrtc.version).hash(&mut hash);
             let target = out.join(format!("{}.{arch}.{:016x}.z", part.replace('/', "-"), hash.finish()));
             if target.exists() {
                 return Some(target);
