@@ -53,7 +53,9 @@ impl MicroBatch {
 /// Which rows train together and when. An item is what `batch_size` counts: a row, or a bin of rows when packing.
 #[derive(Clone, Debug)]
 pub struct Order {
-    items: Vec<Vec<u32>>,
+    items: usize,
+    /// Rows of each item; `None`: item i is row i.
+    bins: Option<Vec<Vec<u32>>>,
     files: Vec<FileOrder>,
     seed: Option<u64>,
     /// The latest epoch's permutation: steps ask for neighbours.
@@ -71,8 +73,9 @@ impl Order {
     /// Each row is an item; with `seed` in a new order every epoch, else in file order. `weights` are those of the rows'
     /// files; 1 where there are fewer.
     pub fn rows(rows: &Rows, weights: &[f64], seed: Option<u64>) -> Self {
-        let each = |file: &Range<usize>| file.clone().map(|i| vec![i as u32]).collect();
-        Self::new(rows.files().iter().map(each), weights, seed)
+        let mut me = Self { items: 0, bins: None, files: Vec::new(), seed, cached: None };
+        rows.files().iter().enumerate().for_each(|(i, file)| me.add_file(file.len(), weights.get(i)));
+        me
     }
 
     /// Bins of at most `size` tokens are the items. Rows of one bin come from one file.
@@ -82,20 +85,23 @@ impl Order {
             let bins = pack(&lengths, size).into_iter();
             bins.map(|bin| bin.into_iter().map(|i| (file.start + i) as u32).collect()).collect()
         };
-        Self::new(rows.files().iter().map(bins), weights, seed)
+        let mut me = Self { items: 0, bins: None, files: Vec::new(), seed, cached: None };
+        let mut all = Vec::new();
+        for (i, file) in rows.files().iter().enumerate() {
+            let bins: Vec<Vec<u32>> = bins(file);
+            me.add_file(bins.len(), weights.get(i));
+            all.extend(bins);
+        }
+        Self { bins: Some(all), ..me }
     }
 
-    fn new(files: impl Iterator<Item = Vec<Vec<u32>>>, weights: &[f64], seed: Option<u64>) -> Self {
-        let mut me = Self { items: Vec::new(), files: Vec::new(), seed, cached: None };
-        for (i, items) in files.enumerate().filter(|(_, items)| !items.is_empty()) {
-            let start = me.items.len();
-            me.items.extend(items);
-            let items = start..me.items.len();
-            let weight = weights.get(i).copied().unwrap_or(1.0);
-            let an_epoch = ((weight * items.len() as f64).round() as usize).max(1);
-            me.files.push(FileOrder { items, an_epoch });
+    fn add_file(&mut self, count: usize, weight: Option<&f64>) {
+        let items = self.items..self.items + count;
+        self.items = items.end;
+        if count > 0 {
+            let an_epoch = ((weight.unwrap_or(&1.0) * count as f64).round() as usize).max(1);
+            self.files.push(FileOrder { items, an_epoch });
         }
-        me
     }
 
     /// Items of an epoch.
@@ -105,16 +111,16 @@ impl Order {
 
     /// Items of which there is only one copy: rows, or bins of them.
     pub fn distinct(&self) -> usize {
-        self.items.len()
+        self.items
     }
 
     /// True where there is no data.
     pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.items == 0
     }
 
     /// Rows of the item at `position`, counted over all epochs.
-    pub fn item(&mut self, position: usize) -> &[u32] {
+    pub fn item(&mut self, position: usize) -> Vec<u32> {
         let epoch_len = self.len().max(1);
         let (epoch, at) = (position / epoch_len, position % epoch_len);
         if self.cached.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
@@ -127,20 +133,27 @@ impl Order {
             self.cached = Some((epoch, order));
         }
         let index = self.cached.as_ref().and_then(|(_, order)| order.get(at)).copied();
-        index.and_then(|index| self.items.get(index)).map_or(&[], Vec::as_slice)
+        index.map(|index| self.rows_of(index)).unwrap_or_default()
+    }
+
+    fn rows_of(&self, item: usize) -> Vec<u32> {
+        match &self.bins {
+            Some(bins) => bins.get(item).cloned().unwrap_or_default(),
+            None => vec![item as u32],
+        }
     }
 
     /// Most tokens and most rows that `batch` items can have together.
     pub fn largest(&self, rows: &Rows, batch: usize) -> (usize, usize) {
-        let top = |size: &dyn Fn(&Vec<u32>) -> usize| {
-            let mut sizes: Vec<usize> = self.items.iter().map(size).collect();
+        let top = |size: &dyn Fn(&[u32]) -> usize| {
+            let mut sizes: Vec<usize> = (0..self.items).map(|item| size(&self.rows_of(item))).collect();
             sizes.sort_unstable_by_key(|s| std::cmp::Reverse(*s));
             // A batch larger than the data wraps around and meets rows again; a file of weight 2 comes twice in an epoch.
             let copies = self.files.iter().map(|f| f.an_epoch.div_ceil(f.items.len())).max().unwrap_or(1);
             (0..batch).map(|i| sizes.get(i / copies % sizes.len().max(1)).copied().unwrap_or(0)).sum()
         };
-        let tokens = |item: &Vec<u32>| item.iter().map(|r| rows.tokens(*r as usize)).sum();
-        (top(&tokens), top(&Vec::len))
+        let tokens = |item: &[u32]| item.iter().map(|r| rows.tokens(*r as usize)).sum();
+        (top(&tokens), top(&<[u32]>::len))
     }
 }
 

@@ -322,7 +322,7 @@ impl Job {
         let mut taken = usize::MAX;
         for at in items.clone().step_by(self.recipe.batch_size) {
             let batch = at..(at + self.recipe.batch_size).min(items.end);
-            let rows: Vec<u32> = batch.flat_map(|i| self.order.item(i).to_vec()).collect();
+            let rows: Vec<u32> = batch.flat_map(|i| self.order.item(i)).collect();
             let tokens: usize = rows.iter().map(|r| self.rows.tokens(*r as usize)).sum();
             match groups.last_mut() {
                 Some(group) if taken + tokens <= self.room.0 => {

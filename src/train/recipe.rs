@@ -468,7 +468,8 @@ impl Recipe {
     /// Length of the run, paths, what is only watched, and recomputation may change on the way; rank, alpha and target
     /// modules are compared with the checkpoint's adapter.
     pub(super) fn conflict(&self, saved: &Self) -> Option<String> {
-        const FREE: [&str; 24] = [
+        const FREE: [&str; 25] = [
+            "bad_rows",
             "model",
             "output",
             "rank",
