@@ -199,7 +199,7 @@ mod tests {
             max_steps = 50\nlearning_rate = 2e-4\nlogging_steps = 1\noptim = \"adamw_8bit\"\nweight_decay = 0.01\n\
             lr_scheduler_type = \"cosine\"\nseed = 3407\noutput_dir = \"outputs\"\nreport_to = \"none\"\n";
         let yaml = toml.replace(" = ", ": ");
-        let (recipe, notes) = file("r.toml", &toml).unwrap();
+        let (recipe, notes) = file("r.toml", toml).unwrap();
         assert_eq!(file("r.yaml", &yaml).unwrap().0, recipe);
         assert_eq!(
             (recipe.rank, recipe.alpha, recipe.max_length, recipe.recompute),
