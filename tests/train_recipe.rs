@@ -65,13 +65,7 @@ fn variants_like_peft() {
 
 #[test]
 fn a_fresh_rslora_adapter_says_so() {
-    let recipe = Recipe {
-        data: vec![golden("sft/data.jsonl").into()],
-        rank: Some(4),
-        alpha: Some(8.0),
-        use_rslora: Some(true),
-        ..Recipe::default()
-    };
+    let recipe = Recipe { alpha: Some(8.0), use_rslora: Some(true), ..short() };
     let adapter = Job::new(&tiny(), &recipe).unwrap().adapter().unwrap();
     assert!(adapter.config.use_rslora);
     assert!(adapter.modules.values().all(|module| module.scale == 4.0));
@@ -183,7 +177,7 @@ fn checkpoints(folder: &Path) -> Vec<usize> {
     steps
 }
 
-/// A rate so high that the loss rises again: the run ends early, and the best adapter is what is left.
+/// A rate so high that the loss rises once: the run ends early, and the best adapter is what is left.
 #[test]
 fn early_stopping_keeps_the_best() {
     let folder = tempfile::tempdir().unwrap();
@@ -191,7 +185,7 @@ fn early_stopping_keeps_the_best() {
         output: folder.path().into(),
         eval_data: vec![golden("sft/data.jsonl").into()],
         eval_steps: Some(2),
-        early_stopping_patience: Some(2),
+        early_stopping_patience: Some(1),
         load_best_model_at_end: true,
         save_steps: Some(1),
         save_total_limit: Some(2),
@@ -207,7 +201,7 @@ fn early_stopping_keeps_the_best() {
     assert!(summary.stopped_early && summary.steps < 40, "{seen:?}");
     let best = seen.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
     assert_eq!(summary.best, Some(best));
-    assert_eq!(best.0 + 4, summary.steps, "two evaluations after the best one: {seen:?}");
+    assert_eq!(best.0 + 2, summary.steps, "one evaluation after the best one: {seen:?}");
     assert_eq!(checkpoints(folder.path()), [best.0, summary.steps]);
     let file = |folder: &Path| std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
     assert_eq!(file(folder.path()), file(&folder.path().join(format!("checkpoint-{}", best.0))));
