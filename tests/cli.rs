@@ -384,6 +384,8 @@ fn a_recipe_file_runs_and_flags_go_before_it() {
     );
     std::fs::write(path("recipe.yaml"), yaml).unwrap();
     let recipe = path("recipe.yaml");
+    let weighted = ok(&["train", "--data", "a.jsonl", "--data", "b.parquet=0.5", "--print-recipe"]);
+    assert!(weighted.contains(r#"data = ["a.jsonl", "b.parquet=0.5"]"#), "{weighted}");
     let printed = ok(&["train", "--recipe", &recipe, "--print-recipe", "--max_steps", "3", "--optim", "lion_32bit"]);
     for part in ["rank = 4", "lr = 0.01", "max_steps = 3", "optim = \"lion\"", "batch_size = 2"] {
         assert!(printed.lines().any(|line| line == part), "{part}: {printed}");
