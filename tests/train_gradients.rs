@@ -92,8 +92,16 @@ fn check(name: &str, config: ModelConfig, targets: &[Projection], dropout: f32, 
     let layout = LoraLayout::new(&config, RANK, 1, targets);
     let batch = batch(&config);
     let (tokens, optim) = (batch.ids.len(), Optim::AdamW);
-    let options =
-        TrainerOptions { tokens, seqs: 3, max_len: 80, dropout, recompute, scale: 0.7, optim, scale_loss: false };
+    let options = TrainerOptions {
+        tokens,
+        seqs: 3,
+        max_len: 80,
+        dropout,
+        recompute,
+        scale: 0.7,
+        optim: optim.into(),
+        ..TrainerOptions::default()
+    };
     let new =
         |options: TrainerOptions| Trainer::new(device.clone(), &config, &weights, layout.clone(), &options).unwrap();
     let mut trainer = new(options);

@@ -7,6 +7,7 @@ pub mod families;
 pub mod keys;
 mod loaded;
 pub mod lora;
+pub mod optimizer;
 pub mod rope;
 mod rope_config;
 pub mod weights;

@@ -154,12 +154,14 @@ pub enum Op {
     GatherRows { x: TensorId, rows: TensorId, out: TensorId },
     /// Cross-entropy of `softmax(x · weightᵀ)` against labels u32 `[1, T]` (`u32::MAX`: not counted, loss 0), in
     /// row chunks so that the logits never exist whole: `logits` `[chunk, V]` is scratch. `loss` f32 `[T, 1]` in
-    /// nat. Where `dx` is there, `dx = scale · (softmax − onehot) · weight`, scale f32 `[1, 1]`.
+    /// nat. Where `dx` is there, `dx = scale · (softmax − onehot) · weight`, scale f32 `[1, 1]`. With `smoothing` ε the label is
+    /// `(1 − ε) · onehot + ε / V` instead, in loss and gradient (transformers' `LabelSmoother`).
     HeadLoss {
         x: TensorId,
         weight: TensorId,
         labels: TensorId,
         scale: TensorId,
+        smoothing: f32,
         logits: TensorId,
         loss: TensorId,
         dx: Option<TensorId>,
@@ -201,6 +203,12 @@ pub enum Op {
     /// `[1, 8]`: lr, beta1, beta2, eps, weight decay, 1 − beta1ᵗ, 1 − beta2ᵗ, clip norm (0: no clipping).
     /// The gradient is first multiplied by `min(1, clip / (norm + 1e-6))`, as `clip_grad_norm_` does.
     AdamW { params: TensorId, grads: TensorId, m: TensorId, v: TensorId, norm: TensorId, hyper: TensorId },
+    /// Lion (<https://arxiv.org/abs/2302.06675>): `p = p · (1 − lr · decay) − lr · sign(beta1 · m + (1 − beta1) · g)`, then
+    /// `m = beta2 · m + (1 − beta2) · g`. Buffers, `hyper` and clipping as in [`Op::AdamW`]; eps and corrections are not read.
+    Lion { params: TensorId, grads: TensorId, m: TensorId, norm: TensorId, hyper: TensorId },
+    /// SGD as `torch.optim.SGD`: `m = momentum · m + g + decay · p`, then `p = p − lr · m`. Buffers, `hyper` (beta1 is the
+    /// momentum) and clipping as in [`Op::AdamW`].
+    Sgd { params: TensorId, grads: TensorId, m: TensorId, norm: TensorId, hyper: TensorId },
     /// [`Op::AdamW`] with moments of 8 bits (<https://arxiv.org/abs/2110.02861>): a moment is `map[code] · max` of its block of
     /// 256 elements. params, grads f32 `[1, n]`, n a multiple of 4; m, v u32 `[1, n / 4]`, four codes a word, the first
     /// lowest; m_max, v_max f32 `[1, ⌈n / 256⌉]`; hyper f32 `[1, 520]`: AdamW's eight numbers, the map of m and the map of v
@@ -247,6 +255,8 @@ impl Op {
             Op::Fill { .. } => "fill",
             Op::GradNorm { .. } => "grad_norm",
             Op::AdamW { .. } => "adamw",
+            Op::Lion { .. } => "lion",
+            Op::Sgd { .. } => "sgd",
             Op::AdamW8bit { .. } => "adamw_8bit",
         }
     }
@@ -375,7 +385,7 @@ impl Op {
                 f(rows, Read);
                 f(out, Write);
             }
-            Op::HeadLoss { x, weight, labels, scale, logits, loss, dx } => {
+            Op::HeadLoss { x, weight, labels, scale, logits, loss, dx, .. } => {
                 for id in [x, weight, labels, scale] {
                     f(id, Read);
                 }
@@ -418,6 +428,13 @@ impl Op {
                 f(grads, Read);
                 f(m, ReadWrite);
                 f(v, ReadWrite);
+                f(norm, Read);
+                f(hyper, Read);
+            }
+            Op::Lion { params, grads, m, norm, hyper } | Op::Sgd { params, grads, m, norm, hyper } => {
+                f(params, ReadWrite);
+                f(grads, Read);
+                f(m, ReadWrite);
                 f(norm, Read);
                 f(hyper, Read);
             }

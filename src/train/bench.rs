@@ -79,11 +79,11 @@ pub fn run(model: &Arc<LoadedModel>, options: &TrainBenchOptions) -> Result<Trai
         tokens: batch * length,
         seqs: batch,
         max_len: length,
-        dropout: 0.0,
         recompute,
         scale,
-        optim,
+        optim: optim.into(),
         scale_loss,
+        ..TrainerOptions::default()
     };
     let mut trainer = Trainer::new(model.device.clone(), config, &model.weights, layout, &sizes)?;
     trainer.set_params(&params)?;

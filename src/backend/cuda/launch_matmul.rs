@@ -124,8 +124,8 @@ impl Recorder<'_> {
             Op::LoraExpand { u, b, slots, scales, rank, y } => {
                 self.lora_expand(&Expand { parts: &[[u, b, scales, y]], slots, rank })
             }
-            Op::HeadLoss { x, weight, labels, scale, logits, loss, dx } => {
-                self.head_loss(x, weight, [labels, scale, logits, loss], dx)
+            Op::HeadLoss { x, weight, labels, scale, smoothing, logits, loss, dx } => {
+                self.head_loss(x, weight, [labels, scale, logits, loss], smoothing, dx)
             }
             ref other => Err(Error::internal(format!("cuda: '{}' is no product", other.name()))),
         }
@@ -378,7 +378,14 @@ impl Recorder<'_> {
     }
 
     /// The loss, chunk by chunk. `[labels, scale, logits, loss]`.
-    fn head_loss(&mut self, x: TensorId, weight: TensorId, ids: [TensorId; 4], dx: Option<TensorId>) -> Result<()> {
+    fn head_loss(
+        &mut self,
+        x: TensorId,
+        weight: TensorId,
+        ids: [TensorId; 4],
+        smoothing: f32,
+        dx: Option<TensorId>,
+    ) -> Result<()> {
         let [labels, scale, logits, loss] = ids;
         let (r, t) = (self.rows(x), self.activation(&[x])?);
         let (view, dtype) = (self.weight(weight)?, self.decl(weight).dtype);
@@ -412,7 +419,7 @@ impl Recorder<'_> {
             };
             self.matmul(&product, t)?;
             let args = Args::new().ptrs(&[at_logits, self.at(labels)?, self.at(scale)?, self.at(loss)?, gradient]);
-            let args = self.live(args.u32(pitch).u32(rows).u32(vocab).u32(row0).u32(r.rows), r)?;
+            let args = self.live(args.u32(pitch).u32(rows).u32(vocab).u32(row0).u32(r.rows), r)?.f32(smoothing);
             self.launch("head_loss", &format!("head_loss_{}", suffix(t)), [rows, 1, 1], 1024, 0, args)?;
             if let Some(dx) = dx {
                 let product = ProductDx {

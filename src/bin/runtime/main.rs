@@ -41,7 +41,7 @@ enum Command {
     /// Log-probabilities of a text, token by token
     Score(score::Args),
     /// Fine-tune a LoRA adapter
-    Train(train::Args),
+    Train(Box<train::Args>),
     /// Write model and adapter as one model that transformers loads
     Merge(merge::Args),
     /// Serve a model over HTTP, with OpenAI's endpoints

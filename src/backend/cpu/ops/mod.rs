@@ -54,12 +54,14 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
             attention::forward(args, &stored, geometry, lse.is_some(), step)
         }
         Op::AttentionBackward { geometry, .. } => attention::backward(args, geometry),
-        Op::HeadLoss { dx, .. } => loss::head_loss(args, dx.is_some()),
+        Op::HeadLoss { dx, smoothing, .. } => loss::head_loss(args, dx.is_some(), *smoothing),
         Op::Sample { logits, .. } => sample::forward(args, step.cols(*logits)),
         Op::AdjustLogits { logits, .. } => logits::adjust(args, step.cols(*logits)),
         Op::TopLogprobs { logits, top, .. } => logits::top_logprobs(args, step.cols(*logits), step.cols(*top)),
         Op::GradNorm { .. } => optim::grad_norm(args),
         Op::AdamW { .. } => optim::adamw(args),
+        Op::Lion { .. } => optim::lion(args),
+        Op::Sgd { .. } => optim::sgd(args),
         Op::AdamW8bit { .. } => optim::adamw_8bit(args),
     }
 }
