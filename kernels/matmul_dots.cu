@@ -462,8 +462,10 @@ template <typename W, typename T, int N> DEVICE void matmul_dots(const RowsArgs&
             v *= inverse, up *= inverse;
         }
         if (p.bias) v += p.bias[n];
+        if (a.slots) v += adapter_term<T>(a, at.part, token, n);
         if (a.act) {
             if (a.part[1].bias) up += a.part[1].bias[n];
+            if (a.slots) up += adapter_term<T>(a, 1, token, n);
             v = (a.act == 1 ? activate<0>(v) : activate<1>(v)) * up;
         }
         store_out<T>(a, p, token, n, v);

@@ -27,6 +27,7 @@
 // with tiles = the parts' sum of ceil(n / 16) (act: ceil(n / 8)), x_rows = 1 if R == 2 and rows == 1, else R,
 // c = chunk = k rounded up to 128, or, if that is too much, up to 128 a part of it, S = 2 for q6_k, 0 for plain types,
 // q8_0 and nf4, else 1, B = 4 (R <= 4) or 2.
+// Adapters: see RowsArgs; their terms are added before the residual, in f32.
 // _any: block 256, grid min(ceil(rows of w / 8), SMs * 8), no dynamic shared memory.
 //
 // Measured on an H100, 2026-11-23, in graphs with dependent launches, bf16 activations, the blocks above, as a share of
@@ -640,6 +641,7 @@ DEVICE void finish_tile(const RowsArgs& a, u32 tile, const float* red, u32 red_w
             u32 n = at.row + row % 8;
             const float* bias = row < 8 ? p.bias : up.bias;
             if (bias && n < p.w.n) v += bias[n];
+            if (a.slots && n < p.w.n) v += adapter_term<T>(a, row / 8, token, n);
             float other = __shfl_down_sync(0xffffu << (threadIdx.x & 16), v, 8, 16);
             if (row < 8 && n < p.w.n) {
                 store_out<T>(a, p, token, n, (a.act == 1 ? activate<0>(v) : activate<1>(v)) * other);
@@ -647,6 +649,7 @@ DEVICE void finish_tile(const RowsArgs& a, u32 tile, const float* red, u32 red_w
         } else if (at.row + row < p.w.n) {
             u32 n = at.row + row;
             if (p.bias) v += p.bias[n];
+            if (a.slots) v += adapter_term<T>(a, at.part, token, n);
             store_out<T>(a, p, token, n, v);
         }
     }
@@ -915,9 +918,12 @@ template <typename W, typename T> DEVICE void matmul_rows_any(const RowsArgs& a)
             for (u32 j = 0; j < 4; j++) {
                 float sum = warp_sum(acc[j]);
                 if (p.bias) sum += p.bias[n];
+                bool adapted = a.slots && first + j < live;
+                if (adapted) sum += adapter_term<T>(a, part, first + j, n);
                 if (a.act) {
                     float other = warp_sum(acc_up[j]);
                     if (a.part[1].bias) other += a.part[1].bias[n];
+                    if (adapted) other += adapter_term<T>(a, 1, first + j, n);
                     sum = (a.act == 1 ? activate<0>(sum) : activate<1>(sum)) * other;
                 }
                 if (lane == 0 && first + j < live) store_out<T>(a, p, first + j, n, sum);

@@ -23,7 +23,33 @@ struct RowsArgs {
     u32 which, rows, ldx, parts;
     float eps;
     u32 act, out_f32, chunk;
+    // Adapters of rows of their own, where `slots` is given: to part p's result scales[slot] · u[p] · b[p][slot]ᵀ is added.
+    // u T [rows, rank], b T [slots · n, rank] or null; rank a multiple of 8.
+    const u32* slots;
+    const float* scales;
+    const void* u[3];
+    const void* b[3];
+    u32 rank, pad;
 };
+#define NO_SLOT 0xffffffffu
+
+// What the token's adapter adds to element n of a part's result.
+template <typename T> DEVICE float adapter_term(const RowsArgs& a, u32 part, u32 token, u32 n) {
+    u32 slot = a.slots[token];
+    if (slot == NO_SLOT || !a.b[part]) return 0.0f;
+    const T* u = (const T*)a.u[part] + token * a.rank;
+    const T* b = (const T*)a.b[part] + ((size_t)slot * a.part[part].w.n + n) * a.rank;
+    float sum = 0.0f;
+#pragma unroll 2
+    for (u32 r = 0; r < a.rank; r += 8) {
+        float v[8], w[8];
+        load8<T>(u + r, v);
+        load8<T>(b + r, w);
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) sum = fmaf(v[i], w[i], sum);
+    }
+    return sum * a.scales[slot];
+}
 
 DEVICE uint4 shared16(u32 address) {
     uint4 v;

@@ -18,6 +18,10 @@
 // dy, u or du with the bucket's rows; b map: W [N, K] (the same map forward and backward), B [N, r], A [r, K]. Ragged
 // edges are zeros on the way in and guarded on the way out; tiles that start at or past the live rows are skipped.
 //
+// With SLOTS (serving many adapters) the second product of an output is of each row's own adapter: A is [rows, slots · r],
+// a row's r numbers in the columns of its slot and zeros in all others, B [slots · N, r] as the bank holds it. A tile goes
+// over the slots between the least and the greatest that its rows have: rows sorted by slot have few.
+//
 // Launch: block 384; cluster (CLUSTER, 1, 1), compiled in; with tiles = ceil(rows / (128 · CLUSTER)) · Σ_o ceil(N_o /
 // BN) the grid is CLUSTER · min(tiles, SMs / CLUSTER); dynamic shared memory 1,024 + stages · (128 + BN) · 128 + 16 ·
 // stages bytes, stages = 4, 5, 6 for BN = 256, 192, 128. The variant of least ceil(tiles / (SMs / CLUSTER)) · w is the
@@ -52,11 +56,33 @@ template <int O, int P> struct MatmulArgs {
     u32 count;   // outputs used, 1..O
     u32 out_f32; // 1: out is f32
     u32 act;     // matmul_small's gated pair: 0 SiLU, 1 GELU
+    const u32* slots; // with SLOTS: the adapter of each row, NO_SLOT for none
 };
 
 #define TILE_M 128
 #define TILE_K 64
 #define BOX_BYTES 8192 // 64 × 64 elements: the box of every tensor map
+
+#define NO_SLOT 0xffffffffu
+
+// Slots that rows have: from `first` on, up to `end`; none: both 0.
+struct Slots {
+    u32 first = NO_SLOT, end = 0;
+    // This lane's part of `rows` rows from `row` on.
+    DEVICE void look(const u32* slots, u32 row, u32 rows, u32 live) {
+        for (u32 i = threadIdx.x % 32; i < rows; i += 32) {
+            if (row + i >= live) break;
+            u32 slot = slots[row + i];
+            if (slot != NO_SLOT) first = min(first, slot), end = max(end, slot + 1);
+        }
+    }
+    // What all lanes of the warp saw.
+    DEVICE void gather() {
+        end = __reduce_max_sync(FULL_WARP, end);
+        first = min(__reduce_min_sync(FULL_WARP, first), end);
+    }
+    DEVICE u32 count() const { return end - first; }
+};
 
 struct MatmulTile {
     u32 output, row, column;
@@ -170,7 +196,7 @@ template <int BN> struct MatmulRing {
     static constexpr int stages = BN == 256 ? 4 : BN == 192 ? 5 : 6;
 };
 
-template <typename T, int BN, int CLUSTER, int TRANSPOSE_B, int O, int P>
+template <typename T, int BN, int CLUSTER, int TRANSPOSE_B, bool SLOTS = false, int O, int P>
 DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
     constexpr int STAGES = MatmulRing<BN>::stages, STAGE_BYTES = MatmulRing<BN>::stage_bytes;
     constexpr int A_BYTES = TILE_M * TILE_K * 2;
@@ -201,29 +227,43 @@ DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
 
     if (group == 0) {
         registers_decrease<40>();
-        if (threadIdx.x == 0) {
+        // With SLOTS the whole warp looks at the rows' slots; one lane copies.
+        if (threadIdx.x < (SLOTS ? 32 : 1)) {
+            bool copies = threadIdx.x == 0;
             u32 stage = 0, phase = 0;
             for (u32 index = first; index < tiles; index += step) {
                 MatmulTile tile = matmul_tile<TILE_M * CLUSTER, BN>(args, index, m_tiles, n_tiles);
                 const MatmulOutput<P>& o = args.outputs[tile.output];
                 u32 row = tile.row + rank * TILE_M;
-                for (u32 p = 0; p < o.products; p++) {
-                    for (u32 k = 0; k < o.k[p]; k += TILE_K) {
-                        barrier_wait(empty + 8 * stage, phase ^ 1);
-                        u32 bar = full + 8 * stage, a = ring + stage * STAGE_BYTES, b = a + A_BYTES;
-                        barrier_arrive_expect(bar, STAGE_BYTES);
-                        tma_load(a, &o.a[p], bar, k, row);
-                        tma_load(a + BOX_BYTES, &o.a[p], bar, k, row + 64);
+                // One K block: columns ka of A, and kb, from row or column `at` on, of B.
+                auto load = [&](u32 p, u32 turn, u32 ka, u32 kb, u32 at) {
+                    barrier_wait(empty + 8 * stage, phase ^ 1);
+                    u32 bar = full + 8 * stage, a = ring + stage * STAGE_BYTES, b = a + A_BYTES;
+                    barrier_arrive_expect(bar, STAGE_BYTES);
+                    tma_load(a, &o.a[p], bar, ka, row);
+                    tma_load(a + BOX_BYTES, &o.a[p], bar, ka, row + 64);
 #pragma unroll
-                        for (u32 i = 0; i < BN / 64; i++) {
-                            u32 n = tile.column + 64 * i, to = b + i * BOX_BYTES;
-                            u32 x = TRANSPOSE_B ? n : k, y = TRANSPOSE_B ? k : n;
-                            if (CLUSTER == 1) tma_load(to, &o.b[p], bar, x, y);
-                            // With an odd number of boxes the odd one alternates.
-                            else if ((i + k / TILE_K * (BN / 64)) % 2 == rank)
-                                tma_load_multicast(to, &o.b[p], bar, x, y, 3);
-                        }
-                        if (++stage == STAGES) stage = 0, phase ^= 1;
+                    for (u32 i = 0; i < BN / 64; i++) {
+                        u32 n = at + 64 * i, to = b + i * BOX_BYTES;
+                        u32 x = TRANSPOSE_B ? n : kb, y = TRANSPOSE_B ? kb : n;
+                        if (CLUSTER == 1) tma_load(to, &o.b[p], bar, x, y);
+                        // With an odd number of boxes the odd one alternates.
+                        else if ((i + turn * (BN / 64)) % 2 == rank) tma_load_multicast(to, &o.b[p], bar, x, y, 3);
+                    }
+                    if (++stage == STAGES) stage = 0, phase ^= 1;
+                };
+                Slots slots;
+                if (SLOTS) slots.look(args.slots, tile.row, TILE_M * CLUSTER, live);
+                if (copies) {
+                    for (u32 p = 0; p < (SLOTS ? 1 : o.products); p++)
+                        for (u32 k = 0; k < o.k[p]; k += TILE_K) load(p, k / TILE_K, k, k, tile.column);
+                }
+                if (SLOTS && o.products > 1) {
+                    slots.gather();
+                    if (copies) {
+                        for (u32 slot = slots.first; slot < slots.end; slot++)
+                            for (u32 k = 0; k < o.k[1]; k += TILE_K)
+                                load(1, slot + k / TILE_K, slot * o.k[1] + k, k, slot * o.n + tile.column);
                     }
                 }
             }
@@ -241,9 +281,16 @@ DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
             MatmulTile tile = matmul_tile<TILE_M * CLUSTER, BN>(args, index, m_tiles, n_tiles);
             const MatmulOutput<P>& o = args.outputs[tile.output];
             u32 blocks = 0;
-            for (u32 p = 0; p < o.products; p++) blocks += (o.k[p] + TILE_K - 1) / TILE_K;
+            for (u32 p = 0; p < (SLOTS ? 1 : o.products); p++) blocks += (o.k[p] + TILE_K - 1) / TILE_K;
+            Slots slots;
+            if (SLOTS) slots.look(args.slots, tile.row, TILE_M * CLUSTER, live);
             float d[BN / 2];
             u32 previous = 0;
+            auto leave = [&](u32 read) {
+                if (!tells) return;
+                if (CLUSTER > 1) barrier_arrive_cluster(empty + 8 * read, told);
+                else barrier_arrive(empty + 8 * read);
+            };
             for (u32 k = 0; k < blocks; k++) {
                 barrier_wait(full + 8 * stage, phase);
                 u32 a = ring + stage * STAGE_BYTES + (group - 1) * BOX_BYTES, b = ring + stage * STAGE_BYTES + A_BYTES;
@@ -255,17 +302,31 @@ DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
                 wgmma_commit();
                 // This block runs on; the one before it has been read, so its stage is free.
                 wgmma_wait<1>();
-                if (k > 0 && tells) {
-                    if (CLUSTER > 1) barrier_arrive_cluster(empty + 8 * previous, told);
-                    else barrier_arrive(empty + 8 * previous);
-                }
+                if (k > 0) leave(previous);
                 previous = stage;
                 if (++stage == STAGES) stage = 0, phase ^= 1;
             }
             wgmma_wait<0>();
-            if (tells) {
-                if (CLUSTER > 1) barrier_arrive_cluster(empty + 8 * previous, told);
-                else barrier_arrive(empty + 8 * previous);
+            leave(previous);
+            if (SLOTS && o.products > 1) {
+                slots.gather();
+                u32 deep = (o.k[1] + TILE_K - 1) / TILE_K;
+                for (u32 i = 0; i < slots.count() * deep; i++) {
+                    u32 a = ring + stage * STAGE_BYTES + (group - 1) * BOX_BYTES, b = ring + stage * STAGE_BYTES + A_BYTES;
+                    u64 da = wgmma_descriptor(a, 0), db = wgmma_descriptor(b, BOX_BYTES);
+                    barrier_wait(full + 8 * stage, phase);
+                    // Past the rank B is zeros.
+                    u32 steps = (min(o.k[1] - i % deep * TILE_K, TILE_K) + 15) / 16;
+#pragma unroll 1
+                    for (u32 j = 0; j < steps; j++) {
+                        wgmma_fence();
+                        wgmma<T, BN, TRANSPOSE_B>(d, da + j * (32 >> 4), db + j * (32 >> 4), 1);
+                        wgmma_commit();
+                        wgmma_wait<0>();
+                    }
+                    leave(stage);
+                    if (++stage == STAGES) stage = 0, phase ^= 1;
+                }
             }
             u32 row = tile.row + rank * TILE_M + (group - 1) * 64 + warp * 16 + lane / 4;
             matmul_store<T, BN>(d, o, args.out_f32, row, tile.column, live);

@@ -20,6 +20,8 @@
 // of {64, HALF}; block 4 · HALF + 32, tiles = ceil(N / HALF), a ring of 196,608 (64) or 204,800 bytes (96), 1,024 + 16 ·
 // stages more. 12,288 rows are 128 tiles of 96: one wave.
 //
+// Compiled twice: with BY_SLOT the second product is of each row's own adapter (sm90_gemm.cuh), and nothing is gated.
+//
 // Measured (H100, 132 SMs, bf16, cold L2, graph replay, 2026-11-23), GB/s plain, with programmatic launch, cuBLAS:
 // 32×4096×4096 1959, 2248, 2352; 128×4096×4096 1774, 1944, 2411; 32×12288×4096 2464, 2557, 2521;
 // 128×12288×4096 2330, 2411, 2650; 32×4096×12288 2518, 2652, 2520; 128×4096×12288 2225, 2355, 2611;
@@ -29,10 +31,14 @@
 #include "activation.cuh"
 #include "sm90_gemm.cuh"
 
+#ifndef BY_SLOT
+#define BY_SLOT 0
+#endif
+
 #define KERNEL(name, T, BN, CLUSTER)                                                                                  \
     extern "C" __global__ __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384, 1)                                   \
         void name(const __grid_constant__ MatmulArgs<3, 2> args) {                                                    \
-        matmul_kernel<T, BN, CLUSTER, 0>(args);                                                                       \
+        matmul_kernel<T, BN, CLUSTER, 0, BY_SLOT>(args);                                                                       \
     }
 #define KERNELS(T)                                                                                                    \
     KERNEL(sm90_matmul_n256c2_##T, T, 256, 2)                                                                         \
@@ -86,7 +92,14 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
     const MatmulOutput<2>& o = args.outputs[output];
     u32 feature = tile * FEATURES;
     u32 blocks0 = (o.k[0] + TILE_K - 1) / TILE_K, blocks = blocks0;
-    if (o.products > 1) blocks += (o.k[1] + TILE_K - 1) / TILE_K;
+    // K blocks of the second product, or of one slot of it.
+    u32 deep = o.products > 1 ? (o.k[1] + TILE_K - 1) / TILE_K : 0;
+    Slots slots;
+    if (BY_SLOT) {
+        slots.look(args.slots, token, TOKENS, live_rows(args.counts, args.which, args.rows));
+        slots.gather();
+    }
+    blocks += BY_SLOT ? slots.count() * deep : deep;
     u32 begin = blocks * rank / splits, end = blocks * (rank + 1) / splits;
 
     if (threadIdx.x == THREADS) {
@@ -103,8 +116,21 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
     __syncthreads();
     launch_next();
 
+    // Which product a block is of, and its first k; with BY_SLOT also the rows of B and the columns of A before the slot's.
+    struct Place {
+        u32 p, k, row, column;
+    };
+    auto place = [&](u32 block) {
+        Place at = {block >= blocks0, block * TILE_K, 0, 0};
+        if (!at.p) return at;
+        u32 i = block - blocks0, slot = BY_SLOT ? slots.first + i / deep : 0;
+        at.k = (BY_SLOT ? i % deep : i) * TILE_K;
+        if (BY_SLOT) at.row = slot * o.n, at.column = slot * o.k[1];
+        return at;
+    };
     auto load_w = [&](u32 block, u32 stage) {
-        u32 p = block >= blocks0, k = (p ? block - blocks0 : block) * TILE_K, bar = full + 8 * stage;
+        Place at = place(block);
+        u32 p = at.p, k = at.k, bar = full + 8 * stage;
         barrier_arrive_expect(bar, STAGE_BYTES);
         u32 to = base + stage * STAGE_BYTES;
         if constexpr (GLU) {
@@ -112,14 +138,15 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
             for (int i = 0; i < 2; i++) tma_load(to + i * W_BYTES / 2, &args.outputs[i].b[p], bar, k, feature);
         } else {
 #pragma unroll
-            for (int i = 0; i < GROUPS; i++) tma_load(to + i * BOX_BYTES, &o.b[p], bar, k, feature + 64 * i);
+            for (int i = 0; i < GROUPS; i++) tma_load(to + i * BOX_BYTES, &o.b[p], bar, k, at.row + feature + 64 * i);
         }
     };
     auto load_x = [&](u32 block, u32 stage) {
-        u32 p = block >= blocks0, k = (p ? block - blocks0 : block) * TILE_K, bar = full + 8 * stage;
+        Place at = place(block);
+        u32 bar = full + 8 * stage;
 #pragma unroll
         for (int i = 0; i < TOKENS; i += 64)
-            tma_load(base + stage * STAGE_BYTES + W_BYTES + i * TILE_K * 2, &o.a[p], bar, k, token + i);
+            tma_load(base + stage * STAGE_BYTES + W_BYTES + i * TILE_K * 2, &o.a[at.p], bar, at.column + at.k, token + i);
     };
     if (group == GROUPS) {
         if (threadIdx.x == THREADS) {
@@ -140,8 +167,8 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
         __syncwarp();
     } else {
         float d[TOKENS / 2];
-        u32 stage = 0, phase = 0, previous = 0;
-        for (u32 block = begin; block < end; block++) {
+        u32 stage = 0, phase = 0, previous = 0, plain = BY_SLOT ? min(end, blocks0) : end;
+        for (u32 block = begin; block < plain; block++) {
             barrier_wait(full + 8 * stage, phase);
             u32 w = base + stage * STAGE_BYTES;
             u64 dw = wgmma_descriptor(w + group * BOX_BYTES, 0), dx = wgmma_descriptor(w + W_BYTES, 0);
@@ -156,6 +183,25 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }
         wgmma_wait<0>();
+        if (BY_SLOT && end > blocks0) {
+            if (begin < plain && threadIdx.x % 128 == 0) barrier_arrive(empty + 8 * previous);
+            for (u32 block = max(begin, blocks0); block < end; block++) {
+                barrier_wait(full + 8 * stage, phase);
+                u32 w = base + stage * STAGE_BYTES;
+                u64 dw = wgmma_descriptor(w + group * BOX_BYTES, 0), dx = wgmma_descriptor(w + W_BYTES, 0);
+                // Past the rank B is zeros.
+                u32 steps = (min(o.k[1] - (block - blocks0) % deep * TILE_K, TILE_K) + 15) / 16;
+#pragma unroll 1
+                for (u32 i = 0; i < steps; i++) {
+                    wgmma_fence();
+                    wgmma<T, TOKENS, 0>(d, dw + i * (32 >> 4), dx + i * (32 >> 4), block - begin + i);
+                    wgmma_commit();
+                    wgmma_wait<0>();
+                }
+                if (threadIdx.x % 128 == 0) barrier_arrive(empty + 8 * stage);
+                if (++stage == STAGES) stage = 0, phase ^= 1;
+            }
+        }
         named_barrier(1, THREADS); // all groups have read the ring
         u32 lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
 #pragma unroll
@@ -229,12 +275,18 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
     SMALL_KERNEL(sm90_matmul_t16_##T, T, 16, 2, false)                                                                \
     SMALL_KERNEL(sm90_matmul_t32_##T, T, 32, 2, false)                                                                \
     SMALL_KERNEL(sm90_matmul_t64_##T, T, 64, 2, false)                                                                \
-    SMALL_KERNEL(sm90_matmul_t128_##T, T, 128, 2, false)                                                              \
+    SMALL_KERNEL(sm90_matmul_t128_##T, T, 128, 2, false)
+SMALL_KERNELS(bf16)
+SMALL_KERNELS(f16)
+
+#if !BY_SLOT
+#define GATED_KERNELS(T)                                                                                              \
     SMALL_KERNEL(sm90_matmul_glu64_t32_##T, T, 32, 2, true)                                                           \
     SMALL_KERNEL(sm90_matmul_glu64_t64_##T, T, 64, 2, true)                                                           \
     SMALL_KERNEL(sm90_matmul_glu64_t128_##T, T, 128, 2, true)                                                         \
     SMALL_KERNEL(sm90_matmul_glu96_t32_##T, T, 32, 3, true)                                                           \
     SMALL_KERNEL(sm90_matmul_glu96_t64_##T, T, 64, 3, true)                                                           \
     SMALL_KERNEL(sm90_matmul_glu96_t128_##T, T, 128, 3, true)
-SMALL_KERNELS(bf16)
-SMALL_KERNELS(f16)
+GATED_KERNELS(bf16)
+GATED_KERNELS(f16)
+#endif

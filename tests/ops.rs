@@ -795,20 +795,84 @@ fn rotary_and_its_gradient() {
 #[test]
 fn loss_in_chunks() {
     for (dtype, k, smoothing) in [(DType::F32, 40, 0.0), (DType::Q8_0, 64, 0.0), (DType::F32, 40, 0.1)] {
-        for gradient in [false, true] {
+        for (gradient, weighted) in [(false, false), (true, false), (true, true)] {
             let (rows, vocab, chunk) = (10, 133, 4);
             let mut b = Builder::new("loss");
             let x = live_input(&mut b, "x", rows, k);
             let weight = b.weight("head", dtype, vocab, k);
             let labels = b.input("labels", DType::U32, 1, rows);
             let scale = b.input("scale", DType::F32, 1, 1);
+            let weights = weighted.then(|| b.input("weights", DType::F32, 1, rows));
             let logits = b.temp("logits", chunk, vocab, Live::All);
             let loss = b.output("loss", rows, 1, Live::Tokens);
             let dx: Option<TensorId> = gradient.then(|| b.output("dx", rows, k, Live::Tokens));
-            b.push(Op::HeadLoss { x, weight, labels, scale, smoothing, logits, loss, dx }).unwrap();
+            b.push(Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx }).unwrap();
             let mut given = counts(9, 0, 1);
             given.insert("labels", vec![5, 132, u32::MAX, 0, 7, 8, 9, u32::MAX, 100, 3]);
-            check(&format!("loss {dtype} {gradient} {smoothing}"), b.finish(), &given, 5e-6);
+            check(&format!("loss {dtype} {gradient} {weighted} {smoothing}"), b.finish(), &given, 5e-6);
+        }
+    }
+}
+
+/// Three pairs of which two are live, in sequences of different lengths; every loss.
+fn preference(rows: usize, which: u32) -> (Program, Given) {
+    let mut b = Builder::new("preference");
+    let loss = b.input("loss", DType::F32, rows, 1);
+    let kinds = b.input("kinds", DType::U32, 1, rows);
+    let bounds = b.input("bounds", DType::U32, 1, 7);
+    let reference = b.input("reference", DType::F32, 1, 6);
+    let hyper = b.input("hyper", DType::F32, 1, 4);
+    let place = Place::Output;
+    let decl = TensorDecl { name: "weights".into(), rows: 1, cols: rows, dtype: DType::F32, place, live: Live::All };
+    let weights = b.tensor(decl);
+    let pairs = b.output("pairs", 3, 4, Live::All);
+    b.push(Op::PreferenceLoss { loss, kinds, bounds, reference, hyper, weights, pairs }).unwrap();
+    let mut given = counts(14, 0, 4);
+    let floats = |all: &[f32]| all.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+    let losses: Vec<f32> = (0..rows).map(|t| 0.3 + 0.17 * ((t * 5) % 7) as f32).collect();
+    given.insert("loss", floats(&losses));
+    given.insert("kinds", (0..rows as u32).map(|t| [0, 1, 3, 1, 2, 3, 1][t as usize % 7]).collect());
+    given.insert("bounds", vec![0, 5, 8, 11, 14, 14, 14]);
+    given.insert("reference", floats(&[-1.5, -1.2, -2.0, -0.7, 0.0, 0.0]));
+    given.insert("hyper", floats(&[which as f32, 0.4, 0.25, 0.0]));
+    (b.finish(), given)
+}
+
+#[test]
+fn preference_losses() {
+    for which in 0..4 {
+        let (program, given) = preference(14, which);
+        check(&format!("preference {which}"), program, &given, 5e-6);
+    }
+}
+
+/// The tokens' weights are the derivative of the pairs' losses.
+#[test]
+fn preference_weights_by_differences() {
+    let cpu = cpu::open(ComputeType::F32).unwrap();
+    for which in 0..4 {
+        let (program, given) = preference(14, which);
+        let program = Arc::new(program);
+        let run = |given: &Given| {
+            let list = results(cpu.as_ref(), &program, given, 7);
+            let of = |wanted: &str| list.iter().find(|(n, ..)| n == wanted).map(|(_, t, b)| numbers(*t, b)).unwrap();
+            let total: f64 = of("pairs").chunks(4).map(|p| f64::from(p[0]) + 0.25 * f64::from(p[3])).sum();
+            (total, of("weights"))
+        };
+        let weights = run(&given).1;
+        for t in 0..14 {
+            let moved = |step: f32| {
+                let mut given = given.clone();
+                let losses = given.get_mut("loss").unwrap();
+                losses[t] = (f32::from_bits(losses[t]) + step).to_bits();
+                run(&given).0
+            };
+            let want = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+            let got = f64::from(weights[t]);
+            assert!(
+                (got - want).abs() <= 2e-3 * (1.0 + want.abs()),
+                "loss {which}, token {t}: {got}, by differences {want}"
+            );
         }
     }
 }
@@ -1211,7 +1275,8 @@ fn gradients_match_finite_differences() {
         let logits = b.temp("logits", 2, vocab, Live::All);
         let loss = b.output("out", rows, 1, Live::Tokens);
         let dx = b.output("dx", rows, k, Live::Tokens);
-        b.push(Op::HeadLoss { x, weight, labels: ids, scale, smoothing, logits, loss, dx: Some(dx) }).unwrap();
+        let weights = None;
+        b.push(Op::HeadLoss { x, weight, labels: ids, scale, weights, smoothing, logits, loss, dx: Some(dx) }).unwrap();
         loss_gradient(b.finish(), labels.clone());
     }
 }
@@ -1450,6 +1515,69 @@ fn adapters_of_each_row_on_cuda() {
                 let slot = |i: u32| if mixed { [1, u32::MAX, 4, 0][i as usize % 4] } else { i * 4 / rows as u32 };
                 given.insert("slots", (0..rows as u32).map(slot).collect());
                 check_cuda(&format!("adapters {bank} {dtype} {rows} mixed {mixed}"), &program, &given, 2e-5);
+            }
+        }
+    }
+}
+
+/// Adapters of each row where a norm is in front and a gated activation behind, or a residual is added.
+#[test]
+fn adapters_of_each_row_beside_norms_on_cuda() {
+    if nvidia().is_empty() {
+        return;
+    }
+    let (k, n, rank, adapters) = (512, 320, 16, 6);
+    for (rows, live) in [(1, 1), (2, 2), (8, 5), (16, 16), (48, 40), (128, 128), (384, 380)] {
+        for (dtype, gated) in [(DType::BF16, true), (DType::BF16, false), (DType::Q4_K, true), (DType::Q6_K, false)] {
+            let mut b = Builder::new("adapters");
+            let x = live_input(&mut b, "x", rows, k);
+            let slots = b.input("slots", DType::U32, 1, rows);
+            let scales = b.input("scales", DType::F32, 1, adapters);
+            let (mut seen, mut residual) = (x, None);
+            if gated {
+                let weight = b.weight("norm", DType::F32, 1, k);
+                seen = b.temp("seen", rows, k, Live::Tokens);
+                b.push(Op::RmsNorm { x, weight, eps: 1e-6, out: seen }).unwrap();
+            } else {
+                residual = Some(live_input(&mut b, "residual", rows, n));
+            }
+            let names: &[&str] = if gated { &["gate", "up"] } else { &["down"] };
+            let made: Vec<_> = names
+                .iter()
+                .map(|name| {
+                    let weight = b.weight(&format!("w {name}"), dtype, n, k);
+                    let y = match gated {
+                        true => b.temp(*name, rows, n, Live::Tokens),
+                        false => b.output(*name, rows, n, Live::Tokens),
+                    };
+                    b.push(Op::MatMul { x: seen, weight, bias: None, residual, out: y }).unwrap();
+                    y
+                })
+                .collect();
+            let halves: Vec<_> = names
+                .iter()
+                .map(|name| {
+                    let a =
+                        b.state(&format!("served a {name}"), &format!("a {name}"), 64, DType::F32, adapters * rank, k);
+                    let u = b.temp(format!("u {name}"), rows, rank, Live::Tokens);
+                    b.push(Op::LoraShrink { x: seen, a, slots: Some(slots), rank, out: u }).unwrap();
+                    u
+                })
+                .collect();
+            for ((name, u), y) in names.iter().zip(halves).zip(&made) {
+                let up = b.state(&format!("served b {name}"), &format!("b {name}"), 64, DType::F32, adapters * n, rank);
+                b.push(Op::LoraExpand { u, b: up, slots: Some(slots), scales, rank, y: *y }).unwrap();
+            }
+            if let [gate, up] = made[..] {
+                let out = b.output("glu", rows, n, Live::Tokens);
+                b.push(Op::Glu { gate, up, activation: Activation::Silu, out }).unwrap();
+            }
+            let program = b.finish();
+            for mixed in [false, true] {
+                let mut given = counts(live, 0, 1);
+                let slot = |i: u32| if mixed { [3, u32::MAX, 5, 0][i as usize % 4] } else { i * 6 / rows as u32 };
+                given.insert("slots", (0..rows as u32).map(slot).collect());
+                check_cuda(&format!("adapters {dtype} {rows} gated {gated} mixed {mixed}"), &program, &given, 2e-5);
             }
         }
     }

@@ -3,6 +3,7 @@
 //! - Few rows: an RMS norm and the products that alone read it (q, k, v; gate, up), and the gated activation after those.
 //! - Many rows, on Hopper: products that share x, each with its adapter's low-rank term accumulated in the same registers.
 //! - Between (17 to 128 rows, on Hopper): gate, up and the gated activation.
+//! - The same where each row has an adapter of its own (`fuse_adapters.rs`).
 //! - Elsewhere: a product goes to scratch in f32 before its adapter's term is added. Rounded to 16 bits it would swallow a
 //!   small term whole: SmolLM2's loss after six steps from B = 0 was 8 % (bf16) and 1.7 % (f16) above PEFT's.
 //! - Rows that are each alone in their sequence: norm, rotation, the cache's new rows, and the attention.
@@ -13,7 +14,7 @@
 
 use super::launch_glu::GATED_ROWS;
 use super::launch_lora::{Expand, MAX_RANK, Shrink};
-use super::launch_matmul::{FEW_ROWS, Product};
+use super::launch_matmul::{FEW_ROWS, Outputs, Product};
 use super::record::{Recorder, Rows};
 use super::tensor_map::{MatmulOutput, TensorMap};
 use crate::error::Result;
@@ -22,7 +23,7 @@ use crate::program::{Op, Place, TensorId};
 use crate::tensor::DType;
 
 /// Weights that one launch takes.
-const MOST: usize = 3;
+pub const MOST: usize = 3;
 
 /// Terms of one dx.
 const MOST_TERMS: usize = 6;
@@ -40,9 +41,15 @@ impl Recorder<'_> {
     /// Records the ops from `at` on as one where a kernel does them together; returns how many.
     pub fn fused(&mut self, at: usize) -> Result<Option<usize>> {
         match self.program.nodes[at].op {
-            Op::RmsNorm { .. } => self.norm_and_products(at),
-            Op::MatMul { .. } => match self.products_of_one_input(at)? {
-                None => self.product_and_adapter(at),
+            Op::RmsNorm { .. } => match self.norm_and_many_adapters(at)? {
+                None => self.norm_and_products(at),
+                fused => Ok(fused),
+            },
+            Op::MatMul { .. } => match self.products_of_many_adapters(at)? {
+                None => match self.products_of_one_input(at)? {
+                    None => self.product_and_adapter(at),
+                    fused => Ok(fused),
+                },
                 fused => Ok(fused),
             },
             Op::MatMulDw { .. } | Op::MatMulDx { .. } => self.terms_of_one_gradient(at),
@@ -65,7 +72,7 @@ impl Recorder<'_> {
             parts.push((*a, *out));
         }
         if let Some((x, slots, rank)) = shared {
-            self.lora_shrink(&Shrink { x, parts: &parts, slots, rank })?;
+            self.lora_shrink(&Shrink { x, parts: &parts, slots, rank, spread: None, norm: None })?;
         }
         Ok(parts.len())
     }
@@ -129,7 +136,7 @@ impl Recorder<'_> {
             && [*gate, *up].iter().all(|id| self.read_by(*id) == 1 && self.decl(*id).place == Place::Temp)
         {
             let first = Product { out: self.at(*out)?, ..*first };
-            self.matmul_rows(&[first, *second], t, norm, Some(*activation))?;
+            self.matmul_rows(&[first, *second], t, norm, Some(*activation), None)?;
             return Ok(Some(4));
         }
         let count = products.len();
@@ -137,7 +144,7 @@ impl Recorder<'_> {
         while let Some((first, ..)) = rest.first() {
             let run = rest.iter().take(MOST).take_while(|p| p.0.dtype == first.dtype).count();
             let together: Vec<Product> = rest[..run].iter().map(|p| p.0).collect();
-            self.matmul_rows(&together, t, norm, None)?;
+            self.matmul_rows(&together, t, norm, None, None)?;
             rest = &rest[run..];
         }
         Ok(Some(first + count))
@@ -171,7 +178,7 @@ impl Recorder<'_> {
             if products.iter().any(|p| p.dtype != products[0].dtype) {
                 return Ok(None);
             }
-            self.matmul_rows(&products, t, None, None)?;
+            self.matmul_rows(&products, t, None, None, None)?;
             return Ok(Some(nodes));
         }
         let fits = |p: &Adapted| {
@@ -207,7 +214,8 @@ impl Recorder<'_> {
                 output.push(u, TensorMap::new(t, shadow, n, p.rank, 64)?, p.rank);
             }
         }
-        self.sm90_outputs(outputs, list.len(), r, false, t, !adapted)?;
+        let count = list.len();
+        self.sm90_outputs(&Outputs { list: outputs, count, out_f32: false, constant: !adapted, slots: 0 }, r, t)?;
         Ok(Some(nodes))
     }
 
@@ -291,7 +299,7 @@ impl Recorder<'_> {
         while let Some((_, _, rank)) = rest.first().copied() {
             let run = rest.iter().take_while(|p| p.2 == rank).count();
             let parts: Vec<(TensorId, TensorId)> = rest.drain(..run).map(|(a, u, _)| (a, u)).collect();
-            self.lora_shrink(&Shrink { x, parts: &parts, slots: None, rank })?;
+            self.lora_shrink(&Shrink { x, parts: &parts, slots: None, rank, spread: None, norm: None })?;
         }
         Ok(())
     }
@@ -363,7 +371,8 @@ impl Recorder<'_> {
         dy.dtype == t && decl.rows.is_multiple_of(8) && (decl.dtype == t || decl.dtype.is_quantised() || adapter)
     }
 
-    fn op(&self, at: usize) -> Option<&Op> {
+    /// The op at `at`.
+    pub fn op(&self, at: usize) -> Option<&Op> {
         self.program.nodes.get(at).map(|node| &node.op)
     }
 }

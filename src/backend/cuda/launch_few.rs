@@ -38,6 +38,25 @@ struct RowsArgs {
     act: u32,
     out_f32: u32,
     chunk: u32,
+    adapters: FewAdapters,
+}
+
+/// Adapters of rows of their own: `scales[slot] · u · B[slot]ᵀ` is added to each product that has a B.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct FewAdapters {
+    /// u32 `[rows]`.
+    pub slots: u64,
+    /// f32 `[slots]`.
+    pub scales: u64,
+    /// First halves, `[rows, rank]`.
+    pub u: [u64; 3],
+    /// The bank's second halves, `[slots · n, rank]`, or 0.
+    pub b: [u64; 3],
+    /// A multiple of 8.
+    pub rank: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 impl Recorder<'_> {
@@ -49,6 +68,7 @@ impl Recorder<'_> {
         t: DType,
         norm: Option<(u64, f32)>,
         act: Option<Activation>,
+        adapters: Option<FewAdapters>,
     ) -> Result<()> {
         let first = &products[0];
         let k = first.weight.k as usize;
@@ -69,6 +89,7 @@ impl Recorder<'_> {
             },
             out_f32: u32::from(first.out_f32),
             chunk: k.next_multiple_of(128) as u32,
+            adapters: adapters.unwrap_or_else(bytemuck::Zeroable::zeroed),
         };
         for (part, p) in args.parts.iter_mut().zip(products) {
             *part = Part { weight: p.weight, bias: p.bias, residual: p.residual, out: p.out, ldo: p.weight.n, pad: 0 };

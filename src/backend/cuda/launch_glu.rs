@@ -43,6 +43,7 @@ impl Recorder<'_> {
                 Activation::Silu => 0,
                 Activation::GeluTanh => 1,
             },
+            slots: 0,
         };
         let stage = (2 * half + tokens) * 128;
         let ring = if half == 64 { 196_608 } else { 204_800 };
@@ -50,7 +51,7 @@ impl Recorder<'_> {
         let parts = parts(half);
         let (grid, block) = ([parts * n.div_ceil(half), 1, 1], 4 * half + 32);
         let name = format!("sm90_matmul_glu{half}_t{tokens}_{}", suffix(t));
-        let launch = self.launch("sm90_matmul", &name, grid, block, shared, Args::new().bytes(args.bytes()))?;
+        let launch = self.launch("sm90_matmul/0", &name, grid, block, shared, Args::new().bytes(args.bytes()))?;
         launch.cluster = Some(parts as u32);
         launch.overlaps = true;
         Ok(())

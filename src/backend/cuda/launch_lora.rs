@@ -25,6 +25,21 @@ pub struct Shrink<'a> {
     pub parts: &'a [(TensorId, TensorId)],
     pub slots: Option<TensorId>,
     pub rank: usize,
+    pub spread: Option<Spread<'a>>,
+    /// x is normalised first: address of the norm's weight, eps. For up to [`NORM_ROWS`] rows.
+    pub norm: Option<(u64, f32)>,
+}
+
+/// Most rows of a [`Shrink`] with a norm.
+pub const NORM_ROWS: usize = 32;
+
+/// Results of rows with an adapter each, scaled, in the columns of the adapter's slot and zeros in all others.
+pub struct Spread<'a> {
+    /// Addresses in the place of those of the parts' results: `[rows, slots · rank]`.
+    pub out: &'a [u64],
+    /// f32 `[slots]`.
+    pub scales: TensorId,
+    pub slots: usize,
 }
 
 /// `y += scale · u · Bᵀ` for up to three (u, B, scales, y).
@@ -41,9 +56,17 @@ impl Recorder<'_> {
     }
 
     /// Grid, tile name, threads and the splits' scratch of a product with a narrow result.
-    fn narrow_grid(&mut self, r: Rows, inner: usize, columns: usize) -> ([usize; 3], &'static str, usize, [u64; 2]) {
+    fn narrow_grid(
+        &mut self,
+        r: Rows,
+        inner: usize,
+        columns: usize,
+        slots: Option<TensorId>,
+    ) -> ([usize; 3], &'static str, usize, [u64; 2]) {
+        // A block goes over its rows once for each slot that they have: low tiles have one or two.
+        let low = if slots.is_some() { 1024 } else { 256 };
         let (name, rows, tile, threads) = match (r.rows, columns) {
-            (0..=256, _) => ("few", 16, 16, 128),
+            (rows, _) if rows <= low => ("few", 16, 16, 128),
             (_, 0..=16) => ("r16", 128, 16, 256),
             (_, 17..=32) => ("r32", 64, 32, 256),
             _ => ("r64", 64, 64, 256),
@@ -93,18 +116,30 @@ impl Recorder<'_> {
             }
             Ok(list)
         };
-        let (a, out) = (three(self, &|p| p.0)?, three(self, &|p| p.1)?);
+        let (a, mut out) = (three(self, &|p| p.0)?, [0; 3]);
+        let (scales, spread) = match &s.spread {
+            Some(spread) => {
+                out[..spread.out.len()].copy_from_slice(spread.out);
+                (self.at(spread.scales)?, spread.slots)
+            }
+            None => {
+                out = three(self, &|p| p.1)?;
+                (0, 0)
+            }
+        };
         let groups = s.parts.len();
         let whole = r.cols.is_multiple_of(8);
         let (grid, tile, threads, [partials, counters]) = match self.narrow_fast(t, r.cols) && s.rank <= MAX_RANK {
             // A block for each number of the result, f32 arithmetic.
-            _ if whole && (r.rows <= 32 || t == DType::F32) => ([s.rank, r.rows, groups], "one", 256, [0, 0]),
-            true => self.narrow_grid(r, r.cols, groups * s.rank),
+            _ if whole && (r.rows <= NORM_ROWS || t == DType::F32) => ([s.rank, r.rows, groups], "one", 256, [0, 0]),
+            true => self.narrow_grid(r, r.cols, groups * s.rank, s.slots),
             false => ([r.rows, groups, 1], "plain", 256, [0, 0]),
         };
         let args = Args::new().ptr(self.at(s.x)?).ptrs(&a).ptrs(&out).ptr(self.maybe(s.slots)?);
         let args = args.ptrs(&[partials, counters]).ptr(self.counts()?).u32(r.which);
-        let args = args.u32(r.rows).u32(r.cols).u32(s.rank).u32(groups);
+        let args = args.u32(r.rows).u32(r.cols).u32(s.rank).u32(groups).ptr(scales).u32(spread);
+        let (norm, eps) = s.norm.unwrap_or_default();
+        let args = args.ptr(norm).f32(eps);
         let file = format!("lora_shrink/{}", self.part(s.parts[0].0, t)?);
         let overlaps = self.caps.hopper();
         self.launch(&file, &format!("lora_shrink_{tile}_{}", suffix(t)), grid, threads, 0, args)?.overlaps = overlaps;
@@ -158,7 +193,7 @@ impl Recorder<'_> {
     pub fn lora_du(&mut self, dy: TensorId, b: TensorId, scale: Option<TensorId>, du: TensorId) -> Result<()> {
         let (r, t, rank) = (self.rows(dy), self.activation(&[dy, du])?, self.decl(b).cols);
         let (grid, tile, threads, [partials, counters]) = match self.narrow_fast(t, r.cols) {
-            true => self.narrow_grid(r, r.cols, rank),
+            true => self.narrow_grid(r, r.cols, rank, None),
             false => ([r.rows, 1, 1], "plain", 256, [0, 0]),
         };
         let args = Args::new().ptrs(&[self.at(dy)?, self.at(b)?, self.maybe(scale)?, self.at(du)?, partials, counters]);

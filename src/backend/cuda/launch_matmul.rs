@@ -49,6 +49,17 @@ struct ProductDx {
     which: usize,
 }
 
+/// Products of one launch on Hopper that are complete.
+pub struct Outputs {
+    pub list: [MatmulOutput<2>; 3],
+    pub count: usize,
+    pub out_f32: bool,
+    /// No kernel of the step writes what x is multiplied by: loading it may begin before the kernel ahead has ended.
+    pub constant: bool,
+    /// The address of the adapter of each row where the second products are theirs, else 0.
+    pub slots: u64,
+}
+
 /// Most rows that `matmul_rows` takes.
 pub const FEW_ROWS: usize = 16;
 
@@ -86,13 +97,13 @@ impl Recorder<'_> {
             }
             Op::MatMulDw { dy, x, scale, dw } => self.matmul_dw(dy, x, scale, dw),
             Op::LoraShrink { x, a, slots, rank, out } => {
-                self.lora_shrink(&Shrink { x, parts: &[(a, out)], slots, rank })
+                self.lora_shrink(&Shrink { x, parts: &[(a, out)], slots, rank, spread: None, norm: None })
             }
             Op::LoraExpand { u, b, slots, scales, rank, y } => {
                 self.lora_expand(&Expand { parts: &[[u, b, scales, y]], slots, rank })
             }
-            Op::HeadLoss { x, weight, labels, scale, smoothing, logits, loss, dx } => {
-                self.head_loss(x, weight, [labels, scale, logits, loss], smoothing, dx)
+            Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx } => {
+                self.head_loss(x, weight, [labels, scale, logits, loss], weights, smoothing, dx)
             }
             ref other => Err(Error::internal(format!("cuda: '{}' is no product", other.name()))),
         }
@@ -123,7 +134,7 @@ impl Recorder<'_> {
 
     pub fn matmul(&mut self, p: &Product, t: DType) -> Result<()> {
         if p.rows <= FEW_ROWS {
-            return self.matmul_rows(&[*p], t, None, None);
+            return self.matmul_rows(&[*p], t, None, None, None);
         }
         match self.dense(p.weight, p.dtype, t)? {
             Some(weight) => self.dense_product(&Product { weight, ..*p }, t),
@@ -269,7 +280,8 @@ impl Recorder<'_> {
         output.n = p.weight.n;
         (output.out, output.bias, output.residual) = (p.out, p.bias, p.residual);
         let outputs = [output, MatmulOutput::EMPTY, MatmulOutput::EMPTY];
-        self.sm90_outputs(outputs, 1, Rows { rows, cols: k, which: p.which }, p.out_f32, t, constant)
+        let r = Rows { rows, cols: k, which: p.which };
+        self.sm90_outputs(&Outputs { list: outputs, count: 1, out_f32: p.out_f32, constant, slots: 0 }, r, t)
     }
 
     /// Rows of the boxes in which x is read.
@@ -277,27 +289,21 @@ impl Recorder<'_> {
         rows.next_power_of_two().clamp(16, 64)
     }
 
-    /// Launches a Hopper product whose outputs are complete. `constant`: no kernel of the step writes what it multiplies x by, so it
-    /// may begin to load that before the kernel ahead has ended.
-    pub fn sm90_outputs(
-        &mut self,
-        outputs: [MatmulOutput<2>; 3],
-        count: usize,
-        r: Rows,
-        out_f32: bool,
-        t: DType,
-        constant: bool,
-    ) -> Result<()> {
+    /// Launches a Hopper product.
+    pub fn sm90_outputs(&mut self, outputs: &Outputs, r: Rows, t: DType) -> Result<()> {
+        let Outputs { list, count, out_f32, constant, slots } = *outputs;
         let args = MatmulArgs {
-            outputs,
+            outputs: list,
             counts: self.counts()?,
             which: r.which as u32,
             rows: r.rows as u32,
             count: count as u32,
             out_f32: u32::from(out_f32),
             act: 0,
+            slots,
         };
-        let widths: Vec<usize> = outputs[..count].iter().map(|o| o.n as usize).collect();
+        let file = if slots == 0 { "sm90_matmul/0" } else { "sm90_matmul/1" };
+        let widths: Vec<usize> = list[..count].iter().map(|o| o.n as usize).collect();
         let args = Args::new().bytes(args.bytes());
         let multiprocessors = self.caps.multiprocessors as usize;
         let tokens = [16, 32, 64, 128].into_iter().find(|tokens| *tokens >= r.rows).unwrap_or(128);
@@ -305,7 +311,9 @@ impl Recorder<'_> {
         let tiles = across * deep;
         // More rows, too, where their tiles would leave half of the chip idle: 256 × 1,024 × 3,072 takes 11.5 µs instead of 19.4.
         if deep == 1 || 2 * tiles <= multiprocessors {
-            let steps = outputs[0].k.iter().map(|k| k.div_ceil(64) as usize).sum::<usize>();
+            // A tile whose rows have no adapters has only the first product.
+            let products = if slots == 0 { 2 } else { 1 };
+            let steps = list[0].k[..products].iter().map(|k| k.div_ceil(64) as usize).sum::<usize>();
             let parts = split(tiles, steps, multiprocessors);
             let stages = match tokens {
                 16 => 10,
@@ -315,14 +323,14 @@ impl Recorder<'_> {
             };
             let shared = 197_632 + 16 * stages;
             let name = format!("sm90_matmul_t{tokens}_{}", suffix(t));
-            let launch = self.launch("sm90_matmul", &name, [parts * across, deep, 1], 288, shared, args)?;
+            let launch = self.launch(file, &name, [parts * across, deep, 1], 288, shared, args)?;
             launch.cluster = Some(parts as u32);
             launch.overlaps = constant;
             return Ok(());
         }
         let tile = hopper_tile(r.rows, &widths, multiprocessors);
         let name = format!("sm90_matmul_n{}c{}_{}", tile.columns, tile.cluster, suffix(t));
-        self.launch("sm90_matmul", &name, [tile.grid, 1, 1], 384, tile.shared, args).map(drop)
+        self.launch(file, &name, [tile.grid, 1, 1], 384, tile.shared, args).map(drop)
     }
 
     /// Launches a Hopper product of gradients: up to six terms of one result.
@@ -335,6 +343,7 @@ impl Recorder<'_> {
             count: 1,
             out_f32: 0,
             act: 0,
+            slots: 0,
         };
         let tile = hopper_tile(r.rows, &[r.cols], self.caps.multiprocessors as usize);
         let name = format!("sm90_matmul_dx_n{}c{}_{}", tile.columns, tile.cluster, suffix(t));
@@ -348,6 +357,7 @@ impl Recorder<'_> {
         x: TensorId,
         weight: TensorId,
         ids: [TensorId; 4],
+        weights: Option<TensorId>,
         smoothing: f32,
         dx: Option<TensorId>,
     ) -> Result<()> {
@@ -383,7 +393,8 @@ impl Recorder<'_> {
                 which: 2,
             };
             self.matmul(&product, t)?;
-            let args = Args::new().ptrs(&[at_logits, self.at(labels)?, self.at(scale)?, self.at(loss)?, gradient]);
+            let ids = [at_logits, self.at(labels)?, self.at(scale)?, self.maybe(weights)?, self.at(loss)?, gradient];
+            let args = Args::new().ptrs(&ids);
             let args = self.live(args.u32(pitch).u32(rows).u32(vocab).u32(row0).u32(r.rows), r)?.f32(smoothing);
             self.launch("head_loss", &format!("head_loss_{}", suffix(t)), [rows, 1, 1], 1024, 0, args)?;
             if let Some(dx) = dx {

@@ -11,6 +11,7 @@ mod context;
 mod cublaslt;
 mod executable;
 mod fuse;
+mod fuse_adapters;
 mod graph;
 mod launch;
 mod launch_attention;

@@ -114,6 +114,8 @@ pub struct MatmulArgs<const O: usize, const P: usize> {
     pub out_f32: u32,
     /// Of a gated pair: 0 SiLU, 1 GELU.
     pub act: u32,
+    /// u32 `[rows]`, where the second products are of each row's own adapter; else 0.
+    pub slots: u64,
 }
 
 impl<const O: usize, const P: usize> MatmulArgs<O, P> {

@@ -23,6 +23,7 @@ pub const VARIANTS: &[(&str, &str, &[&str])] = &[
     ("matmul_decode", "WEIGHT_ONLY", WEIGHTS),
     ("matmul_dots", "WEIGHT_ONLY", DOTS),
     ("matmul_rows", "WEIGHT_ONLY", WEIGHTS),
+    ("sm90_matmul", "BY_SLOT", &["0", "1"]),
 ];
 
 /// Each part of a file with the compiler option that makes it: `("attention/64", "-DHEAD_DIM=64")`; the file itself
