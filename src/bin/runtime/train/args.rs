@@ -33,7 +33,7 @@ struct Fields {
     model: Option<String>,
     /// JSON Lines, JSON or Parquet; rows are {"messages": […]}, {"conversations": […]}, {"instruction": …, "output": …},
     /// {"prompt": …, "completion": …} or {"text": …}. Several times: several files; FILE=0.5 uses half of the rows an epoch
-    #[arg(long, value_name = "FILE[=WEIGHT]", alias = "dataset")]
+    #[arg(long, value_name = "FILE[=WEIGHT]", alias = "dataset", value_parser = parse_data)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     data: Vec<DataFile>,
     /// Rows that cannot be read: end with an error (the default), or leave them out
@@ -203,7 +203,7 @@ struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
     save_total_limit: Option<usize>,
     /// Rows whose loss is measured on the way
-    #[arg(long, value_name = "FILE", aliases = ["eval-dataset", "eval_dataset", "eval_data"])]
+    #[arg(long, value_name = "FILE", value_parser = parse_data, aliases = ["eval-dataset", "eval_dataset", "eval_data"])]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     eval_data: Vec<DataFile>,
     /// Measure it every N steps [default: after each epoch]
@@ -234,6 +234,11 @@ struct Fields {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     sample_tokens: Option<usize>,
+}
+
+/// With its weight; clap would take the text as a path.
+fn parse_data(text: &str) -> Result<DataFile> {
+    text.parse()
 }
 
 impl Args {
