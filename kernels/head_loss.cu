@@ -1,13 +1,14 @@
 // Cross-entropy of a chunk of rows and its gradient with respect to the logits:
-// loss[row0 + i] = log Σ exp(l) − l[label], gradient[i][c] = scale · (softmax(l)[c] − [c = label]); both 0 where the label is
-// no token (u32::MAX). With smoothing ε, (1 − ε) · [c = label] + ε / vocab takes the label's place. logits f32 [chunk, vocab], labels u32 and loss f32 over all rows; gradient T [chunk, vocab] with rows
+// loss[row0 + i] = log Σ exp(l) − l[label], gradient[i][c] = scale · weights[row0 + i] · (softmax(l)[c] − [c = label]); both 0 where the label is
+// no token (u32::MAX). weights f32 over all rows, or null: all 1. With smoothing ε, (1 − ε) · [c = label] + ε / vocab takes the label's place. logits f32 [chunk, vocab], labels u32 and loss f32 over all rows; gradient T [chunk, vocab] with rows
 // `pitch` elements apart, or null where it is not wanted. It may lie where the logits do, row on row (pitch = vocab for
 // float, 2 · vocab else). One block of 1,024 threads a row, grid = rows of the chunk. The products before and after it are matmul and matmul_dx. Launched by launch_matmul.rs.
 #include "common.cuh"
 
 template <typename T>
-DEVICE void head_loss(const float* logits, const u32* labels, const float* scale, float* loss, T* gradient, u32 pitch,
-                      u32 chunk, u32 vocab, u32 row0, u32 rows, const u32* counts, u32 which, float smoothing) {
+DEVICE void head_loss(const float* logits, const u32* labels, const float* scale, const float* weights, float* loss,
+                      T* gradient, u32 pitch, u32 chunk, u32 vocab, u32 row0, u32 rows, const u32* counts, u32 which,
+                      float smoothing) {
     u32 i = blockIdx.x;
     if (i >= chunk || row0 + i >= live_rows(counts, which, rows)) return;
     const float* row = logits + (u64)i * vocab;
@@ -39,7 +40,8 @@ DEVICE void head_loss(const float* logits, const u32* labels, const float* scale
     __syncthreads();
     if (threadIdx.x == 0) loss[row0 + i] = logf(sum) - (1.0f - smoothing) * (wanted - all) - smoothing * (mean - all);
     if (d) {
-        float factor = scale[0], inverse = factor / sum, each = factor * smoothing / (float)vocab;
+        float factor = weights ? scale[0] * weights[row0 + i] : scale[0];
+        float inverse = factor / sum, each = factor * smoothing / (float)vocab;
         // A turn of all threads reads its logits before it writes, and what it writes lies where no later turn reads.
         for (u32 c0 = 0; c0 < vocab; c0 += blockDim.x) {
             u32 c = c0 + threadIdx.x;
@@ -53,8 +55,10 @@ DEVICE void head_loss(const float* logits, const u32* labels, const float* scale
 
 #define KERNEL(name, T)                                                                                               \
     extern "C" __global__ void __launch_bounds__(1024)                                                                \
-        name(const float* logits, const u32* labels, const float* scale, float* loss, T* gradient, u32 pitch,         \
-             u32 chunk, u32 vocab, u32 row0, u32 rows, const u32* counts, u32 which, float smoothing) {                \
-        head_loss<T>(logits, labels, scale, loss, gradient, pitch, chunk, vocab, row0, rows, counts, which, smoothing); \
+        name(const float* logits, const u32* labels, const float* scale, const float* weights, float* loss,           \
+             T* gradient, u32 pitch, u32 chunk, u32 vocab, u32 row0, u32 rows, const u32* counts, u32 which,          \
+             float smoothing) {                                                                                       \
+        head_loss<T>(logits, labels, scale, weights, loss, gradient, pitch, chunk, vocab, row0, rows, counts, which,  \
+                     smoothing);                                                                                      \
     }
 INSTANTIATE(KERNEL, head_loss)

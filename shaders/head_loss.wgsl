@@ -1,6 +1,8 @@
 // Cross-entropy of one chunk of rows, the logits turned into their gradient in place:
-// loss[row0 + i] = log Σ exp(l) − l[label], l[c] = scale · (softmax(l)[c] − [c = label]); both 0 where the label
-// is u32::MAX. With smoothing ε, (1 − ε) · [c = label] + ε / vocab takes the label's place. logits [chunk, vocab], labels and loss over all rows. GRADIENT: the gradient is wanted.
+// loss[row0 + i] = log Σ exp(l) − l[label], l[c] = scale · weights[row0 + i] · (softmax(l)[c] − [c = label]); both 0 where the label
+// is u32::MAX. logits [chunk, vocab], labels and loss over all rows. GRADIENT: the gradient is wanted.
+// With smoothing ε, (1 − ε) · [c = label] + ε / vocab takes the label's place.
+// WEIGHTED: there are weights over all rows, else they are all 1.
 // One workgroup a row. The products before and after it are matmul.wgsl and matmul_dx.wgsl.
 // Launched by launch_matmul.rs.
 
@@ -14,6 +16,9 @@ struct Params {
 #bind labels array<u32>
 #bind loss array<f32>
 #bind scale array<f32>
+#if WEIGHTED
+#bind weights array<f32>
+#endif
 #include "common.wgsl"
 #include "live.wgsl"
 #include "reduce.wgsl"
@@ -62,7 +67,11 @@ fn main(ids: Ids) {
     // others from overwriting it first.
     storageBarrier();
     workgroupBarrier();
+#if WEIGHTED
+    let factor = scale[0] * weights[p.row0 + i];
+#else
     let factor = scale[0];
+#endif
     let inverse = factor / sum;
     let each = factor * p.smoothing / f32(p.vocab);
     for (var c = ids.lid; c < p.vocab; c += ${WG}u) {

@@ -4,6 +4,7 @@ pub mod engine;
 pub mod error;
 pub mod ffi;
 pub mod format;
+pub mod grpo;
 pub mod model;
 pub mod program;
 #[cfg(feature = "serve")]

@@ -795,20 +795,84 @@ fn rotary_and_its_gradient() {
 #[test]
 fn loss_in_chunks() {
     for (dtype, k, smoothing) in [(DType::F32, 40, 0.0), (DType::Q8_0, 64, 0.0), (DType::F32, 40, 0.1)] {
-        for gradient in [false, true] {
+        for (gradient, weighted) in [(false, false), (true, false), (true, true)] {
             let (rows, vocab, chunk) = (10, 133, 4);
             let mut b = Builder::new("loss");
             let x = live_input(&mut b, "x", rows, k);
             let weight = b.weight("head", dtype, vocab, k);
             let labels = b.input("labels", DType::U32, 1, rows);
             let scale = b.input("scale", DType::F32, 1, 1);
+            let weights = weighted.then(|| b.input("weights", DType::F32, 1, rows));
             let logits = b.temp("logits", chunk, vocab, Live::All);
             let loss = b.output("loss", rows, 1, Live::Tokens);
             let dx: Option<TensorId> = gradient.then(|| b.output("dx", rows, k, Live::Tokens));
-            b.push(Op::HeadLoss { x, weight, labels, scale, smoothing, logits, loss, dx }).unwrap();
+            b.push(Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx }).unwrap();
             let mut given = counts(9, 0, 1);
             given.insert("labels", vec![5, 132, u32::MAX, 0, 7, 8, 9, u32::MAX, 100, 3]);
-            check(&format!("loss {dtype} {gradient} {smoothing}"), b.finish(), &given, 5e-6);
+            check(&format!("loss {dtype} {gradient} {weighted} {smoothing}"), b.finish(), &given, 5e-6);
+        }
+    }
+}
+
+/// Three pairs of which two are live, in sequences of different lengths; every loss.
+fn preference(rows: usize, which: u32) -> (Program, Given) {
+    let mut b = Builder::new("preference");
+    let loss = b.input("loss", DType::F32, rows, 1);
+    let kinds = b.input("kinds", DType::U32, 1, rows);
+    let bounds = b.input("bounds", DType::U32, 1, 7);
+    let reference = b.input("reference", DType::F32, 1, 6);
+    let hyper = b.input("hyper", DType::F32, 1, 4);
+    let place = Place::Output;
+    let decl = TensorDecl { name: "weights".into(), rows: 1, cols: rows, dtype: DType::F32, place, live: Live::All };
+    let weights = b.tensor(decl);
+    let pairs = b.output("pairs", 3, 4, Live::All);
+    b.push(Op::PreferenceLoss { loss, kinds, bounds, reference, hyper, weights, pairs }).unwrap();
+    let mut given = counts(14, 0, 4);
+    let floats = |all: &[f32]| all.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+    let losses: Vec<f32> = (0..rows).map(|t| 0.3 + 0.17 * ((t * 5) % 7) as f32).collect();
+    given.insert("loss", floats(&losses));
+    given.insert("kinds", (0..rows as u32).map(|t| [0, 1, 3, 1, 2, 3, 1][t as usize % 7]).collect());
+    given.insert("bounds", vec![0, 5, 8, 11, 14, 14, 14]);
+    given.insert("reference", floats(&[-1.5, -1.2, -2.0, -0.7, 0.0, 0.0]));
+    given.insert("hyper", floats(&[which as f32, 0.4, 0.25, 0.0]));
+    (b.finish(), given)
+}
+
+#[test]
+fn preference_losses() {
+    for which in 0..4 {
+        let (program, given) = preference(14, which);
+        check(&format!("preference {which}"), program, &given, 5e-6);
+    }
+}
+
+/// The tokens' weights are the derivative of the pairs' losses.
+#[test]
+fn preference_weights_by_differences() {
+    let cpu = cpu::open(ComputeType::F32).unwrap();
+    for which in 0..4 {
+        let (program, given) = preference(14, which);
+        let program = Arc::new(program);
+        let run = |given: &Given| {
+            let list = results(cpu.as_ref(), &program, given, 7);
+            let of = |wanted: &str| list.iter().find(|(n, ..)| n == wanted).map(|(_, t, b)| numbers(*t, b)).unwrap();
+            let total: f64 = of("pairs").chunks(4).map(|p| f64::from(p[0]) + 0.25 * f64::from(p[3])).sum();
+            (total, of("weights"))
+        };
+        let weights = run(&given).1;
+        for t in 0..14 {
+            let moved = |step: f32| {
+                let mut given = given.clone();
+                let losses = given.get_mut("loss").unwrap();
+                losses[t] = (f32::from_bits(losses[t]) + step).to_bits();
+                run(&given).0
+            };
+            let want = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+            let got = f64::from(weights[t]);
+            assert!(
+                (got - want).abs() <= 2e-3 * (1.0 + want.abs()),
+                "loss {which}, token {t}: {got}, by differences {want}"
+            );
         }
     }
 }
@@ -1211,7 +1275,8 @@ fn gradients_match_finite_differences() {
         let logits = b.temp("logits", 2, vocab, Live::All);
         let loss = b.output("out", rows, 1, Live::Tokens);
         let dx = b.output("dx", rows, k, Live::Tokens);
-        b.push(Op::HeadLoss { x, weight, labels: ids, scale, smoothing, logits, loss, dx: Some(dx) }).unwrap();
+        let weights = None;
+        b.push(Op::HeadLoss { x, weight, labels: ids, scale, weights, smoothing, logits, loss, dx: Some(dx) }).unwrap();
         loss_gradient(b.finish(), labels.clone());
     }
 }

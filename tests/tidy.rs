@@ -42,6 +42,8 @@ const EDGES: &[(&str, &[&str])] = &[
         "train",
         &["error", "tensor", "token", "format", "program", "backend", "model", "engine::memory", "engine::pacing"],
     ),
+    // Answers come from the engine and gradients from the trainer, of the same weights: it stands above both.
+    ("grpo", &["error", "tensor", "token", "format", "backend", "model", "engine", "train"]),
     ("serve", &["error", "token", "format", "backend", "model", "engine", "train"]),
     ("ffi", &["error", "token", "format", "backend", "model", "engine", "train"]),
 ];

@@ -5,7 +5,7 @@ Writes  tests/golden/tiny/NAME/  config.json, generation_config.json, *.safetens
         and expected.safetensors: for every sequence i  ids_i [T] i64  and  logits_i [T, vocab] f32.
         config.v4.json says the same in the keys of transformers 4, which most published checkpoints still use
         (rope_theta, rope_scaling, torch_dtype; no layer_types); the script checks that both give the same logits.
-        `chat` and `chat_llama` also carry tokenizer.json, tokenizer_config.json, chat_template.jinja (ChatML), and
+        `chat`, `chat_llama` and `chat_wide` also carry tokenizer.json, tokenizer_config.json, chat_template.jinja (ChatML), and
         tokens.json (strings with ids, and a rendered chat).
 Rerun   python scripts/golden/tiny.py     (half a minute; --model is accepted and not used)
 
@@ -74,6 +74,9 @@ VARIANTS = {
     "chat_llama": (LlamaConfig, LlamaForCausalLM, dict(vocab_size=320, intermediate_size=96, num_hidden_layers=3, max_position_embeddings=512,
                    tie_word_embeddings=True, attention_bias=True, **rope("llama3", 10000.0, factor=4.0, low_freq_factor=1.0,
                    high_freq_factor=4.0, original_max_position_embeddings=64)), "bfloat16", {}),
+    # Rows of 256 for K-quants, of 128 for what takes their place, all whole blocks of NF4.
+    "chat_wide": (LlamaConfig, LlamaForCausalLM, dict(hidden_size=256, intermediate_size=256, head_dim=32, vocab_size=320,
+                  max_position_embeddings=512, tie_word_embeddings=True), "bfloat16", {}),
 }
 
 # What to switch off to see that the logits notice it.
@@ -119,6 +122,7 @@ def chat_tokenizer():
 
 def randomise(model, seed):
     generator = torch.Generator().manual_seed(seed)
+    narrow = (BASE["hidden_size"] / model.config.hidden_size) ** 0.5
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
         if "norm" in name:
@@ -126,11 +130,11 @@ def randomise(model, seed):
         elif name.endswith("bias"):
             weight.data = 0.3 * noise
         elif "embed_tokens" in name:
-            weight.data = (0.35 if model.config.tie_word_embeddings else 1.0) * noise
+            weight.data = (0.35 * narrow if model.config.tie_word_embeddings else 1.0) * noise
         elif "lm_head" in name:
             weight.data = 0.2 * noise
         else:
-            weight.data = 0.17 * noise
+            weight.data = 0.17 * narrow * noise
     model.tie_weights()
 
 
@@ -180,10 +184,12 @@ def check_old_config(folder, config, ids, right):
 
 
 def main():
-    arguments(__doc__)
-    if OUT.exists():
+    only = arguments(__doc__, only={"choices": list(VARIANTS), "help": "write one checkpoint"}).only
+    if OUT.exists() and not only:
         shutil.rmtree(OUT)
     for seed, (name, (config_class, model_class, settings, dtype, save)) in enumerate(VARIANTS.items()):
+        if only and name != only:
+            continue
         folder = OUT / name
         config = config_class(**{**BASE, **settings}, attn_implementation="eager")
         model = model_class(config).float()

@@ -126,6 +126,7 @@ pub unsafe extern "C" fn runtime_model_load(
             backend: backend(options.backend)?,
             device: options.device as usize,
             compute: compute(options.compute)?,
+            weights: None,
         };
         let mut sizes = EngineOptions::default();
         if options.max_tokens > 0 {

@@ -1,10 +1,10 @@
 //! One checkpoint, wherever it comes from: configuration, tensors under Hugging Face names, tokenizer
 //! material and chat template, all checked against each other.
 
-use super::from_gguf;
 use super::gguf::{GgufFile, GgufMetadata};
 use super::safetensors::{self, Tensors};
 use super::source::Source;
+use super::{bnb, from_gguf};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::families::config_from_json;
@@ -82,11 +82,16 @@ impl Checkpoint {
         let from_gguf::Converted { config, raw_config, mut tensors } = from_gguf::convert(&file)?;
         check(source.name(), &config, &mut tensors)?;
         let chat_template = file.metadata.get_str("tokenizer.chat_template")?.map(str::to_owned);
+        let tokenizer = match file.metadata.get_str("tokenizer.ggml.model")? {
+            // What a model without a vocabulary says.
+            Some("none" | "no_vocab") => TokenizerSource::None,
+            _ => TokenizerSource::Gguf(file.metadata),
+        };
         Ok(Self {
             path: path.to_owned(),
             config,
             tensors,
-            tokenizer: TokenizerSource::Gguf(file.metadata),
+            tokenizer,
             chat_template,
             generation: Value::Null,
             raw_config,
@@ -110,7 +115,13 @@ impl Checkpoint {
                 }
             }
         }
-        let mut tensors = safetensors::read_folder(folder, &is_harmless)?;
+        let mut tensors = match bnb::is_nf4(&raw_config) {
+            true => safetensors::read_folder_with_bytes(folder, &is_harmless)?,
+            false => safetensors::read_folder(folder, &is_harmless)?,
+        };
+        if bnb::is_nf4(&raw_config) {
+            bnb::assemble(&folder.display().to_string(), &mut tensors)?;
+        }
         untie(&mut config, &mut tensors);
         check(&folder.display().to_string(), &config, &mut tensors)?;
         let (tokenizer, chat_template) = read_tokenizer(folder)?;

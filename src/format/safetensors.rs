@@ -26,7 +26,7 @@ pub type Tensors = BTreeMap<String, HostTensor>;
 /// [`Error::Format`] where the header is corrupt or the file truncated, [`Error::Unsupported`] naming a
 /// tensor whose type is not f32, f16 or bf16.
 pub fn read(source: &Source, skip: &dyn Fn(&str) -> bool) -> Result<Tensors> {
-    read_types(source, skip, false)
+    read_types(source, skip, &[])
 }
 
 /// Reads a file of this program's own state, which may hold u32, too.
@@ -34,10 +34,11 @@ pub fn read(source: &Source, skip: &dyn Fn(&str) -> bool) -> Result<Tensors> {
 /// # Errors
 /// As [`read`].
 pub fn read_state(source: &Source) -> Result<Tensors> {
-    read_types(source, &|_| false, true)
+    read_types(source, &|_| false, &[(FileType::U32, DType::U32)])
 }
 
-fn read_types(source: &Source, skip: &dyn Fn(&str) -> bool, integers: bool) -> Result<Tensors> {
+/// `more`: types besides the plain ones, and what they are read as.
+fn read_types(source: &Source, skip: &dyn Fn(&str) -> bool, more: &[(FileType, DType)]) -> Result<Tensors> {
     let file = source.name();
     let (header, metadata) = read_header(source)?;
     let data = 8 + header;
@@ -51,7 +52,9 @@ fn read_types(source: &Source, skip: &dyn Fn(&str) -> bool, integers: bool) -> R
             FileType::F32 => DType::F32,
             FileType::F16 => DType::F16,
             FileType::BF16 => DType::BF16,
-            FileType::U32 if integers => DType::U32,
+            other if more.iter().any(|(file, _)| *file == other) => {
+                more.iter().find(|(file, _)| *file == other).map_or(DType::F32, |(_, dtype)| *dtype)
+            }
             other => {
                 let at = data + start;
                 return Err(Error::unsupported(format!(
@@ -107,9 +110,21 @@ fn read_header(source: &Source) -> Result<(usize, Metadata)> {
 /// As [`read`]; also where a shard is missing, a shard's name leaves the folder, a tensor of the index is not
 /// in its shard, or two shards hold the same name.
 pub fn read_folder(folder: &Path, skip: &dyn Fn(&str) -> bool) -> Result<Tensors> {
+    read_folder_types(folder, skip, &[])
+}
+
+/// As [`read_folder`], of a folder that may also hold bytes, which are read as [`DType::I8`].
+///
+/// # Errors
+/// As [`read_folder`].
+pub fn read_folder_with_bytes(folder: &Path, skip: &dyn Fn(&str) -> bool) -> Result<Tensors> {
+    read_folder_types(folder, skip, &[(FileType::U8, DType::I8)])
+}
+
+fn read_folder_types(folder: &Path, skip: &dyn Fn(&str) -> bool, more: &[(FileType, DType)]) -> Result<Tensors> {
     let single = folder.join(SINGLE);
     if single.is_file() {
-        return read(&Source::open(&single)?, skip);
+        return read_types(&Source::open(&single)?, skip, more);
     }
     let index = folder.join(INDEX);
     if !index.is_file() {
@@ -123,7 +138,7 @@ pub fn read_folder(folder: &Path, skip: &dyn Fn(&str) -> bool) -> Result<Tensors
             let message = format!("the shard is missing from {}; download it again", folder.display());
             return Err(Error::format(index.display().to_string(), format!("shard '{shard}'"), message));
         }
-        let tensors = read(&Source::open(&path)?, skip)?;
+        let tensors = read_types(&Source::open(&path)?, skip, more)?;
         if let Some(name) = names.iter().find(|n| !skip(n) && !tensors.contains_key(*n)) {
             return Err(Error::format(
                 index.display().to_string(),

@@ -4,6 +4,10 @@
 //! and values lie (cache pages or the step's own rows) and what follows the last norm (logits of some
 //! rows, or the loss of all). The ops in between are the same.
 
+mod objective;
+
+pub use objective::{BaseProgram, Objective, ObjectiveInputs, base_program};
+
 use super::choice::logits;
 use super::config::ModelConfig;
 use super::lora::{LoraLayout, Projection};
@@ -158,6 +162,8 @@ pub struct TrainProgram {
     pub unscale: Option<Unscale>,
     /// f32 `[rows, 1]`: negative log-likelihood of each row's label, unscaled.
     pub loss: TensorId,
+    /// What the objective reads and writes besides.
+    pub objective: ObjectiveInputs,
 }
 
 /// How a training program is shaped.
@@ -179,6 +185,8 @@ pub struct TrainShape {
     pub smoothing: f32,
     /// Differentiate; else the program ends with the loss.
     pub gradients: bool,
+    /// What is minimised.
+    pub objective: Objective,
 }
 
 /// The forward pass over paged keys and values.
@@ -195,13 +203,26 @@ pub fn serve_program(model: &ModelShape, shape: &ServeShape, lora: Option<&LoraL
     let table = b.input("table", DType::U32, shape.seqs, shape.pages);
     let adapters = lora.map(|_| b.input("adapters", DType::U32, 1, rows));
     let kv = KeyValues::Cache { slots, table, shape: *shape };
-    let mut decoder =
-        Decoder { b, model, rows, positions, seqs, kv, lora, adapters, noise: None, dropout: 0.0, salt: 0 };
+    let mut decoder = Decoder {
+        b,
+        model,
+        rows,
+        positions,
+        seqs,
+        kv,
+        lora,
+        adapters,
+        noise: None,
+        smoothing: 0.0,
+        dropout: 0.0,
+        salt: 0,
+    };
     let h = decoder.body(ids)?;
     let head = if shape.gathered == 0 {
         let labels = decoder.b.input("labels", DType::U32, 1, rows);
         let scale = decoder.b.input("loss_scale", DType::F32, 1, 1);
-        ServeHead::Loss { labels, loss: decoder.loss(h, labels, scale, 0.0)? }
+        let (loss, _) = decoder.objective(h, [labels, scale, labels], Objective::Tokens)?;
+        ServeHead::Loss { labels, loss }
     } else {
         let gathered = shape.gathered;
         let rows = decoder.b.input("rows", DType::U32, 1, gathered);
@@ -238,15 +259,39 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
         scaled: b.input("unscale_b", DType::F32, 1, 1),
     });
     let kv = KeyValues::Own { bounds };
-    let dropout = shape.dropout;
-    let mut decoder =
-        Decoder { b, model, rows, positions, seqs, kv, lora: Some(lora), adapters: None, noise, dropout, salt: 0 };
+    let (dropout, smoothing) = (shape.dropout, shape.smoothing);
+    let mut decoder = Decoder {
+        b,
+        model,
+        rows,
+        positions,
+        seqs,
+        kv,
+        lora: Some(lora),
+        adapters: None,
+        noise,
+        smoothing,
+        dropout,
+        salt: 0,
+    };
     let h = decoder.body(ids)?;
-    let loss = decoder.loss(h, labels, loss_scale, shape.smoothing)?;
+    let (loss, objective) = decoder.objective(h, [labels, loss_scale, bounds], shape.objective)?;
     let forward = decoder.b.finish();
     if !shape.gradients {
         let program = forward;
-        return Ok(TrainProgram { program, ids, positions, seqs, bounds, labels, loss_scale, noise, unscale, loss });
+        return Ok(TrainProgram {
+            program,
+            ids,
+            positions,
+            seqs,
+            bounds,
+            labels,
+            loss_scale,
+            noise,
+            unscale,
+            loss,
+            objective,
+        });
     }
     let trainable: Vec<Trainable> = forward
         .ids()
@@ -259,7 +304,7 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
     } else if model.limits.recompute_cheap {
         program = recompute_cheap(program);
     }
-    Ok(TrainProgram { program, ids, positions, seqs, bounds, labels, loss_scale, noise, unscale, loss })
+    Ok(TrainProgram { program, ids, positions, seqs, bounds, labels, loss_scale, noise, unscale, loss, objective })
 }
 
 /// Where attention finds keys and values.
@@ -281,6 +326,8 @@ struct Decoder<'a> {
     adapters: Option<TensorId>,
     /// What is added to the embeddings.
     noise: Option<TensorId>,
+    /// What share of a label's weight is spread over the vocabulary.
+    smoothing: f32,
     dropout: f32,
     /// Counts dropout sites, so that each has its own mask.
     salt: u32,
@@ -467,20 +514,6 @@ impl Decoder<'_> {
         let tokens = self.b.tensor(decl);
         self.b.push(Op::Sample { logits, sampling, uniforms, tokens })?;
         Ok(ServeHead::Tokens { rows, sampling, uniforms, tokens })
-    }
-
-    fn loss(&mut self, h: TensorId, labels: TensorId, scale: TensorId, smoothing: f32) -> Result<TensorId> {
-        let vocab = self.model.config.vocab;
-        let limits = &self.model.limits;
-        let bytes = limits.logits_chunk_bytes.min(limits.max_tensor_bytes);
-        let chunk = (bytes / (vocab * 4)).clamp(1, self.rows);
-        // Whole tiles of the GPUs' large products.
-        let chunk = if chunk < 256 { chunk } else { chunk / 128 * 128 };
-        let logits = self.b.temp("logits_chunk", chunk, vocab, Live::All);
-        let weight = self.head_weight();
-        let loss = self.b.output("loss", self.rows, 1, Live::Tokens);
-        self.b.push(Op::HeadLoss { x: h, weight, labels, scale, smoothing, logits, loss, dx: None })?;
-        Ok(loss)
     }
 
     fn head_weight(&mut self) -> TensorId {

@@ -2,6 +2,7 @@
 
 use super::config::ModelConfig;
 use super::decoder::{ModelShape, buffers};
+use super::quantise::{is_quantised, quantised};
 use super::rope::rope_table;
 use crate::backend::{self, BackendChoice, Bindings, Buffer, BufferDesc, ComputeType, Device};
 use crate::error::{Error, Result};
@@ -21,6 +22,8 @@ pub struct LoadOptions {
     pub device: usize,
     /// Numeric type of the products.
     pub compute: ComputeType,
+    /// Type to which the linear modules of the layers are quantised; `None`: as they are in the file.
+    pub weights: Option<DType>,
 }
 
 /// A model whose weights are on a device. Engines and training jobs share it by reference.
@@ -49,11 +52,11 @@ impl LoadedModel {
     /// Opens the checkpoint at `path` and puts its weights on a device.
     ///
     /// # Errors
-    /// Those of [`Checkpoint::open`], [`backend::open`] and [`Device::upload`].
+    /// Those of [`Checkpoint::open`], [`backend::open`], [`Device::upload`] and of quantising.
     pub fn open(path: &Path, options: &LoadOptions) -> Result<Arc<Self>> {
         let checkpoint = Checkpoint::open(path)?;
         let device = backend::open(options.backend, options.device, options.compute)?;
-        Self::load(checkpoint, device)
+        Self::load_as(checkpoint, device, options.weights)
     }
 
     /// Puts an opened checkpoint on a device.
@@ -61,13 +64,21 @@ impl LoadedModel {
     /// # Errors
     /// Those of [`Device::upload`], and of the tokenizer and the chat template.
     pub fn load(checkpoint: Checkpoint, device: Arc<dyn Device>) -> Result<Arc<Self>> {
+        Self::load_as(checkpoint, device, None)
+    }
+
+    /// As [`LoadedModel::load`], with the linear modules of the layers quantised to `dtype`, one after another.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::load`]; [`Error::Invalid`] where a weight is quantised already, or its rows are not whole blocks.
+    pub fn load_as(checkpoint: Checkpoint, device: Arc<dyn Device>, dtype: Option<DType>) -> Result<Arc<Self>> {
         let (tokenizer, chat) = text_tools(&checkpoint)?;
         let mut weights = Bindings::with_capacity(checkpoint.tensors.len());
         for (name, tensor) in &checkpoint.tensors {
-            let buffer = if tensor.shape.len() == 1 {
-                device.upload(name, &vector_f32(tensor)?)
-            } else {
-                device.upload(name, tensor)
+            let buffer = match dtype.filter(|_| is_quantised(name)) {
+                _ if tensor.shape.len() == 1 => device.upload(name, &vector_f32(tensor)?),
+                Some(dtype) => device.upload(name, &quantised(name, tensor, dtype)?),
+                None => device.upload(name, tensor),
             };
             weights.insert(name.clone(), buffer?);
         }

@@ -8,6 +8,7 @@ pub mod keys;
 mod loaded;
 pub mod lora;
 pub mod optimizer;
+mod quantise;
 pub mod rope;
 mod rope_config;
 pub mod weights;

@@ -246,12 +246,23 @@ impl Builder {
                 Ok(())
             }
             Op::GatherRows { x, rows, out } => shape(*out, d(*rows).cols, d(*x).cols),
-            Op::HeadLoss { x, weight, labels, logits, loss, dx, .. } => {
+            Op::HeadLoss { x, weight, labels, weights, logits, loss, dx, .. } => {
                 shape(*weight, d(*weight).rows, d(*x).cols)?;
                 shape(*labels, 1, d(*x).rows)?;
                 shape(*logits, d(*logits).rows, d(*weight).rows)?;
                 shape(*loss, d(*x).rows, 1)?;
+                weights.map_or(Ok(()), |weights| shape(weights, 1, d(*x).rows))?;
                 dx.map_or(Ok(()), |dx| same(dx, *x))
+            }
+            Op::PreferenceLoss { loss, kinds, bounds, reference, hyper, weights, pairs } => {
+                let (rows, count) = (d(*loss).rows, d(*pairs).rows);
+                shape(*loss, rows, 1)?;
+                shape(*kinds, 1, rows)?;
+                shape(*bounds, 1, 2 * count + 1)?;
+                shape(*reference, 1, 2 * count)?;
+                shape(*hyper, 1, 4)?;
+                shape(*weights, 1, rows)?;
+                shape(*pairs, count, 4)
             }
             Op::Sample { logits, sampling, uniforms, tokens } => {
                 shape(*sampling, d(*logits).rows, 4)?;

@@ -39,7 +39,7 @@ pub fn differentiate(forward: Program, trainable: &[Trainable], unscale: Option<
     }
     for (index, node) in nodes.iter().enumerate().rev() {
         walk.b.segment(node.segment);
-        if let Op::HeadLoss { x, .. } = &node.op {
+        if let (Op::HeadLoss { x, .. }, true) = (&node.op, index + 1 == nodes.len()) {
             walk.seed_loss(index, *x)?;
         } else {
             walk.vjp(&node.op)?;
@@ -258,6 +258,8 @@ impl Walk {
                 self.push_all([add_gate, add_up])
             }
             Op::Embed { table, .. } => self.refuse(op, *table),
+            // What works out the last loss's weights: that is its derivative already.
+            Op::HeadLoss { .. } | Op::PreferenceLoss { .. } => Ok(()),
             other => {
                 let reached = other.operands().iter().any(|(id, _)| self.wants(*id));
                 if reached {

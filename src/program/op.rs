@@ -154,17 +154,42 @@ pub enum Op {
     GatherRows { x: TensorId, rows: TensorId, out: TensorId },
     /// Cross-entropy of `softmax(x · weightᵀ)` against labels u32 `[1, T]` (`u32::MAX`: not counted, loss 0), in
     /// row chunks so that the logits never exist whole: `logits` `[chunk, V]` is scratch. `loss` f32 `[T, 1]` in
-    /// nat. Where `dx` is there, `dx = scale · (softmax − onehot) · weight`, scale f32 `[1, 1]`. With `smoothing` ε the label is
-    /// `(1 − ε) · onehot + ε / V` instead, in loss and gradient (transformers' `LabelSmoother`).
+    /// nat. Where `dx` is there, `dx = scale · weights[t] · (softmax − onehot) · weight`, scale f32 `[1, 1]`, weights f32
+    /// `[1, T]` (all 1 where absent).
+    /// With `smoothing` ε the label is `(1 − ε) · onehot + ε / V` instead, in loss and gradient (transformers' `LabelSmoother`).
     HeadLoss {
         x: TensorId,
         weight: TensorId,
         labels: TensorId,
         scale: TensorId,
         smoothing: f32,
+        weights: Option<TensorId>,
         logits: TensorId,
         loss: TensorId,
         dx: Option<TensorId>,
+    },
+    /// The loss of pairs of sequences, a preferred one c and a rejected one r after it, and its derivative with respect to
+    /// each token's cross-entropy. Sequence s has the rows `bounds[s] .. bounds[s + 1]` (u32 `[1, 2 · pairs + 1]`) of
+    /// `loss` f32 `[T, 1]`; kinds u32 `[1, T]`: bit 0 counts a token in its sequence's log-probability `p(s) = −Σ loss`, bit 1 in
+    /// the likelihood that is kept up beside the preference; `n(s)`: tokens with bit 0. hyper f32 `[1, 4]`: which loss,
+    /// β, ν; `reference[s]` f32 `[1, 2 · pairs]` is p(s) of the model that is not trained. With
+    /// `m = (p(c) − reference(c)) − (p(r) − reference(r))`:
+    ///
+    /// | 0 | sigmoid | `−log σ(β m)` | <https://arxiv.org/abs/2305.18290> |
+    /// | 1 | hinge | `max(0, 1 − β m)` | <https://arxiv.org/abs/2305.10425> |
+    /// | 2 | ipo | `(m − 1/2β)²`, p and reference divided by n | <https://arxiv.org/abs/2310.12036> |
+    /// | 3 | orpo | `−β log σ(o(p(c)/n(c)) − o(p(r)/n(r)))`, `o(l) = l − log(1 − eˡ)` | <https://arxiv.org/abs/2403.07691> |
+    ///
+    /// `weights[t]` f32 `[1, T]` is the derivative, and ν more for tokens with bit 1. `pairs` f32 `[pairs, 4]`: the loss, p(c),
+    /// p(r), and Σ loss of the tokens with bit 1. Live are `counts[2] / 2` pairs.
+    PreferenceLoss {
+        loss: TensorId,
+        kinds: TensorId,
+        bounds: TensorId,
+        reference: TensorId,
+        hyper: TensorId,
+        weights: TensorId,
+        pairs: TensorId,
     },
     /// `tokens[i]` drawn from row i of logits (f32 `[R, V]`): sampling f32 `[R, 4]` holds temperature, top-k, top-p and
     /// min-p, uniforms f32 `[1, R]` a number u of [0, 1), tokens u32 `[R, 1]`. Temperature 0 takes the first of the
@@ -248,6 +273,7 @@ impl Op {
             Op::GluBackward { .. } => "glu_backward",
             Op::GatherRows { .. } => "gather_rows",
             Op::HeadLoss { .. } => "head_loss",
+            Op::PreferenceLoss { .. } => "preference_loss",
             Op::Sample { .. } => "sample",
             Op::AdjustLogits { .. } => "adjust_logits",
             Op::TopLogprobs { .. } => "top_logprobs",
@@ -385,15 +411,23 @@ impl Op {
                 f(rows, Read);
                 f(out, Write);
             }
-            Op::HeadLoss { x, weight, labels, scale, logits, loss, dx, .. } => {
+            Op::HeadLoss { x, weight, labels, scale, weights, logits, loss, dx, .. } => {
                 for id in [x, weight, labels, scale] {
                     f(id, Read);
                 }
+                visit_all([weights], f);
                 f(logits, Write);
                 f(loss, Write);
                 if let Some(dx) = dx {
                     f(dx, Write);
                 }
+            }
+            Op::PreferenceLoss { loss, kinds, bounds, reference, hyper, weights, pairs } => {
+                for id in [loss, kinds, bounds, reference, hyper] {
+                    f(id, Read);
+                }
+                f(weights, Write);
+                f(pairs, Write);
             }
             Op::Sample { logits, sampling, uniforms, tokens } => {
                 for id in [logits, sampling, uniforms] {

@@ -72,7 +72,7 @@ impl Engine {
     }
 
     /// Ids of added tokens, and whether each is special.
-    fn added(&self) -> Vec<(u32, bool)> {
+    pub(super) fn added(&self) -> Vec<(u32, bool)> {
         let added = match self {
             Self::Json(tokenizer) => tokenizer.get_added_tokens_decoder(),
             Self::SentencePiece(tokenizer) => tokenizer.get_added_tokens_decoder(),

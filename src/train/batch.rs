@@ -78,6 +78,14 @@ impl Order {
         me
     }
 
+    /// Each two rows are an item; with `seed` in a new order every epoch.
+    pub fn pairs(rows: &Rows, weights: &[f64], seed: Option<u64>) -> Self {
+        let mut me = Self { items: 0, bins: None, files: Vec::new(), seed, cached: None };
+        rows.files().iter().enumerate().for_each(|(i, file)| me.add_file(file.len() / 2, weights.get(i)));
+        let pairs = (0..me.items as u32).map(|i| vec![2 * i, 2 * i + 1]).collect();
+        Self { bins: Some(pairs), ..me }
+    }
+
     /// Bins of at most `size` tokens are the items. Rows of one bin come from one file.
     pub fn bins(rows: &Rows, weights: &[f64], size: usize, seed: Option<u64>) -> Self {
         let bins = |file: &Range<usize>| {

@@ -212,6 +212,7 @@ fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-fn data_hash(rows: &Rows) -> String {
+/// FNV-1a over ids and masks, in hexadecimal.
+pub fn data_hash(rows: &Rows) -> String {
     format!("{:016x}", rows.hash())
 }

@@ -76,6 +76,17 @@ pub struct DataReport {
     pub bins: usize,
 }
 
+impl DataReport {
+    /// Fills in the lengths of some rows.
+    pub(crate) fn measure(&mut self, rows: &Rows) {
+        let mut lengths: Vec<usize> = (0..rows.len()).map(|i| rows.tokens(i)).collect();
+        lengths.sort_unstable();
+        let count = lengths.len();
+        let at = |share: usize| lengths.get((count * share).div_ceil(100).max(1) - 1).copied().unwrap_or(0);
+        (self.shortest, self.median, self.p95, self.longest) = (at(0), at(50), at(95), at(100));
+    }
+}
+
 /// Rows that are tokenised at a time, on all cores.
 const CHUNK: usize = 512;
 /// Malformed rows whose messages are kept.
@@ -193,11 +204,7 @@ impl Set<'_> {
         if self.rows.is_empty() {
             return Err(nothing_left(files, self.recipe, &self.report));
         }
-        let mut lengths: Vec<usize> = (0..self.rows.len()).map(|i| self.rows.tokens(i)).collect();
-        lengths.sort_unstable();
-        let at = |share: usize| lengths[(lengths.len() * share).div_ceil(100).clamp(1, lengths.len()) - 1];
-        let report = &mut self.report;
-        (report.shortest, report.median, report.p95, report.longest) = (lengths[0], at(50), at(95), at(100));
+        self.report.measure(&self.rows);
         Ok((self.rows, self.report))
     }
 }

@@ -1,13 +1,21 @@
-//! Model and adapter as one: `W + scale · B · A` for every target, in Hugging Face's layout.
+//! Model and adapter as one: `W + scale · B · A` for every target, in Hugging Face's layout (here) or as GGUF (`gguf`).
+//!
+//! Weights are merged while they are written, one tensor at a time.
+
+mod card;
+mod gguf;
+
+pub use card::{Card, write_card};
+pub use gguf::{FileType, write_adapter_gguf, write_model_gguf};
 
 use crate::error::{Error, Result};
+use crate::format::lazy::{Bytes, LazyTensor};
 use crate::format::peft::{Adapter, LoraWeights};
-use crate::format::quant::dequantise_row;
-use crate::format::safetensors_write::{MAX_SHARD_BYTES, write_folder, write_json};
+use crate::format::quant::{dequantise_row, quantise_row};
+use crate::format::safetensors_write::{MAX_SHARD_BYTES, write_folder_lazy, write_json};
 use crate::format::{Checkpoint, TokenizerSource};
 use crate::model::text_tools;
-use crate::tensor::{DType, HostBytes, HostTensor};
-use half::{bf16, f16};
+use crate::tensor::{DType, HostTensor};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -22,7 +30,8 @@ pub struct MergeReport {
     pub bytes: u64,
 }
 
-/// Writes the merged model into `folder`: weights, configuration, tokenizer. transformers and this crate load it.
+/// Writes the model into `folder`, merged with `adapter` where there is one: weights, configuration, tokenizer.
+/// transformers and this crate load it.
 ///
 /// `dtype` is f32, f16 or bf16; `None` keeps the model's own, and takes f32 for a quantised model. The sum is made
 /// in f32 and rounded once.
@@ -30,7 +39,12 @@ pub struct MergeReport {
 /// # Errors
 /// [`Error::Invalid`] for an adapter that does not fit, a value that f16 cannot hold, or `folder` being the model's
 /// own; [`Error::Io`].
-pub fn merge(checkpoint: &Checkpoint, adapter: &Adapter, folder: &Path, dtype: Option<DType>) -> Result<MergeReport> {
+pub fn merge(
+    checkpoint: &Checkpoint,
+    adapter: Option<&Adapter>,
+    folder: &Path,
+    dtype: Option<DType>,
+) -> Result<MergeReport> {
     let dtype = dtype.unwrap_or_else(|| own_dtype(checkpoint));
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     // The source is memory-mapped: overwriting it would tear it from under us.
@@ -39,29 +53,39 @@ pub fn merge(checkpoint: &Checkpoint, adapter: &Adapter, folder: &Path, dtype: O
     if same(source, folder) || source.parent().is_some_and(|parent| source.is_file() && same(parent, folder)) {
         return Err(Error::invalid(format!("{}: is the model's own folder; name another one", folder.display())));
     }
-    for module in adapter.modules.keys() {
+    check_modules(checkpoint, adapter)?;
+    let tensors: Vec<LazyTensor> = checkpoint
+        .tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let lora = lora_of(adapter, name);
+            LazyTensor::new(name, dtype, tensor.shape.clone(), move || merged(name, tensor, lora, dtype))
+        })
+        .collect();
+    write_folder_lazy(folder, &tensors, MAX_SHARD_BYTES)?;
+    write_json(&folder.join("config.json"), &config_json(checkpoint, dtype))?;
+    write_json(&folder.join("generation_config.json"), &generation_json(checkpoint))?;
+    write_tokenizer(checkpoint, folder)?;
+    Ok(MergeReport { dtype, bytes: tensors.iter().filter_map(LazyTensor::byte_len).map(|bytes| bytes as u64).sum() })
+}
+
+/// Every module of the adapter is one of the model's.
+fn check_modules(checkpoint: &Checkpoint, adapter: Option<&Adapter>) -> Result<()> {
+    for module in adapter.iter().flat_map(|adapter| adapter.modules.keys()) {
         if !checkpoint.tensors.contains_key(&format!("{module}.weight")) {
             return Err(Error::invalid(format!("the adapter changes '{module}', which the model does not have")));
         }
     }
-    let merged: Vec<(String, HostTensor)> = checkpoint
-        .tensors
-        .par_iter()
-        .map(|(name, tensor)| {
-            let lora = name.strip_suffix(".weight").and_then(|module| adapter.modules.get(module));
-            Ok((name.clone(), merged_tensor(name, tensor, lora, dtype)?))
-        })
-        .collect::<Result<_>>()?;
-    let tensors: BTreeMap<String, HostTensor> = merged.into_iter().collect();
-    write_folder(folder, &tensors, MAX_SHARD_BYTES)?;
-    write_json(&folder.join("config.json"), &config_json(checkpoint, dtype))?;
-    write_json(&folder.join("generation_config.json"), &generation_json(checkpoint))?;
-    write_tokenizer(checkpoint, folder)?;
-    Ok(MergeReport { dtype, bytes: tensors.values().map(|tensor| tensor.data.len() as u64).sum() })
+    Ok(())
 }
 
-/// The type of most of the model's numbers; f32 where they are quantised.
-fn own_dtype(checkpoint: &Checkpoint) -> DType {
+/// What an adapter adds to a tensor.
+fn lora_of<'a>(adapter: Option<&'a Adapter>, tensor: &str) -> Option<&'a LoraWeights> {
+    adapter?.modules.get(tensor.strip_suffix(".weight")?)
+}
+
+/// The type of most of a model's numbers; f32 where they are quantised.
+pub fn own_dtype(checkpoint: &Checkpoint) -> DType {
     let mut counts: BTreeMap<DType, usize> = BTreeMap::new();
     for tensor in checkpoint.tensors.values() {
         *counts.entry(tensor.dtype).or_default() += tensor.len();
@@ -70,19 +94,16 @@ fn own_dtype(checkpoint: &Checkpoint) -> DType {
     most.filter(|dtype| matches!(dtype, DType::F16 | DType::BF16)).unwrap_or(DType::F32)
 }
 
-fn merged_tensor(name: &str, tensor: &HostTensor, lora: Option<&LoraWeights>, dtype: DType) -> Result<HostTensor> {
+/// A tensor in `dtype`, with the adapter's product added; as it stands where nothing changes.
+fn merged<'a>(name: &str, tensor: &'a HostTensor, lora: Option<&LoraWeights>, dtype: DType) -> Result<Bytes<'a>> {
     if lora.is_none() && tensor.dtype == dtype {
-        return Ok(tensor.clone());
+        return Ok(Bytes::Borrowed(&tensor.data));
     }
-    let mut values = vec![0.0; tensor.len()];
-    dequantise_row(tensor.dtype, &tensor.data, &mut values)?;
+    let mut values = floats(tensor)?;
     if let Some(lora) = lora {
         add_product(&mut values, tensor, lora)?;
     }
-    let bytes = encode(&values, dtype).ok_or_else(|| {
-        Error::invalid(format!("tensor '{name}' has values that f16 cannot hold: use --dtype bf16 or f32"))
-    })?;
-    HostTensor::new(dtype, tensor.shape.clone(), HostBytes::from_vec(bytes))
+    Ok(Bytes::Owned(encode(name, &values, tensor.cols(), dtype)?))
 }
 
 /// `W += scale · B · A`, a row of W at a time.
@@ -92,13 +113,13 @@ fn add_product(weight: &mut [f32], tensor: &HostTensor, lora: &LoraWeights) -> R
     if rank == 0 || inputs != tensor.cols() || lora.b.rows() != tensor.rows() || lora.b.cols() != rank {
         return Err(Error::invalid(format!("an adapter of shape {:?} does not fit {:?}", lora.b.shape, tensor.shape)));
     }
-    for (row, b) in weight.chunks_exact_mut(inputs).zip(b.chunks_exact(rank)) {
+    weight.par_chunks_exact_mut(inputs).zip(b.par_chunks_exact(rank)).for_each(|(row, b)| {
         let mut delta = vec![0.0f32; inputs];
         for (b, a) in b.iter().zip(a.chunks_exact(inputs)) {
             delta.iter_mut().zip(a).for_each(|(delta, a)| *delta += b * a);
         }
         row.iter_mut().zip(&delta).for_each(|(weight, delta)| *weight += lora.scale * delta);
-    }
+    });
     Ok(())
 }
 
@@ -108,23 +129,16 @@ fn floats(tensor: &HostTensor) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// Little-endian bytes; `None` where a finite value becomes infinite.
-fn encode(values: &[f32], dtype: DType) -> Option<Vec<u8>> {
-    match dtype {
-        DType::F16 => {
-            let mut bytes = Vec::with_capacity(values.len() * 2);
-            for value in values {
-                let half = f16::from_f32(*value);
-                if half.is_infinite() && value.is_finite() {
-                    return None;
-                }
-                bytes.extend(half.to_le_bytes());
-            }
-            Some(bytes)
-        }
-        DType::BF16 => Some(values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect()),
-        _ => Some(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
-    }
+/// Rows of `cols` numbers as bytes of `dtype`.
+fn encode(name: &str, values: &[f32], cols: usize, dtype: DType) -> Result<Vec<u8>> {
+    // Runs of rows, so that short rows do not cost an allocation each.
+    let run = cols.max(1) * (65_536 / cols.max(1)).max(1);
+    let parts: Vec<Vec<u8>> = values
+        .par_chunks(run)
+        .map(|part| quantise_row(dtype, part))
+        .collect::<Result<_>>()
+        .map_err(|error| Error::invalid(format!("tensor '{name}': {error}")))?;
+    Ok(parts.concat())
 }
 
 fn config_json(checkpoint: &Checkpoint, dtype: DType) -> Value {
@@ -210,16 +224,18 @@ mod tests {
             b: HostTensor::from_f32(vec![2, 1], &[10.0, -1.0]).unwrap(),
             scale: 0.5,
         };
-        let merged = merged_tensor("w", &weight, Some(&lora), DType::F32).unwrap();
-        assert_eq!(floats(&merged).unwrap(), [6.0, 11.0, 16.0, 0.5, 0.0, -0.5]);
-        let half = merged_tensor("w", &weight, Some(&lora), DType::BF16).unwrap();
-        assert_eq!(floats(&half).unwrap(), [6.0, 11.0, 16.0, 0.5, 0.0, -0.5]);
+        for dtype in [DType::F32, DType::BF16] {
+            let bytes = merged("w", &weight, Some(&lora), dtype).unwrap();
+            let mut values = [0.0; 6];
+            dequantise_row(dtype, &bytes, &mut values).unwrap();
+            assert_eq!(values, [6.0, 11.0, 16.0, 0.5, 0.0, -0.5]);
+        }
     }
 
     #[test]
     fn f16_refuses_what_it_cannot_hold() {
         let weight = HostTensor::from_f32(vec![1, 2], &[1.0, 1e6]).unwrap();
-        let error = merged_tensor("w", &weight, None, DType::F16).unwrap_err().to_string();
+        let error = merged("w", &weight, None, DType::F16).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(error.contains("'w'") && error.contains("bf16"), "{error}");
     }
 }

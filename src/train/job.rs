@@ -1,17 +1,23 @@
 //! One fine-tuning run, step by step.
 
+mod pairs;
+
+use pairs::Pairs;
+
 use super::adapter::{Start, existing, fresh, to_adapter};
 use super::batch::{MicroBatch, Order};
 use super::checkpoint::{self, Best, Saved};
 use super::data::{self, DataReport, Row};
 use super::evaluate::Evaluation;
+use super::preference::{self, PairReport};
 use super::recipe::{DEFAULT_EPOCHS, Recipe};
 use super::report::{EvalReport, MemoryReport, StepReport};
 use super::rows::Rows;
-use super::trainer::{Trainer, TrainerOptions, Update, live_peak};
+use super::trainer::{Reference, Trainer, TrainerOptions, Update, live_peak};
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, AdapterConfig};
 use crate::model::LoadedModel;
+use crate::model::decoder::Objective;
 use crate::tensor::DType;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -44,6 +50,8 @@ pub struct Job {
     evaluation: Option<Evaluation>,
     best: Best,
     began: Instant,
+    /// In preference tuning, rows are pairs.
+    pairs: Option<Pairs>,
 }
 
 /// What one step's micro-batches added up to.
@@ -55,6 +63,8 @@ pub struct Accumulated {
     pub tokens: usize,
     /// Tokens counted.
     pub counted: usize,
+    /// What the pairs came to, in preference tuning.
+    pub pairs: Option<PairReport>,
 }
 
 impl Job {
@@ -72,13 +82,17 @@ impl Job {
                 recipe.max_length, config.max_positions
             )));
         }
-        let (rows, mut report) = data::read(recipe, model.tokenizer()?, model.chat.as_ref())?;
+        let (rows, mut report) = match recipe.preference {
+            Some(_) => preference::data::read(recipe, model.tokenizer()?, model.chat.as_ref())?,
+            None => data::read(recipe, model.tokenizer()?, model.chat.as_ref())?,
+        };
         let evaluation = Evaluation::new(recipe, model)?;
         let seed = recipe.shuffle.then_some(recipe.seed);
         let weights: Vec<f64> = recipe.data.iter().map(|file| file.weight).collect();
-        let order = match recipe.packing {
-            true => Order::bins(&rows, &weights, recipe.max_length, seed),
-            false => Order::rows(&rows, &weights, seed),
+        let order = match (recipe.preference, recipe.packing) {
+            (Some(_), _) => Order::pairs(&rows, &weights, seed),
+            (None, true) => Order::bins(&rows, &weights, recipe.max_length, seed),
+            (None, false) => Order::rows(&rows, &weights, seed),
         };
         if recipe.packing {
             report.bins = order.distinct();
@@ -112,6 +126,7 @@ impl Job {
             smoothing: recipe.label_smoothing,
             evaluate: evaluation.is_some(),
             scale_loss: model.device.limits().activations == DType::F16,
+            objective: if recipe.preference.is_some() { Objective::Pairs } else { Objective::Tokens },
         };
         let merged = step_tokens.min(MERGED_TOKENS).min(model.device.limits().max_step_rows);
         if merged > options.tokens {
@@ -126,6 +141,15 @@ impl Job {
             Some(steps) => steps * per_step,
             None => ((recipe.epochs.unwrap_or(DEFAULT_EPOCHS) * order.len() as f64).round() as usize).max(1),
         };
+        let pairs = recipe.preference.map(|preference| {
+            let sizes = [options.tokens, options.seqs, options.max_len];
+            let reference = preference
+                .needs_reference()
+                .then(|| Reference::new(&*model.device, config, &model.weights, sizes))
+                .transpose()?;
+            Ok::<_, Error>(Pairs { preference, reference, known: vec![None; rows.len()] })
+        });
+        let pairs = pairs.transpose()?;
         let (mut done, mut best) = (0, Best::default());
         if let Some(saved) = saved {
             trainer.set_moments(&saved.moments)?;
@@ -146,6 +170,7 @@ impl Job {
             evaluation,
             best,
             began: Instant::now(),
+            pairs,
         })
     }
 
@@ -157,6 +182,11 @@ impl Job {
     /// The data that was read.
     pub fn data(&self) -> &DataReport {
         &self.report
+    }
+
+    /// Hash of the tokens and masks that are trained on, in hexadecimal.
+    pub fn data_hash(&self) -> String {
+        checkpoint::data_hash(&self.rows)
     }
 
     /// Optimizer steps done, those before a resumed checkpoint included.
@@ -203,6 +233,7 @@ impl Job {
             counted: sum.counted,
             tok_s: sum.tokens as f64 / seconds.max(1e-9),
             elapsed_s: self.began.elapsed().as_secs_f64(),
+            pairs: sum.pairs,
         }))
     }
 
@@ -214,6 +245,9 @@ impl Job {
     pub fn accumulate(&mut self, stop: &dyn Fn() -> bool) -> Result<Option<Accumulated>> {
         if self.is_done() {
             return Err(Error::invalid(format!("the run has ended after {} steps", self.done)));
+        }
+        if self.pairs.is_some() {
+            return self.accumulate_pairs(stop);
         }
         let (first, end) = (self.position(self.done), self.position(self.done + 1));
         let batches = self.groups(first..end).iter().map(|rows| batch(&self.rows, rows)).collect::<Result<Vec<_>>>()?;
@@ -230,7 +264,7 @@ impl Job {
         }
         let loss = sum / counted as f64;
         self.finite("loss", loss)?;
-        Ok(Some(Accumulated { loss, tokens, counted }))
+        Ok(Some(Accumulated { loss, tokens, counted, pairs: None }))
     }
 
     /// Second half of a step: the optimizer on what was added up. Gives the gradient's norm and the learning rate.
@@ -354,8 +388,11 @@ impl Job {
 
 /// Some rows as one micro-batch.
 fn batch(rows: &Rows, which: &[u32]) -> Result<MicroBatch> {
-    let rows = which.iter().map(|r| rows.get(*r as usize)).collect::<Result<Vec<Row>>>()?;
-    Ok(MicroBatch::new(&rows))
+    Ok(MicroBatch::new(&rows_of(rows, which)?))
+}
+
+fn rows_of(rows: &Rows, which: &[u32]) -> Result<Vec<Row>> {
+    which.iter().map(|r| rows.get(*r as usize)).collect()
 }
 
 /// A seed for a micro-batch, counted from the start of the run: SplitMix64's mix, so that neighbours differ in all bits.

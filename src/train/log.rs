@@ -29,10 +29,7 @@ impl Logs {
         let file = match &recipe.log {
             Some(path) => {
                 let kept = if done > 0 { earlier(path, done, &mut curves)? } else { String::new() };
-                if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-                    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-                }
-                let mut file = File::create(path).map_err(|e| Error::io(path, e))?;
+                let mut file = open_log(path)?;
                 file.write_all(kept.as_bytes()).map_err(|e| Error::io(path, e))?;
                 Some((path.clone(), file))
             }
@@ -71,6 +68,11 @@ impl Logs {
         self.events.as_mut().map_or(Ok(()), |events| events.scalars(report.step, &[("eval/loss", report.loss)]))
     }
 
+    /// (step, loss) of the steps, those before a checkpoint included where there is a log.
+    pub fn losses(&self) -> &[(usize, f64)] {
+        &self.curves[0]
+    }
+
     /// At the end.
     ///
     /// # Errors
@@ -85,6 +87,14 @@ impl Logs {
         let Some((path, file)) = &mut self.file else { return Ok(()) };
         writeln!(file, "{line}").map_err(|e| Error::io(path.as_path(), e))
     }
+}
+
+/// An empty file, in a folder that is made where it is missing.
+pub(crate) fn open_log(path: &Path) -> Result<File> {
+    if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    }
+    File::create(path).map_err(|e| Error::io(path, e))
 }
 
 /// The lines of a log up to a step, and the losses in them.

@@ -5,12 +5,13 @@
 //!
 //! - `recipe`, `recipe_file`, `schedule`: what decides a run
 //! - `files`, `data`, `encode`, `convert`: from files to rows of tokens; `rows` keeps them, `batch` puts them together
+//! - `preference`: pairs of answers
 //! - `trainer`: programs and buffers on the device
 //! - `evaluate`, `optimizer`, `noise`: losses of other rows, updates, NEFTune
 //! - `adapter`, `checkpoint`, `export`: from and to files
 //! - `run`, `report`, `log`, `tensorboard`, `plot`: a whole run, and what it says about itself
 
-mod adapter;
+pub(crate) mod adapter;
 pub mod batch;
 pub mod bench;
 mod checkpoint;
@@ -19,12 +20,13 @@ pub mod data;
 mod encode;
 mod evaluate;
 pub mod export;
-mod files;
+pub(crate) mod files;
 mod job;
 mod log;
 mod noise;
 mod optimizer;
 pub mod plot;
+pub mod preference;
 mod recipe;
 pub mod recipe_file;
 mod report;
@@ -39,7 +41,10 @@ pub use data::DataReport;
 pub use files::DataFile;
 pub use job::{Accumulated, Job};
 pub use optimizer::OptimizerOptions;
+pub use preference::{PairReport, Preference, PreferenceLoss};
 pub use recipe::{BadRows, DEFAULT_ALPHA, DEFAULT_EPOCHS, DEFAULT_RANK, LossOn, Optim, Recipe};
 pub use report::{EvalReport, MemoryReport, Observer, StepReport, Summary};
 pub use run::run;
 pub use schedule::{LrCurve, Schedule};
+
+pub(crate) use log::open_log;

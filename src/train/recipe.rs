@@ -2,6 +2,7 @@
 
 use super::files::{DataFile, one_or_many};
 use super::optimizer::OptimizerOptions;
+use super::preference::Preference;
 use super::schedule::{LrCurve, Schedule};
 use crate::error::{Error, Result};
 use crate::model::lora::Projection;
@@ -259,6 +260,8 @@ pub struct Recipe {
     pub sample_steps: Option<usize>,
     /// Most tokens of such an answer.
     pub sample_tokens: usize,
+    /// Train on pairs of answers instead of single ones.
+    pub preference: Option<Preference>,
 }
 
 impl Default for Recipe {
@@ -315,6 +318,7 @@ impl Default for Recipe {
             sample_prompts: Vec::new(),
             sample_steps: None,
             sample_tokens: 64,
+            preference: None,
         }
     }
 }
@@ -421,6 +425,11 @@ impl Recipe {
         }
         if self.sample_steps.is_some() == self.sample_prompts.is_empty() {
             return Err(Error::invalid("sample_steps and sample_prompts go together: give both or neither"));
+        }
+        if let Some(preference) = &self.preference {
+            preference.validate()?;
+            must(!self.packing, "packing", &self.packing, "false with pairs of answers")?;
+            must(self.loss == LossOn::Assistant, "loss", &"all", "assistant with pairs of answers")?;
         }
         self.projections().map(drop)
     }

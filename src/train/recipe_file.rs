@@ -39,7 +39,7 @@ const WITHOUT_EFFECT: &[(&str, &[&str], &str)] = &[
     ("bias", &["none"], "biases are not trained"),
     ("task_type", &["CAUSAL_LM"], "that is what is trained"),
     ("load_in_8bit", &["false"], "the model's file decides"),
-    ("load_in_4bit", &["false"], "the model's file decides"),
+    ("load_in_4bit", &["false"], "it is an option of the command line, --load-in-4bit"),
     ("full_finetuning", &["false"], "adapters are trained"),
     ("use_dora", &["false"], "DoRA is not built"),
     ("modules_to_save", &["null", "[]"], "whole modules are not trained"),

@@ -1,6 +1,7 @@
 //! What a run tells about itself.
 
 use super::data::DataReport;
+use super::preference::PairReport;
 use crate::error::Result;
 use crate::format::peft::Adapter;
 use serde::Serialize;
@@ -81,17 +82,25 @@ pub struct StepReport {
     pub tok_s: f64,
     /// Seconds since the run began.
     pub elapsed_s: f64,
+    /// What the step's pairs came to, in preference tuning.
+    pub pairs: Option<PairReport>,
 }
 
 impl StepReport {
     /// The line of the training log: one JSON object without a line end.
     pub fn log_line(&self) -> String {
-        let Self { step, loss, grad_norm, lr, tokens, tok_s, .. } = self;
-        serde_json::json!({
+        let Self { step, loss, grad_norm, lr, tokens, tok_s, pairs, .. } = self;
+        let mut line = serde_json::json!({
             "step": step, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens,
             "tok_s": (tok_s * 10.0).round() / 10.0,
-        })
-        .to_string()
+        });
+        if let Some(PairReport { rewards_chosen, rewards_rejected, accuracy }) = pairs {
+            line["rewards/chosen"] = (*rewards_chosen).into();
+            line["rewards/rejected"] = (*rewards_rejected).into();
+            line["rewards/margins"] = (rewards_chosen - rewards_rejected).into();
+            line["rewards/accuracies"] = (*accuracy).into();
+        }
+        line.to_string()
     }
 }
 

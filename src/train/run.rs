@@ -1,5 +1,6 @@
 //! A whole run: steps, evaluations, checkpoints, logs, and what is left at the end.
 
+use super::export::{Card, write_card};
 use super::job::Job;
 use super::log::Logs;
 use super::recipe::Recipe;
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A whole run: adapter and checkpoints go to `recipe.output`, a line for each step to `recipe.log`.
+/// A whole run: adapter, model card and checkpoints go to `recipe.output`, a line for each step to `recipe.log`.
 ///
 /// A run that the observer stops leaves a checkpoint and no adapter.
 ///
@@ -69,6 +70,9 @@ pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer
         None
     } else {
         last_adapter(&job, recipe, &model)?.write(output)?;
+        let (data, data_hash) = (job.data(), job.data_hash());
+        let (base_model, losses) = (&model.name, logs.losses());
+        write_card(output, &Card { base_model, recipe, data, data_hash: &data_hash, losses })?;
         Some(output.clone())
     };
     logs.finish()?;

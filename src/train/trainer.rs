@@ -2,6 +2,10 @@
 //!
 //! Knows nothing of text, files or epochs: takes micro-batches, gives losses.
 
+mod pairs;
+
+pub use pairs::Reference;
+
 use super::batch::MicroBatch;
 use super::noise;
 use super::optimizer::{Optimizer, OptimizerOptions};
@@ -11,7 +15,7 @@ use crate::backend::{Bindings, Buffer, BufferDesc, Device, Executable};
 use crate::error::{Error, Result};
 use crate::format::safetensors::Tensors;
 use crate::model::ModelConfig;
-use crate::model::decoder::{ModelShape, TrainProgram, TrainShape, buffers, train_program};
+use crate::model::decoder::{ModelShape, Objective, TrainProgram, TrainShape, buffers, train_program};
 use crate::model::lora::LoraLayout;
 use crate::model::rope::rope_table;
 use crate::program::plan;
@@ -47,6 +51,8 @@ pub struct TrainerOptions {
     /// Scale the loss by a power of two in the backward pass, and gradients back: with activations in f16 the gradients of
     /// unlikely tokens would be 0, since the smallest f16 is 6e-8.
     pub scale_loss: bool,
+    /// What is minimised.
+    pub objective: Objective,
 }
 
 impl Default for TrainerOptions {
@@ -63,6 +69,7 @@ impl Default for TrainerOptions {
             smoothing: 0.0,
             evaluate: false,
             scale_loss: false,
+            objective: Objective::Tokens,
         }
     }
 }
@@ -99,6 +106,7 @@ fn program(
         noise: gradients && options.neftune.is_some(),
         smoothing: options.smoothing,
         gradients,
+        objective: if gradients { options.objective } else { Objective::Tokens },
     };
     train_program(&model, &shape, layout)
 }
@@ -226,6 +234,13 @@ impl Trainer {
     /// # Errors
     /// [`Error::Internal`] where the batch is larger than [`TrainerOptions`] said; [`Error::Device`].
     pub fn micro_batch(&mut self, batch: &MicroBatch, loss_scale: f32, seed: u32) -> Result<f64> {
+        self.load(batch, loss_scale, seed)?;
+        self.train.run()?;
+        sum_of_losses(&mut *self.train, &self.inputs, batch)
+    }
+
+    /// Writes a micro-batch to the training program's inputs.
+    fn load(&mut self, batch: &MicroBatch, loss_scale: f32, seed: u32) -> Result<()> {
         let i = &self.inputs;
         feed(&mut *self.train, i, batch, seed)?;
         if let (Some(noise), Some((alpha, dtype))) = (i.noise, self.neftune) {
@@ -237,9 +252,7 @@ impl Trainer {
             self.train.write(unscale.plain, bytemuck::bytes_of(&(1.0 / factor)))?;
             self.train.write(unscale.scaled, bytemuck::bytes_of(&(self.scale / factor)))?;
         }
-        self.train.write(i.loss_scale, bytemuck::bytes_of(&(loss_scale * factor)))?;
-        self.train.run()?;
-        sum_of_losses(&mut *self.train, i, batch)
+        self.train.write(i.loss_scale, bytemuck::bytes_of(&(loss_scale * factor)))
     }
 
     /// Σ loss over the counted tokens, in nat, without dropout and noise: nothing is learned.

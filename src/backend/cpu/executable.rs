@@ -37,6 +37,8 @@ pub(super) struct Step<'a> {
     pub program: &'a Program,
     /// Dropout seed of this step.
     pub seed: u32,
+    /// Sequences of this step.
+    pub sequences: usize,
 }
 
 impl Step<'_> {
@@ -187,7 +189,7 @@ impl CpuExecutable {
             operands[position] = Some(Operand::Numbers(piece));
         }
         let args = Args::new(op.name(), operands.into_iter().flatten().collect());
-        ops::run(op, args, &Step { program: &program, seed: counts[3] as u32 })
+        ops::run(op, args, &Step { program: &program, seed: counts[3] as u32, sequences: counts[2] })
     }
 }
 

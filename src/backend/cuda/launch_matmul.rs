@@ -124,8 +124,8 @@ impl Recorder<'_> {
             Op::LoraExpand { u, b, slots, scales, rank, y } => {
                 self.lora_expand(&Expand { parts: &[[u, b, scales, y]], slots, rank })
             }
-            Op::HeadLoss { x, weight, labels, scale, smoothing, logits, loss, dx } => {
-                self.head_loss(x, weight, [labels, scale, logits, loss], smoothing, dx)
+            Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx } => {
+                self.head_loss(x, weight, [labels, scale, logits, loss], weights, smoothing, dx)
             }
             ref other => Err(Error::internal(format!("cuda: '{}' is no product", other.name()))),
         }
@@ -383,6 +383,7 @@ impl Recorder<'_> {
         x: TensorId,
         weight: TensorId,
         ids: [TensorId; 4],
+        weights: Option<TensorId>,
         smoothing: f32,
         dx: Option<TensorId>,
     ) -> Result<()> {
@@ -418,7 +419,8 @@ impl Recorder<'_> {
                 which: 2,
             };
             self.matmul(&product, t)?;
-            let args = Args::new().ptrs(&[at_logits, self.at(labels)?, self.at(scale)?, self.at(loss)?, gradient]);
+            let ids = [at_logits, self.at(labels)?, self.at(scale)?, self.maybe(weights)?, self.at(loss)?, gradient];
+            let args = Args::new().ptrs(&ids);
             let args = self.live(args.u32(pitch).u32(rows).u32(vocab).u32(row0).u32(r.rows), r)?.f32(smoothing);
             self.launch("head_loss", &format!("head_loss_{}", suffix(t)), [rows, 1, 1], 1024, 0, args)?;
             if let Some(dx) = dx {

@@ -83,6 +83,13 @@ impl Recorder<'_> {
                 let args = self.live(Args::new().ptrs(&[self.at(x)?, self.at(y)?]).u32(r.rows).u32(r.cols), r)?;
                 self.elementwise("accumulate", &format!("accumulate_{}", suffix(t)), r, args)?;
             }
+            Op::PreferenceLoss { loss, kinds, bounds, reference, hyper, weights, pairs } => {
+                let ids = [self.program.counts, loss, kinds, bounds, reference, hyper, weights, pairs];
+                let operands = ids.into_iter().map(|id| self.at(id)).collect::<Result<Vec<_>>>()?;
+                let count = self.decl(pairs).rows;
+                let args = Args::new().ptrs(&operands);
+                self.launch("preference_loss", "preference_loss", [count, 1, 1], 256, 0, args)?;
+            }
             Op::Sample { logits, sampling, uniforms, tokens } => {
                 let r = self.rows(logits);
                 if r.cols > SAMPLE_CHUNK * MAX_SAMPLE_CHUNKS {

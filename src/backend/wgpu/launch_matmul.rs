@@ -82,7 +82,7 @@ impl Recorder<'_> {
             }
             Op::LoraShrink { x, a, slots, rank, out } => self.lora_shrink(*x, *a, *slots, *rank, *out),
             Op::LoraExpand { u, b, slots, scales, rank, y } => self.lora_expand(*u, *b, *slots, *scales, *rank, *y),
-            Op::HeadLoss { x, weight, labels, scale, smoothing, logits, loss, dx } => {
+            Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx } => {
                 let (rows, k) = self.shape(*x);
                 let (chunk, vocab) = self.shape(*logits);
                 for row0 in (0..rows).step_by(chunk) {
@@ -105,7 +105,11 @@ impl Recorder<'_> {
                     params.push(smoothing.to_bits());
                     let mut set = self.reducing(256);
                     set.insert("GRADIENT", dx.is_some().into());
-                    let bindings = self.binds(&[self.program.counts, *logits, *labels, *loss, *scale])?;
+                    let mut bindings = self.binds(&[self.program.counts, *logits, *labels, *loss, *scale])?;
+                    if let Some(weights) = weights {
+                        set.insert("WEIGHTED", 1);
+                        bindings.push(self.bind(*weights)?);
+                    }
                     self.dispatch("head_loss", set, bindings, &params, count as u64, (count * vocab * 8) as u64)?;
                     if let Some(dx) = dx {
                         self.product_dx(*logits, *weight, None, *dx, false, head, row0, count)?;

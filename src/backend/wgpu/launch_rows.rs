@@ -68,6 +68,13 @@ impl Recorder<'_> {
                     count * k,
                 )
             }
+            Op::PreferenceLoss { loss, kinds, bounds, reference, hyper, weights, pairs } => {
+                let count = self.shape(*pairs).0;
+                let bindings = self.binds(&[counts, *loss, *kinds, *bounds, *reference, *hyper, *weights, *pairs])?;
+                let params = [count as u32, 0, 0, 0];
+                let work = self.shape(*loss).0 * 16;
+                self.dispatch("preference_loss", self.reducing(256), bindings, &params, count as u64, work as u64)
+            }
             Op::Sample { logits, sampling, uniforms, tokens } => {
                 let (rows, vocab) = self.shape(*logits);
                 let chunks = vocab.div_ceil(SAMPLE_CHUNK);

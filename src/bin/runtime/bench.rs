@@ -1,6 +1,6 @@
 //! `runtime bench`
 
-use crate::common::{self, CacheArgs, DeviceArgs};
+use crate::common::{self, CacheArgs, DeviceArgs, WeightArgs};
 use runtime::backend;
 use runtime::engine::bench::traffic::{self, Lengths};
 use runtime::engine::bench::{self, BenchOptions, BenchReport};
@@ -190,7 +190,7 @@ fn run_traffic(args: &Args, model: Arc<LoadedModel>, requests: &[Lengths]) -> Re
 
 fn load(args: &Args) -> Result<Arc<LoadedModel>> {
     let Some(config) = &args.random_weights else {
-        return common::load(args.model.as_deref().unwrap_or_default(), args.device);
+        return common::load(args.model.as_deref().unwrap_or_default(), WeightArgs::default(), args.device);
     };
     let device = backend::open(args.device.backend, args.device.device, args.device.dtype)?;
     // Where the host is the device, tensors that share their bytes would share the caches, too.

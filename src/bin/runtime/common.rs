@@ -6,6 +6,7 @@ use runtime::backend::{BackendChoice, ComputeType};
 use runtime::engine::{Engine, EngineOptions, KvType};
 use runtime::format::peft::Adapter;
 use runtime::model::{LoadOptions, LoadedModel};
+use runtime::tensor::DType;
 use runtime::{Error, Result};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -32,7 +33,35 @@ pub struct ModelArgs {
     #[arg(short, long, value_name = "MODEL")]
     pub model: String,
     #[command(flatten)]
+    pub weights: WeightArgs,
+    #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// How the weights lie on the device.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct WeightArgs {
+    /// Quantise the layers' matrices while a model in 16 bits is loaded [default: as in the file]
+    #[arg(long, value_name = "nf4|q4_0|q4_k|q5_0|q6_k|q8_0", value_parser = parse_weights)]
+    pub weight_type: Option<DType>,
+    /// The same as --weight-type nf4: bitsandbytes' 4 bits with double quantisation, for QLoRA
+    #[arg(long, conflicts_with = "weight_type")]
+    pub load_in_4bit: bool,
+}
+
+impl WeightArgs {
+    fn dtype(self) -> Option<DType> {
+        if self.load_in_4bit { Some(DType::NF4) } else { self.weight_type }
+    }
+}
+
+fn parse_weights(text: &str) -> Result<DType> {
+    const TYPES: [DType; 6] = [DType::NF4, DType::Q4_0, DType::Q4_K, DType::Q5_0, DType::Q6_K, DType::Q8_0];
+    let found = TYPES.into_iter().find(|t| t.name().eq_ignore_ascii_case(text));
+    found.ok_or_else(|| {
+        let names = TYPES.map(DType::name).join(", ");
+        Error::invalid(format!("weights are not quantised to '{text}': use {names}"))
+    })
 }
 
 fn parse_backend(text: &str) -> Result<BackendChoice> {
@@ -76,13 +105,14 @@ impl std::str::FromStr for Ids {
 impl ModelArgs {
     /// Puts the model on its device.
     pub fn load(&self) -> Result<Arc<LoadedModel>> {
-        load(&self.model, self.device)
+        load(&self.model, self.weights, self.device)
     }
 }
 
 /// Puts a model on its device.
-pub fn load(model: &str, device: DeviceArgs) -> Result<Arc<LoadedModel>> {
-    let options = LoadOptions { backend: device.backend, device: device.device, compute: device.dtype };
+pub fn load(model: &str, weights: WeightArgs, device: DeviceArgs) -> Result<Arc<LoadedModel>> {
+    let DeviceArgs { backend, device, dtype: compute } = device;
+    let options = LoadOptions { backend, device, compute, weights: weights.dtype() };
     LoadedModel::open(&resolve(model)?, &options)
 }
 

@@ -8,9 +8,12 @@ mod bench;
 mod chat;
 mod common;
 mod devices;
+mod export;
 mod generate;
+mod grpo;
 mod inspect;
 mod merge;
+mod preference;
 mod progress;
 mod pull;
 mod sampling;
@@ -42,8 +45,12 @@ enum Command {
     Score(score::Args),
     /// Fine-tune a LoRA adapter
     Train(Box<train::Args>),
+    /// Fine-tune a LoRA adapter on rewards for the model's own answers
+    Grpo(grpo::Args),
     /// Write model and adapter as one model that transformers loads
     Merge(merge::Args),
+    /// Write model, or model and adapter, as GGUF or as a Hugging Face folder
+    Export(export::Args),
     /// Serve a model over HTTP, with OpenAI's endpoints
     #[cfg(feature = "serve")]
     Serve(serve::Args),
@@ -69,7 +76,9 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::run(&args),
         Command::Score(args) => score::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Grpo(args) => grpo::run(&args),
         Command::Merge(args) => merge::run(&args),
+        Command::Export(args) => export::run(&args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(args),
         Command::Bench(args) => bench::run(&args),

@@ -34,7 +34,7 @@ pub fn run(args: &Args) -> Result<()> {
         ComputeType::F16 => Some(DType::F16),
         ComputeType::BF16 => Some(DType::BF16),
     };
-    let report = export::merge(&checkpoint, &adapter, &args.output, dtype)?;
+    let report = export::merge(&checkpoint, Some(&adapter), &args.output, dtype)?;
     eprintln!(
         "{} modules of rank up to {} merged; {} in {} at {}",
         adapter.modules.len(),

@@ -1,6 +1,6 @@
 //! `runtime serve`: takes vLLM's flags as they are, so that a script needs to change one word.
 
-use crate::common::{self, CacheArgs, DeviceArgs, largest_rank};
+use crate::common::{self, CacheArgs, DeviceArgs, WeightArgs, largest_rank};
 use crate::speculative::SpeculativeArgs;
 use runtime::engine::{Engine, EngineOptions, KvSize};
 use runtime::format::peft::Adapter;
@@ -20,6 +20,8 @@ pub struct Args {
     /// The same, as a flag
     #[arg(long = "model", short = 'm', value_name = "MODEL", conflicts_with = "model", hide = true)]
     model_flag: Option<String>,
+    #[command(flatten)]
+    weights: WeightArgs,
     #[command(flatten)]
     device: DeviceArgs,
     /// Address to listen on
@@ -211,7 +213,7 @@ impl ForeignArgs {
 pub fn run(args: Args) -> Result<()> {
     args.foreign.check();
     let name = args.model.or(args.model_flag).unwrap_or_default();
-    let mut model = common::load(&name, args.device)?;
+    let mut model = common::load(&name, args.weights, args.device)?;
     if let Some(given) = &args.chat_template {
         let source = chat_template(given)?;
         let special = model.chat.as_ref().map(|chat| chat.special().clone()).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! GGUF files, versions 2 and 3, little-endian: metadata and memory-mapped tensors.
+//! GGUF files, versions 2 and 3, little-endian: metadata and memory-mapped tensors; written as version 3 (`write`).
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Layout: magic, version, tensor
 //! count, key count; keys with typed values; one record per tensor; padding; tensor data. Everything read
@@ -6,8 +6,10 @@
 
 mod metadata;
 mod reader;
+mod write;
 
 pub use metadata::{GgufArray, GgufMetadata, GgufValue};
+pub use write::write_gguf;
 
 use super::source::Source;
 use crate::error::{Error, Result};

@@ -1,13 +1,16 @@
-//! Decoders from every weight type to f32, bit for bit those of the `gguf` Python package and of bitsandbytes.
+//! Decoders from every weight type to f32, bit for bit those of the `gguf` Python package and of bitsandbytes; and
+//! encoders (`encode`) to those types that exports write.
 //!
 //! One small function per block format, arrays by reference, so that kernels inline them and the compiler
 //! drops every bounds check. Layouts:
 //! <https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h>.
 
+mod encode;
 mod k_quants;
 mod legacy;
 mod nf4;
 
+pub use encode::quantise_row;
 pub use k_quants::{q4_k_block, q5_k_block, q6_k_block};
 pub use legacy::{q4_0_block, q4_1_block, q5_0_block, q5_1_block, q8_0_block};
 pub use nf4::{NF4, nf4_block, quantise_nf4};

@@ -168,6 +168,12 @@ pub fn config_from_json(file: &str, raw: &Value) -> Result<ModelConfig> {
 
 fn refuse(keys: &Keys) -> Result<()> {
     let found = REFUSED.iter().find(|key| match keys.get(key) {
+        // What bitsandbytes has quantised is read like any other checkpoint (`format::bnb`).
+        Some(Value::Object(m))
+            if **key == "quantization_config" && m.get("bnb_4bit_quant_type") == Some(&"nf4".into()) =>
+        {
+            false
+        }
         None | Some(Value::Bool(false)) => false,
         Some(Value::Number(n)) => n.as_f64() != Some(0.0),
         Some(Value::Object(m)) => !m.is_empty(),

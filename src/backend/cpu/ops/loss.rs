@@ -6,13 +6,14 @@ use crate::backend::cpu::simd::dispatch;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
-pub fn head_loss(mut args: Args, has_dx: bool, smoothing: f32) -> Result<()> {
+pub fn head_loss(mut args: Args, has_weights: bool, has_dx: bool, smoothing: f32) -> Result<()> {
     let x = args.read()?;
     let WeightArg::File(weight) = args.weight()? else {
         return Err(Error::internal("head_loss: the head must come from the checkpoint"));
     };
     let labels = args.read_u32()?;
     let scale = args.read()?[0];
+    let weights = args.read_if(has_weights)?;
     let scratch = args.write()?;
     let loss = args.write()?;
     let mut dx = args.write_if(has_dx)?;
@@ -33,7 +34,7 @@ pub fn head_loss(mut args: Args, has_dx: bool, smoothing: f32) -> Result<()> {
         let losses: Vec<f32> = logits
             .par_chunks_mut(vocab)
             .zip(rows)
-            .map(|(logits, t)| cross_entropy(logits, labels[*t], scale, smoothing))
+            .map(|(logits, t)| cross_entropy(logits, labels[*t], scale * weights.map_or(1.0, |all| all[*t]), smoothing))
             .collect::<Result<_>>()?;
         rows.iter().zip(losses).for_each(|(t, value)| loss[*t] = value);
         if let Some(dx) = dx.as_deref_mut() {

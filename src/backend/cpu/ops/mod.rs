@@ -8,6 +8,7 @@ mod loss;
 mod matmul;
 mod norm;
 mod optim;
+mod preference;
 mod rope;
 mod sample;
 
@@ -54,7 +55,10 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
             attention::forward(args, &stored, geometry, lse.is_some(), step)
         }
         Op::AttentionBackward { geometry, .. } => attention::backward(args, geometry),
-        Op::HeadLoss { dx, smoothing, .. } => loss::head_loss(args, dx.is_some(), *smoothing),
+        Op::HeadLoss { weights, dx, smoothing, .. } => {
+            loss::head_loss(args, weights.is_some(), dx.is_some(), *smoothing)
+        }
+        Op::PreferenceLoss { .. } => preference::forward(args, step.sequences),
         Op::Sample { logits, .. } => sample::forward(args, step.cols(*logits)),
         Op::AdjustLogits { logits, .. } => logits::adjust(args, step.cols(*logits)),
         Op::TopLogprobs { logits, top, .. } => logits::top_logprobs(args, step.cols(*logits), step.cols(*top)),

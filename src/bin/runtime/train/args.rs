@@ -1,6 +1,7 @@
 //! Options of `runtime train`. Each is a field of the recipe; names of Unsloth, TRL and PEFT are understood, too.
 
-use crate::common::{DeviceArgs, parse_bool};
+use crate::common::{DeviceArgs, WeightArgs, parse_bool};
+use crate::preference::PreferenceArgs;
 use runtime::train::{BadRows, DataFile, LossOn, Optim, Recipe, Schedule, recipe_file};
 use runtime::{Error, Result};
 use serde::Serialize;
@@ -15,9 +16,13 @@ pub struct Args {
     #[arg(long)]
     pub print_recipe: bool,
     #[command(flatten)]
+    pub weights: WeightArgs,
+    #[command(flatten)]
     pub device: DeviceArgs,
     #[command(flatten)]
     fields: Fields,
+    #[command(flatten)]
+    preference: PreferenceArgs,
 }
 
 #[derive(clap::Args, Serialize)]
@@ -244,7 +249,11 @@ impl Args {
             None => (Recipe::default(), Vec::new()),
         };
         let fields = serde_json::to_value(&self.fields).map_err(|e| Error::internal(e.to_string()))?;
-        let fields = fields.as_object().cloned().unwrap_or_default();
+        let mut fields = fields.as_object().cloned().unwrap_or_default();
+        if let Some(preference) = self.preference.preference() {
+            let value = serde_json::to_value(preference).map_err(|e| Error::internal(e.to_string()))?;
+            fields.insert("preference".into(), value);
+        }
         // One of two that exclude each other goes before the file's other one.
         if fields.contains_key("epochs") {
             recipe.max_steps = None;

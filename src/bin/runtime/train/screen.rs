@@ -107,7 +107,9 @@ fn example(report: &DataReport) {
 impl Observer for Screen {
     fn data(&mut self, report: &DataReport) {
         data("data", report);
-        example(report);
+        if !report.example.is_empty() {
+            example(report);
+        }
     }
 
     fn eval_data(&mut self, report: &DataReport) {
@@ -122,7 +124,10 @@ impl Observer for Screen {
     fn step(&mut self, report: &StepReport) {
         let StepReport { step, total_steps, loss, grad_norm, lr, tok_s, .. } = report;
         let memory = common::bytes(self.memory);
-        let text = format!("loss {loss:.4}  lr {lr:.2e}  grad {grad_norm:.2}  {tok_s:.0} tok/s  {memory}");
+        let pairs = report.pairs.map_or_else(String::new, |p| {
+            format!("  margin {:.3}  right {:.0} %", p.rewards_chosen - p.rewards_rejected, 100.0 * p.accuracy)
+        });
+        let text = format!("loss {loss:.4}{pairs}  lr {lr:.2e}  grad {grad_norm:.2}  {tok_s:.0} tok/s  {memory}");
         let left = self.left(report);
         if self.bar.is_none() && self.last.is_none() {
             self.bar = progress::bar(*total_steps as u64, "step {pos}/{len} {wide_bar} {msg}");

@@ -1,0 +1,136 @@
+//! `runtime grpo`
+
+use crate::common::ModelArgs;
+use runtime::grpo::{self, CommandReward, GrpoOptions, GrpoReport, HttpReward, Reward};
+use runtime::train::{Recipe, Schedule};
+use runtime::{Error, Result};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// JSONL with prompt: a text, or a list of messages
+    #[arg(long, value_name = "FILE.jsonl")]
+    data: PathBuf,
+    /// Folder for the adapter (PEFT's format)
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    #[command(flatten)]
+    judge: Judge,
+    /// Prompts of a step
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    prompts: usize,
+    /// Answers to each prompt
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    generations: usize,
+    /// Most tokens of an answer
+    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 256)]
+    max_tokens: usize,
+    /// Optimizer steps
+    #[arg(long, value_name = "N")]
+    max_steps: usize,
+    /// Rank of the adapter [default: 16, or the initial adapter's]
+    #[arg(long, value_name = "R")]
+    rank: Option<usize>,
+    /// The adapter's product is scaled by alpha / rank [default: 16, or the initial adapter's]
+    #[arg(long, value_name = "ALPHA")]
+    alpha: Option<f64>,
+    /// Peak learning rate
+    #[arg(long, value_name = "LR", default_value_t = 1e-4)]
+    lr: f64,
+    /// Steps over which the rate rises from 0
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    warmup_steps: usize,
+    /// Learning rate after the warm-up
+    #[arg(long, value_name = "linear|cosine|constant", default_value = "constant")]
+    schedule: Schedule,
+    /// Decoupled weight decay
+    #[arg(long, value_name = "D", default_value_t = 0.0)]
+    weight_decay: f64,
+    /// Norm to which the gradient is clipped; 0: not at all
+    #[arg(long, value_name = "NORM", default_value_t = 1.0)]
+    max_grad_norm: f64,
+    /// Decides the initial adapter and the answers
+    #[arg(long, value_name = "SEED", default_value_t = 3407)]
+    seed: u64,
+    /// Compute activations again in the backward pass instead of keeping them
+    #[arg(long)]
+    recompute: bool,
+    /// Adapter to start from
+    #[arg(long, value_name = "DIR")]
+    init_adapter: Option<PathBuf>,
+    /// Write one JSON object for each step
+    #[arg(long, value_name = "FILE.jsonl")]
+    log: Option<PathBuf>,
+}
+
+/// Who scores the answers; one of them.
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct Judge {
+    /// Run once a step: reads {"prompts", "completions", "rows"} as JSON, writes a list of numbers
+    #[arg(long, value_name = "COMMAND")]
+    reward_command: Option<String>,
+    /// The same over HTTP: a POST
+    #[arg(long, value_name = "http://…")]
+    reward_url: Option<String>,
+}
+
+impl Judge {
+    fn reward(&self) -> Result<Box<dyn Reward>> {
+        match (&self.reward_command, &self.reward_url) {
+            (Some(command), _) => Ok(Box::new(CommandReward { command: command.clone() })),
+            (None, Some(url)) => Ok(Box::new(HttpReward { url: url.clone() })),
+            (None, None) => Err(Error::invalid("pass --reward-command or --reward-url")),
+        }
+    }
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let recipe = Recipe {
+        data: vec![args.data.clone().into()],
+        output: args.output.clone(),
+        rank: args.rank,
+        alpha: args.alpha,
+        lr: args.lr,
+        warmup_steps: args.warmup_steps,
+        max_steps: Some(args.max_steps),
+        weight_decay: args.weight_decay,
+        max_grad_norm: args.max_grad_norm,
+        schedule: args.schedule,
+        seed: args.seed,
+        recompute: args.recompute,
+        init_adapter: args.init_adapter.clone(),
+        log: args.log.clone(),
+        ..Recipe::default()
+    };
+    let Args { prompts, generations, max_tokens, .. } = *args;
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    let handler = move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            // A second Ctrl-C: the user means it.
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this step (Ctrl-C again: at once, without the adapter)");
+    };
+    ctrlc::set_handler(handler).map_err(|error| Error::internal(format!("cannot catch Ctrl-C: {error}")))?;
+    let model = args.model.load()?;
+    eprintln!("{} on {}", model.name, model.device.info().name);
+    let mut reward = args.judge.reward()?;
+    let mut show = |report: &GrpoReport| {
+        let GrpoReport { step, total_steps, reward, reward_std, length, grad_norm, step_s, .. } = report;
+        eprintln!(
+            "step {step}/{total_steps}  reward {reward:.3} ± {reward_std:.3}  {length:.0} tokens  grad {grad_norm:.2}  {step_s:.1} s"
+        );
+        if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let options = GrpoOptions { prompts, generations, max_tokens };
+    grpo::run(&model, &recipe, &options, &mut *reward, &mut show)?;
+    eprintln!("the adapter is in {}", args.output.display());
+    Ok(())
+}
