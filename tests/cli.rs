@@ -112,8 +112,10 @@ fn wrong_arguments_are_2() {
 #[test]
 fn help_is_0_and_every_command_takes_a_device() {
     let text = ok(&["--help"]);
-    let commands =
-        ["generate", "chat", "score", "train", "merge", "serve", "bench", "tokenize", "devices", "pull", "inspect"];
+    let commands = [
+        "generate", "chat", "score", "train", "grpo", "merge", "serve", "bench", "tokenize", "devices", "pull",
+        "inspect",
+    ];
     for command in commands {
         assert!(text.contains(command), "{command}");
         let help = ok(&[command, "--help"]);
@@ -329,7 +331,7 @@ fn train_merge_and_use_an_adapter() {
     assert_eq!(keys(&lines[0]), ["step", "loss", "grad_norm", "lr", "tokens", "tok_s"]);
     assert_eq!((lines[0]["step"].as_u64(), lines[0]["lr"].as_f64()), (Some(1), Some(0.0)));
     assert!(lines[5]["loss"].as_f64() < lines[0]["loss"].as_f64(), "it learns");
-    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+    for name in ["adapter_config.json", "adapter_model.safetensors", "README.md"] {
         assert!(Path::new(&adapter).join(name).exists(), "{name}");
     }
     // The merged model scores as base and adapter do.
@@ -348,9 +350,44 @@ fn train_merge_and_use_an_adapter() {
     for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
         assert!(Path::new(&merged).join(name).exists(), "{name}");
     }
+    // So does the exported one.
+    let gguf = path("merged.gguf");
+    ok(&["export", "-m", TINY, "--adapter", &adapter, "-o", &gguf, "--type", "f32"]);
+    let exported = json(&[&["score", "-m", &gguf, "--backend", "cpu"], &ask[..]].concat());
+    assert_eq!(exported["ids"], together["ids"]);
+    assert!(difference(&exported, &together) < 1e-4, "{exported} {together}");
+    let message = error(&["export", "-m", TINY, "-o", &path("folder"), "--type", "q4_0"]);
+    assert!(message.contains(".gguf"), "{message}");
     // Into the model's own folder: never.
     let message = error(&["merge", "-m", &merged, "--adapter", &adapter, "-o", &merged]);
     assert!(message.contains("own folder"), "{message}");
+}
+
+#[test]
+fn pairs_and_rewards_train_adapters() {
+    let pair = r#"{"prompt": "Who?", "chosen": " Ada.", "rejected": " Bob."}"#;
+    let (folder, data) = file("pairs.jsonl", format!("{pair}\n{pair}\n").as_bytes());
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (adapter, log, data) = (path("adapter"), path("log.jsonl"), data.to_str().unwrap());
+    let base = ["--data", data, "-o", &adapter, "--log", &log, "--rank", "4", "--max-steps", "2"];
+    let more = ["--preference", "dpo", "--beta", "0.2", "--max-length", "64", "--lr", "1e-2"];
+    ok(&cpu("train", &[&base[..], &more].concat()));
+    let lines = std::fs::read_to_string(&log).unwrap();
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    // Nothing is learned yet: the model is its own reference.
+    assert!((first["loss"].as_f64().unwrap() - 2f64.ln()).abs() < 1e-4, "{lines}");
+    assert_eq!(first["rewards/margins"].as_f64().map(|m| m.abs() < 1e-3), Some(true), "{lines}");
+    refused(&cpu("train", &[&base[..], &["--beta", "0.2"]].concat()), "--preference");
+
+    let seen = path("seen.json");
+    let judge = format!("cat > {seen}; echo '[1, 0, 0, 1]'");
+    let sizes = ["--reward-command", &judge, "--prompts", "2", "--generations", "2", "-n", "4"];
+    ok(&cpu("grpo", &[&base[..], &sizes].concat()));
+    let question: Value = serde_json::from_str(&std::fs::read_to_string(&seen).unwrap()).unwrap();
+    assert_eq!(question["completions"].as_array().map(Vec::len), Some(4), "{question}");
+    assert_eq!((&question["prompts"][0], &question["rows"][3]["chosen"]), (&"Who?".into(), &" Ada.".into()));
+    let first: Value = serde_json::from_str(std::fs::read_to_string(&log).unwrap().lines().next().unwrap()).unwrap();
+    assert_eq!(first["reward"], 0.5);
 }
 
 #[test]

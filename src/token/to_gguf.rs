@@ -44,13 +44,26 @@ const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
 
-/// The keys of a model with `vocab` rows of embeddings, whose answers end with one of `ends`.
+/// The keys of a model with `vocab` rows of embeddings, whose texts begin with `start` and whose answers end with one of `ends`,
+/// by its configuration.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for vocabularies that are not BPE, and for ways to cut text that llama.cpp has no name for.
-pub fn gguf_keys(source: &TokenizerSource, vocab: usize, ends: &[u32]) -> Result<Vec<(String, GgufValue)>> {
+pub fn gguf_keys(
+    source: &TokenizerSource,
+    vocab: usize,
+    start: Option<u32>,
+    ends: &[u32],
+) -> Result<Vec<(String, GgufValue)>> {
     match source {
-        TokenizerSource::None => Ok(vec![("tokenizer.ggml.model".into(), GgufValue::String("none".into()))]),
+        TokenizerSource::None => {
+            let [eos, eot] = [0, 1].map(|i| ends.get(i).copied());
+            let ids = [("bos", start), ("eos", eos), ("eot", eot)];
+            let ids = ids.into_iter().filter_map(|(name, id)| Some((name, GgufValue::U32(id?))));
+            let ids = ids.map(|(name, id)| (format!("tokenizer.ggml.{name}_token_id"), id));
+            let model = ("tokenizer.ggml.model".to_owned(), GgufValue::String("none".into()));
+            Ok(std::iter::once(model).chain(ids).collect())
+        }
         // Whatever it was written with: the next reader needs it, too.
         TokenizerSource::Gguf(metadata) => {
             let keys = metadata.iter().filter(|(key, _)| key.starts_with("tokenizer."));
@@ -60,12 +73,18 @@ pub fn gguf_keys(source: &TokenizerSource, vocab: usize, ends: &[u32]) -> Result
             let json: Value = serde_json::from_slice(tokenizer_json)
                 .map_err(|error| Error::format("tokenizer.json", "JSON", error.to_string()))?;
             let tokenizer = Tokenizer::from_source(source)?;
-            Ok(keys(&from_json(&tokenizer, &json, vocab, ends)?))
+            Ok(keys(&from_json(&tokenizer, &json, vocab, start, ends)?))
         }
     }
 }
 
-fn from_json(tokenizer: &Tokenizer, json: &Value, vocab: usize, ends: &[u32]) -> Result<GgufTokenizer> {
+fn from_json(
+    tokenizer: &Tokenizer,
+    json: &Value,
+    vocab: usize,
+    start: Option<u32>,
+    ends: &[u32],
+) -> Result<GgufTokenizer> {
     let model = &json["model"];
     let merges: Option<Vec<String>> = model["merges"].as_array().map(|all| all.iter().filter_map(merge).collect());
     let Some(merges) = merges.filter(|_| model["type"].as_str().is_none_or(|kind| kind == "BPE")) else {
@@ -96,7 +115,7 @@ fn from_json(tokenizer: &Tokenizer, json: &Value, vocab: usize, ends: &[u32]) ->
         tokens.push(token);
     }
     let (prefix, suffix) = tokenizer.around(true);
-    let (bos, eos) = (tokenizer.bos(), tokenizer.eos().or(ends.first().copied()));
+    let (bos, eos) = (tokenizer.bos().or(start), tokenizer.eos().or(ends.first().copied()));
     let mut gguf = GgufTokenizer {
         model: if byte_level { "gpt2" } else { "llama" }.into(),
         scores: (!byte_level).then(|| scores(&tokens, &merges)),

@@ -109,6 +109,7 @@ files!(
     "glu_backward.wgsl",
     "gather_rows.wgsl",
     "head_loss.wgsl",
+    "preference_loss.wgsl",
     "sample.wgsl",
     "sample_chunks.wgsl",
     "adjust_logits.wgsl",

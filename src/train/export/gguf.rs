@@ -138,7 +138,7 @@ pub fn write_model_gguf(
         ("general.quantization_version".into(), GgufValue::U32(2)),
     ];
     keys.extend(to_gguf::metadata(config)?);
-    keys.extend(gguf_keys(&checkpoint.tokenizer, config.vocab, &config.eos)?);
+    keys.extend(gguf_keys(&checkpoint.tokenizer, config.vocab, config.bos, &config.eos)?);
     // A GGUF's own template is among its tokenizer's keys.
     if let (Some(template), false) =
         (&checkpoint.chat_template, matches!(checkpoint.tokenizer, TokenizerSource::Gguf(_)))

@@ -1,17 +1,16 @@
 """llama.cpp on files that `runtime export` wrote, and its rounding to quantised types.
 
 Needs   pip install llama-cpp-python==0.3.36, and the program (cargo build --release).
-Writes  tests/golden/gguf/llama_cpp.json       for each export: the file's SHA-256, prompts, and llama.cpp's greedy answers
+Writes  tests/golden/gguf/llama_cpp.json       for each export: the file's FNV-1a hash, prompts, and llama.cpp's greedy answers
         tests/golden/quant/encode.safetensors  random numbers, and the bytes that ggml rounds them to
-Rerun   python scripts/golden/llama_cpp.py     (1 minute)
+Rerun   python scripts/golden/exports.py     (1 minute)
 
 The exports are those of tests/golden/tiny/chat_wide (K-quants) and chat_llama (rotary divisors, biases), plain, with the adapters of
-tests/golden merged, and with one applied as a LoRA file. Every greedy step has a gap of more than 0.05 between the two best
-logits: llama.cpp's products of quantised weights round the activations to 8 bits, ours do not.
+tests/golden merged, and with one applied as a LoRA file. An answer ends before the first step whose two best logits are nearer than
+0.05, or 0.25 with quantised weights: llama.cpp's products of these round the activations to 8 bits, ours do not.
 """
 
 import ctypes
-import hashlib
 import subprocess
 import tempfile
 from pathlib import Path
@@ -32,9 +31,17 @@ CASES = [
     ("chat_llama", "f32", None, "sft/tiny_chat_llama/init"), ("chat", "f16", "sft/tiny_chat/init", None),
 ]
 TEXTS = ["Hello, the harbour!", "Where does the ferry go?", "<|im_start|>user\nWho are you?<|im_end|>\n", "12345", "The lighthouse",
-         "What is", "blue in the spring", "the town"]
-GAP, LENGTH = 0.05, 12
+         "What is", "blue in the spring", "the town", "ferry", "How can I help you today?", "Port Amber", "assistant", "a b c d", "The door",
+         "noon", "You are"]
+LENGTH, SHORTEST = 12, 4
 GGML_TYPES = {"q4_0": (2, 18, 32), "q5_0": (6, 22, 32), "q8_0": (8, 34, 32), "q4_k": (12, 144, 256), "q6_k": (14, 210, 256)}
+
+
+def fnv1a64(data):
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return f"{value:016x}"
 
 
 def export(model, kind, merged, path, only=False):
@@ -43,20 +50,21 @@ def export(model, kind, merged, path, only=False):
     subprocess.run(command + (["--adapter-only"] if only else []), check=True)
 
 
-def greedy(llm, ids):
-    """Arg-max ids until the end or LENGTH, and the smallest gap between the two best logits."""
+def greedy(llm, ids, least):
+    """Arg-max ids until the end, LENGTH, or a step whose two best logits are nearer than `least`."""
     llm.reset()
     llm.eval(ids)
-    out, gap = [], np.inf
+    out = []
     for _ in range(LENGTH):
         logits = np.array(llm.scores[llm.n_tokens - 1], dtype=np.float32)
         second, best = np.argsort(logits)[-2:]
-        gap = min(gap, logits[best] - logits[second])
+        if logits[best] - logits[second] < least:
+            break
         out.append(int(best))
         if best == llm.token_eos():
             break
         llm.eval([int(best)])
-    return out, float(gap)
+    return out
 
 
 def run(case, folder):
@@ -69,12 +77,12 @@ def run(case, folder):
     answers = []
     for text in TEXTS:
         ids = llm.tokenize(text.encode(), add_bos=False, special=True)
-        new, gap = greedy(llm, ids)
-        if gap > GAP:
+        new = greedy(llm, ids, 0.05 if kind in ("f32", "f16") else 0.25)
+        if len(new) >= SHORTEST or (new and new[-1] == llm.token_eos()):
             answers.append({"text": text, "ids": ids, "greedy": new, "says": llm.detokenize(new).decode("utf-8", "replace")})
     assert len(answers) >= 2, (case, len(answers))
     print(case, len(answers), "prompts", flush=True)
-    return {"model": model, "type": kind, "adapter": merged, "lora": applied, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    return {"model": model, "type": kind, "adapter": merged, "lora": applied, "fnv1a64": fnv1a64(path.read_bytes()),
             "template": llm.metadata.get("tokenizer.chat_template") is not None, "answers": answers}
 
 
