@@ -188,7 +188,34 @@ fn turns_that_cannot_be_located() {
         return;
     }
     let chat = golden()["conversations"]["multi"].clone();
-    // The closed reasoning block of the generation prompt is not what earlier turns look like.
-    let error = spans("qwen3", &chat, &json!({"enable_thinking": false})).unwrap_err();
+    // What was said before is not what it was: here the number of messages stands in front.
+    let counting = ChatTemplate::new(
+        "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}",
+        Default::default(),
+    );
+    let error = assistant_spans(&counting.unwrap(), &chat, &RenderOptions::default()).unwrap_err();
     assert!(error.to_string().starts_with("messages[1]: cannot locate the assistant's turn"), "{error}");
+}
+
+/// Generation prompts that end in words which finished turns do not have.
+#[test]
+fn turns_that_open_otherwise_than_the_prompt() {
+    if std::env::var_os("RUNTIME_CHAT_GOLDEN").is_some() {
+        return;
+    }
+    let chat = golden()["conversations"]["multi"].clone();
+    let off = json!({"enable_thinking": false});
+    assert_eq!(spans("qwen3", &chat, &off).unwrap(), [" Hello! <|im_end|>\n", "Fine.<|im_end|>\n"]);
+    // As DeepSeek-R1's: the prompt opens the reasoning, and turns lose it.
+    let r1 = "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}{% else %}<|Assistant|>\
+              {{ m.content.split('</think>')[-1] }}<|end|>{% endif %}{% endfor %}\
+              {% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}";
+    let r1 = ChatTemplate::new(r1, Default::default()).unwrap();
+    let messages = json!([
+        {"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>so</think>b"},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": "<t>d"}
+    ]);
+    let found = assistant_spans(&r1, &messages, &RenderOptions::default()).unwrap();
+    let texts: Vec<_> = found.spans.iter().map(|span| &found.text[span.clone()]).collect();
+    assert_eq!(texts, ["b<|end|>", "<t>d<|end|>"]);
 }

@@ -33,7 +33,7 @@ fn recipe(folder: &Path, steps: usize) -> Recipe {
     ];
     std::fs::write(&data, rows.join("\n")).unwrap();
     Recipe {
-        data,
+        data: vec![data.into()],
         output: folder.join("adapter"),
         rank: Some(8),
         lr: 2e-2,

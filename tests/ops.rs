@@ -794,7 +794,7 @@ fn rotary_and_its_gradient() {
 
 #[test]
 fn loss_in_chunks() {
-    for (dtype, k) in [(DType::F32, 40), (DType::Q8_0, 64)] {
+    for (dtype, k, smoothing) in [(DType::F32, 40, 0.0), (DType::Q8_0, 64, 0.0), (DType::F32, 40, 0.1)] {
         for (gradient, weighted) in [(false, false), (true, false), (true, true)] {
             let (rows, vocab, chunk) = (10, 133, 4);
             let mut b = Builder::new("loss");
@@ -806,10 +806,10 @@ fn loss_in_chunks() {
             let logits = b.temp("logits", chunk, vocab, Live::All);
             let loss = b.output("loss", rows, 1, Live::Tokens);
             let dx: Option<TensorId> = gradient.then(|| b.output("dx", rows, k, Live::Tokens));
-            b.push(Op::HeadLoss { x, weight, labels, scale, weights, logits, loss, dx }).unwrap();
+            b.push(Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx }).unwrap();
             let mut given = counts(9, 0, 1);
             given.insert("labels", vec![5, 132, u32::MAX, 0, 7, 8, 9, u32::MAX, 100, 3]);
-            check(&format!("loss {dtype} {gradient} {weighted}"), b.finish(), &given, 5e-6);
+            check(&format!("loss {dtype} {gradient} {weighted} {smoothing}"), b.finish(), &given, 5e-6);
         }
     }
 }
@@ -1016,6 +1016,32 @@ fn optimizer() {
     let hyper = [1e-2f32, 0.9, 0.999, 1e-8, 0.1, 0.1, 0.001, 1.0];
     given.insert("hyper", hyper.iter().map(|h| h.to_bits()).collect());
     check("adamw", b.finish(), &given, 2e-6);
+}
+
+/// Lion and SGD, twice each: the second update meets a moment.
+#[test]
+fn optimizers_with_one_moment() {
+    let n = 100_003;
+    for name in ["lion", "sgd"] {
+        let mut b = Builder::new(name);
+        let params = b.state("params", "params", 0, DType::F32, 1, n);
+        let grads = b.state("grads", "grads", 0, DType::F32, 1, n);
+        let m = b.state("m", "m", 64, DType::F32, 1, n);
+        let hyper = b.input("hyper", DType::F32, 1, 8);
+        let norm = b.output("norm", 1, 1, Live::All);
+        b.push(Op::GradNorm { x: grads, out: norm }).unwrap();
+        for _ in 0..2 {
+            b.push(match name {
+                "lion" => Op::Lion { params, grads, m, norm, hyper },
+                _ => Op::Sgd { params, grads, m, norm, hyper },
+            })
+            .unwrap();
+        }
+        let mut given = counts(0, 0, 0);
+        let hyper = [1e-2f32, 0.9, 0.99, 0.0, 0.1, 0.0, 0.0, 1.0];
+        given.insert("hyper", hyper.iter().map(|h| h.to_bits()).collect());
+        check(name, b.finish(), &given, 2e-6);
+    }
 }
 
 #[test]
@@ -1238,19 +1264,21 @@ fn gradients_match_finite_differences() {
     }
 
     let (vocab, labels) = (11, vec![3, u32::MAX, 0, 10, 7]);
-    let mut b = Builder::new("loss");
-    let x = live_input(&mut b, "x", rows, k);
-    let weight = b.weight("w", DType::F32, vocab, k);
-    let ids = b.input("labels", DType::U32, 1, rows);
-    let scale = b.input("scale", DType::F32, 1, 1);
-    // Every row's loss enters the sum with the same factor, so dy is a constant here.
-    b.input("dy", DType::F32, rows, 1);
-    let logits = b.temp("logits", 2, vocab, Live::All);
-    let loss = b.output("out", rows, 1, Live::Tokens);
-    let dx = b.output("dx", rows, k, Live::Tokens);
-    let weights = None;
-    b.push(Op::HeadLoss { x, weight, labels: ids, scale, weights, logits, loss, dx: Some(dx) }).unwrap();
-    loss_gradient(b.finish(), labels);
+    for smoothing in [0.0, 0.2] {
+        let mut b = Builder::new("loss");
+        let x = live_input(&mut b, "x", rows, k);
+        let weight = b.weight("w", DType::F32, vocab, k);
+        let ids = b.input("labels", DType::U32, 1, rows);
+        let scale = b.input("scale", DType::F32, 1, 1);
+        // Every row's loss enters the sum with the same factor, so dy is a constant here.
+        b.input("dy", DType::F32, rows, 1);
+        let logits = b.temp("logits", 2, vocab, Live::All);
+        let loss = b.output("out", rows, 1, Live::Tokens);
+        let dx = b.output("dx", rows, k, Live::Tokens);
+        let weights = None;
+        b.push(Op::HeadLoss { x, weight, labels: ids, scale, weights, smoothing, logits, loss, dx: Some(dx) }).unwrap();
+        loss_gradient(b.finish(), labels.clone());
+    }
 }
 
 /// As [`check_gradient`], for the loss: its own backward pass multiplies by `scale`.

@@ -21,7 +21,7 @@ fn recipe(case: &serde_json::Value) -> Recipe {
         other => (other.parse().unwrap(), 0.0),
     };
     Recipe {
-        data: golden("preference").join(case["data"].as_str().unwrap()),
+        data: vec![golden("preference").join(case["data"].as_str().unwrap()).into()],
         init_adapter: Some(golden("preference/init")),
         batch_size: 2,
         grad_accum: 1,

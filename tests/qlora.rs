@@ -95,7 +95,7 @@ fn what_was_trained_is_what_is_served() {
     for (path, weights) in [(wide.as_path(), Some(DType::NF4)), (&gguf, None), (wide.as_path(), Some(DType::Q8_0))] {
         let model = load(path, weights).unwrap();
         let recipe = Recipe {
-            data: data.clone(),
+            data: vec![data.clone().into()],
             rank: Some(4),
             batch_size: 1,
             grad_accum: 1,

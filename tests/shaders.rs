@@ -260,6 +260,8 @@ fn variants() -> Vec<(&'static str, Set)> {
         ("fill", vec![group()]),
         ("grad_norm", vec![reductions(), flag("LAST")]),
         ("adamw", vec![group()]),
+        ("lion", vec![group()]),
+        ("sgd", vec![group()]),
         ("adamw_8bit", vec![reductions()]),
     ];
     table.into_iter().flat_map(|(shader, axes)| product(&axes).into_iter().map(move |set| (shader, set))).collect()

@@ -100,9 +100,8 @@ fn check(name: &str, config: ModelConfig, targets: &[Projection], dropout: f32, 
         dropout,
         recompute,
         scale: 0.7,
-        optim,
-        scale_loss: false,
-        objective: Objective::Tokens,
+        optim: optim.into(),
+        ..TrainerOptions::default()
     };
     let new =
         |options: TrainerOptions| Trainer::new(device.clone(), &config, &weights, layout.clone(), &options).unwrap();

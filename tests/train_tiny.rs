@@ -96,7 +96,7 @@ fn tiny() -> Arc<LoadedModel> {
 /// A short recipe over the golden data, B not zero so that every gradient counts.
 fn short() -> Recipe {
     Recipe {
-        data: golden("sft/data.jsonl"),
+        data: vec![golden("sft/data.jsonl").into()],
         init_adapter: Some(golden("sft/tiny_chat/init")),
         max_length: 512,
         batch_size: 2,
@@ -277,7 +277,7 @@ fn a_checkpoint_of_another_run_is_refused() {
     refused(Recipe { max_length: 500, ..resumed.clone() }, "max_length is 500");
     let few = folder.path().join("few.jsonl");
     std::fs::write(&few, r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#).unwrap();
-    refused(Recipe { data: few, ..resumed.clone() }, "the data differs");
+    refused(Recipe { data: vec![few.into()], ..resumed.clone() }, "the data differs");
     refused(Recipe { resume: Some(folder.path().join("nothing")), ..resumed.clone() }, "nothing");
     assert_eq!(Job::new(&model, &resumed).unwrap().steps_done(), 2);
 }

@@ -92,6 +92,9 @@ fn check(recipe: &Recipe, options: &GrpoOptions) -> Result<usize> {
         ("packing", recipe.packing),
         ("epochs", recipe.epochs.is_some()),
         ("resume", recipe.resume.is_some()),
+        ("neftune_noise_alpha", recipe.neftune_noise_alpha.is_some()),
+        ("label_smoothing", recipe.label_smoothing > 0.0),
+        ("eval_data", !recipe.eval_data.is_empty()),
         ("save_steps", recipe.save_steps.is_some()),
         ("dropout", recipe.dropout > 0.0),
     ];
@@ -143,17 +146,17 @@ pub fn run(
         tokens: longest.max(MICRO_TOKENS.min(longest * seqs)),
         seqs,
         max_len: longest,
-        dropout: 0.0,
         recompute: recipe.recompute,
         scale,
-        optim: recipe.optim,
+        optim: recipe.optimizer(),
         scale_loss: model.device.limits().activations == DType::F16,
         objective: Objective::Weighted,
+        ..TrainerOptions::default()
     };
     let mut trainer = Trainer::new(model.device.clone(), model.config(), &model.weights, layout, &sizes)?;
     trainer.set_params(&params)?;
     std::fs::create_dir_all(&recipe.output).map_err(|e| Error::io(&recipe.output, e))?;
-    let mut log = recipe.log.as_deref().map(|path| crate::train::open_log(path, false)).transpose()?;
+    let mut log = recipe.log.as_deref().map(|path| crate::train::open_log(path)).transpose()?;
     let current = |trainer: &Trainer| to_adapter(&adapter, trainer.layout(), scale, &trainer.params()?);
     for done in 0..total_steps {
         let began = Instant::now();
@@ -162,7 +165,7 @@ pub fn run(
         let rewards = judged(reward, &rollouts)?;
         let advantages = advantages(&rewards, options.generations);
         learn(&mut trainer, &rollouts, &advantages, sizes.tokens)?;
-        let lr = recipe.lr * recipe.schedule.factor(done, recipe.warmup_steps, total_steps);
+        let lr = recipe.curve(total_steps).at(done);
         let (weight_decay, max_grad_norm) = (recipe.weight_decay, recipe.max_grad_norm);
         let grad_norm = trainer.update(&Update { lr, weight_decay, max_grad_norm, step: done + 1 })?;
         let mean = |numbers: &mut dyn Iterator<Item = f64>| numbers.sum::<f64>() / rollouts.len() as f64;

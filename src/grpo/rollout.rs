@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::LoadedModel;
 use crate::token::RenderOptions;
 use crate::train::Recipe;
+use crate::train::files::each_row;
 use serde_json::Value;
 use std::ops::ControlFlow;
 use std::sync::mpsc;
@@ -31,18 +32,16 @@ pub struct Prompts {
 impl Prompts {
     /// Reads `recipe.data`.
     pub fn read(recipe: &Recipe, model: &LoadedModel) -> Result<Self> {
-        let path = &recipe.data;
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
         let mut rows = Vec::new();
-        for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let row: Result<(Value, Vec<u32>)> = crate::train::data::parse(line.as_bytes()).and_then(|row| {
-                let ids = prompt(&row, model)?;
-                Ok((row, ids))
-            });
-            rows.push(row.map_err(|e| crate::train::data::located(path, index + 1, &e))?);
+        for file in &recipe.data {
+            each_row(&file.path, &mut |line, row| {
+                let row = row.and_then(|row| prompt(&row, model).map(|ids| (row, ids)));
+                rows.push(row.map_err(|e| Error::invalid(format!("{}:{line}: {e}", file.path.display())))?);
+                Ok(())
+            })?;
         }
         if rows.is_empty() {
-            return Err(Error::invalid(format!("{}: no rows; expected one JSON object a line", path.display())));
+            return Err(Error::invalid("data has no rows; expected one JSON object a line, a JSON list or Parquet"));
         }
         Ok(Self { rows, next: 0 })
     }

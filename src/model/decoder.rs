@@ -15,8 +15,8 @@ use crate::backend::Limits;
 use crate::error::Result;
 use crate::program::cache::row_len;
 use crate::program::{
-    Builder, Geometry, KvLayout, Live, MOMENT_BLOCK, Op, Place, Program, TensorDecl, TensorId, Trainable, Unscale,
-    differentiate, recompute, recompute_cheap,
+    Builder, Geometry, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId, Trainable, Unscale, differentiate,
+    recompute, recompute_cheap,
 };
 use crate::tensor::DType;
 
@@ -156,6 +156,8 @@ pub struct TrainProgram {
     pub labels: TensorId,
     /// f32 `[1, 1]`: what each counted token's loss is multiplied by before it is differentiated.
     pub loss_scale: TensorId,
+    /// `[rows, hidden]` in the type of activations: what is added to the embeddings (NEFTune), where it is wanted.
+    pub noise: Option<TensorId>,
     /// What gradients of A and B are multiplied by where `loss_scale` is larger than it should be.
     pub unscale: Option<Unscale>,
     /// f32 `[rows, 1]`: negative log-likelihood of each row's label, unscaled.
@@ -177,6 +179,12 @@ pub struct TrainShape {
     pub recompute: bool,
     /// The loss is scaled up, and gradients of adapters down again: [`TrainProgram::unscale`].
     pub scaled_loss: bool,
+    /// Something is added to the embeddings: [`TrainProgram::noise`].
+    pub noise: bool,
+    /// What share of a label's weight is spread over the vocabulary, see [`Op::HeadLoss`].
+    pub smoothing: f32,
+    /// Differentiate; else the program ends with the loss.
+    pub gradients: bool,
     /// What is minimised.
     pub objective: Objective,
 }
@@ -195,7 +203,20 @@ pub fn serve_program(model: &ModelShape, shape: &ServeShape, lora: Option<&LoraL
     let table = b.input("table", DType::U32, shape.seqs, shape.pages);
     let adapters = lora.map(|_| b.input("adapters", DType::U32, 1, rows));
     let kv = KeyValues::Cache { slots, table, shape: *shape };
-    let mut decoder = Decoder { b, model, rows, positions, seqs, kv, lora, adapters, dropout: 0.0, salt: 0 };
+    let mut decoder = Decoder {
+        b,
+        model,
+        rows,
+        positions,
+        seqs,
+        kv,
+        lora,
+        adapters,
+        noise: None,
+        smoothing: 0.0,
+        dropout: 0.0,
+        salt: 0,
+    };
     let h = decoder.body(ids)?;
     let head = if shape.gathered == 0 {
         let labels = decoder.b.input("labels", DType::U32, 1, rows);
@@ -232,17 +253,46 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
     let bounds = b.input("bounds", DType::U32, 1, shape.seqs + 1);
     let labels = b.input("labels", DType::U32, 1, rows);
     let loss_scale = b.input("loss_scale", DType::F32, 1, 1);
-    let unscale = shape.scaled_loss.then(|| Unscale {
+    let noise = shape.noise.then(|| b.input("noise", model.limits.activations, rows, model.config.hidden));
+    let unscale = (shape.scaled_loss && shape.gradients).then(|| Unscale {
         plain: b.input("unscale_a", DType::F32, 1, 1),
         scaled: b.input("unscale_b", DType::F32, 1, 1),
     });
     let kv = KeyValues::Own { bounds };
-    let dropout = shape.dropout;
-    let mut decoder =
-        Decoder { b, model, rows, positions, seqs, kv, lora: Some(lora), adapters: None, dropout, salt: 0 };
+    let (dropout, smoothing) = (shape.dropout, shape.smoothing);
+    let mut decoder = Decoder {
+        b,
+        model,
+        rows,
+        positions,
+        seqs,
+        kv,
+        lora: Some(lora),
+        adapters: None,
+        noise,
+        smoothing,
+        dropout,
+        salt: 0,
+    };
     let h = decoder.body(ids)?;
     let (loss, objective) = decoder.objective(h, [labels, loss_scale, bounds], shape.objective)?;
     let forward = decoder.b.finish();
+    if !shape.gradients {
+        let program = forward;
+        return Ok(TrainProgram {
+            program,
+            ids,
+            positions,
+            seqs,
+            bounds,
+            labels,
+            loss_scale,
+            noise,
+            unscale,
+            loss,
+            objective,
+        });
+    }
     let trainable: Vec<Trainable> = forward
         .ids()
         .filter(|id| matches!(&forward.decl(*id).place, Place::State { buffer, .. } if buffer == buffers::LORA))
@@ -254,53 +304,7 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
     } else if model.limits.recompute_cheap {
         program = recompute_cheap(program);
     }
-    Ok(TrainProgram { program, ids, positions, seqs, bounds, labels, loss_scale, unscale, loss, objective })
-}
-
-/// The optimizer step over the flat adapter buffer: norm, clip, AdamW, gradients back to zero.
-pub struct OptimizerProgram {
-    /// The ops.
-    pub program: Program,
-    /// f32 `[1, 8]`, see [`Op::AdamW`]; `[1, 520]` with 8-bit moments, see [`Op::AdamW8bit`].
-    pub hyper: TensorId,
-    /// f32 `[1, 1]`: norm of the gradient before clipping.
-    pub norm: TensorId,
-}
-
-/// AdamW over `len` f32 parameters in [`buffers::LORA`], with moments in f32 or in 8 bits.
-///
-/// # Errors
-/// As [`serve_program`].
-pub fn adamw_program(len: usize, eight_bit: bool) -> Result<OptimizerProgram> {
-    let mut b = Builder::new("adamw");
-    let hyper = b.input("hyper", DType::F32, 1, if eight_bit { 520 } else { 8 });
-    let norm = b.output("grad_norm", 1, 1, Live::All);
-    let flat = |b: &mut Builder, buffer: &str| b.state(buffer, buffer, 0, DType::F32, 1, len);
-    let params = flat(&mut b, buffers::LORA);
-    let grads = flat(&mut b, buffers::LORA_GRADS);
-    let mut state = |buffer: &str| {
-        moment_buffers(len, eight_bit)
-            .find(|(name, ..)| *name == buffer)
-            .map_or(params, |(name, dtype, cols)| b.state(name, name, 0, dtype, 1, cols))
-    };
-    let [m, v] = [buffers::LORA_M, buffers::LORA_V].map(&mut state);
-    let [m_max, v_max] = [buffers::LORA_M_MAX, buffers::LORA_V_MAX].map(&mut state);
-    b.push(Op::GradNorm { x: grads, out: norm })?;
-    b.push(match eight_bit {
-        true => Op::AdamW8bit { params, grads, m, v, m_max, v_max, norm, hyper },
-        false => Op::AdamW { params, grads, m, v, norm, hyper },
-    })?;
-    b.push(Op::Fill { x: grads, value: 0.0 })?;
-    Ok(OptimizerProgram { program: b.finish(), hyper, norm })
-}
-
-/// Name, type and length of AdamW's State buffers for `len` parameters.
-pub fn moment_buffers(len: usize, eight_bit: bool) -> impl Iterator<Item = (&'static str, DType, usize)> {
-    use buffers::{LORA_M, LORA_M_MAX, LORA_V, LORA_V_MAX};
-    let (dtype, words) = if eight_bit { (DType::U32, len / 4) } else { (DType::F32, len) };
-    let maxima = [LORA_M_MAX, LORA_V_MAX].map(|name| (name, DType::F32, len.div_ceil(MOMENT_BLOCK)));
-    let moments = [LORA_M, LORA_V].map(|name| (name, dtype, words));
-    moments.into_iter().chain(maxima.into_iter().filter(move |_| eight_bit))
+    Ok(TrainProgram { program, ids, positions, seqs, bounds, labels, loss_scale, noise, unscale, loss, objective })
 }
 
 /// Where attention finds keys and values.
@@ -320,6 +324,10 @@ struct Decoder<'a> {
     kv: KeyValues,
     lora: Option<&'a LoraLayout>,
     adapters: Option<TensorId>,
+    /// What is added to the embeddings.
+    noise: Option<TensorId>,
+    /// What share of a label's weight is spread over the vocabulary.
+    smoothing: f32,
     dropout: f32,
     /// Counts dropout sites, so that each has its own mask.
     salt: u32,
@@ -332,6 +340,9 @@ impl Decoder<'_> {
         let table = self.weight("model.embed_tokens.weight", c.vocab, c.hidden);
         let mut h = self.temp("embedding", c.hidden);
         self.b.push(Op::Embed { table, ids, out: h })?;
+        if let Some(noise) = self.noise {
+            self.b.push(Op::Accumulate { x: noise, y: h })?;
+        }
         for layer in 0..c.layers {
             self.b.segment(layer as u32 + 1);
             h = self.attention_block(layer, h)?;

@@ -4,6 +4,7 @@
 //! launches and single copies, whatever the number of layers.
 
 use super::config::ModelConfig;
+use super::optimizer::SPAN_ALIGN;
 use crate::error::{Error, Result};
 use crate::program::STATE_ALIGN;
 
@@ -103,6 +104,8 @@ pub struct LoraLayout {
     pub slots: usize,
     /// In the order of layers and projections.
     pub entries: Vec<LoraEntry>,
+    /// Where the B matrices begin, behind all A: each half is one span of the optimizer.
+    pub b_start: usize,
     /// Elements of the whole buffer.
     pub len: usize,
 }
@@ -120,11 +123,25 @@ impl LoraLayout {
         for layer in 0..config.layers {
             for projection in Projection::ALL.into_iter().filter(|p| targets.contains(p)) {
                 let (outputs, inputs) = projection.shape(config);
-                let (a, b) = (place(slots * rank * inputs), place(slots * outputs * rank));
-                entries.push(LoraEntry { module: projection.module(layer), projection, layer, inputs, outputs, a, b });
+                let a = place(slots * rank * inputs);
+                entries.push(LoraEntry {
+                    module: projection.module(layer),
+                    projection,
+                    layer,
+                    inputs,
+                    outputs,
+                    a,
+                    b: 0,
+                });
             }
         }
-        Self { rank, slots, entries, len }
+        len = len.next_multiple_of(SPAN_ALIGN);
+        let b_start = len;
+        for entry in &mut entries {
+            entry.b = len;
+            len += (slots * entry.outputs * rank).next_multiple_of(STATE_ALIGN);
+        }
+        Self { rank, slots, entries, b_start, len }
     }
 
     /// The entry of one projection, if it is a target.

@@ -7,6 +7,7 @@ pub mod families;
 pub mod keys;
 mod loaded;
 pub mod lora;
+pub mod optimizer;
 mod quantise;
 pub mod rope;
 mod rope_config;

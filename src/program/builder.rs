@@ -301,6 +301,13 @@ impl Builder {
                 shape(*norm, 1, 1)?;
                 shape(*hyper, 1, 520)
             }
+            Op::Lion { params, grads, m, norm, hyper } | Op::Sgd { params, grads, m, norm, hyper } => {
+                for id in [grads, m] {
+                    same(*id, *params)?;
+                }
+                shape(*norm, 1, 1)?;
+                shape(*hyper, 1, 8)
+            }
             Op::AdamW { params, grads, m, v, norm, hyper } => {
                 for id in [grads, m, v] {
                     same(*id, *params)?;

@@ -156,11 +156,13 @@ pub enum Op {
     /// row chunks so that the logits never exist whole: `logits` `[chunk, V]` is scratch. `loss` f32 `[T, 1]` in
     /// nat. Where `dx` is there, `dx = scale · weights[t] · (softmax − onehot) · weight`, scale f32 `[1, 1]`, weights f32
     /// `[1, T]` (all 1 where absent).
+    /// With `smoothing` ε the label is `(1 − ε) · onehot + ε / V` instead, in loss and gradient (transformers' `LabelSmoother`).
     HeadLoss {
         x: TensorId,
         weight: TensorId,
         labels: TensorId,
         scale: TensorId,
+        smoothing: f32,
         weights: Option<TensorId>,
         logits: TensorId,
         loss: TensorId,
@@ -226,6 +228,12 @@ pub enum Op {
     /// `[1, 8]`: lr, beta1, beta2, eps, weight decay, 1 − beta1ᵗ, 1 − beta2ᵗ, clip norm (0: no clipping).
     /// The gradient is first multiplied by `min(1, clip / (norm + 1e-6))`, as `clip_grad_norm_` does.
     AdamW { params: TensorId, grads: TensorId, m: TensorId, v: TensorId, norm: TensorId, hyper: TensorId },
+    /// Lion (<https://arxiv.org/abs/2302.06675>): `p = p · (1 − lr · decay) − lr · sign(beta1 · m + (1 − beta1) · g)`, then
+    /// `m = beta2 · m + (1 − beta2) · g`. Buffers, `hyper` and clipping as in [`Op::AdamW`]; eps and corrections are not read.
+    Lion { params: TensorId, grads: TensorId, m: TensorId, norm: TensorId, hyper: TensorId },
+    /// SGD as `torch.optim.SGD`: `m = momentum · m + g + decay · p`, then `p = p − lr · m`. Buffers, `hyper` (beta1 is the
+    /// momentum) and clipping as in [`Op::AdamW`].
+    Sgd { params: TensorId, grads: TensorId, m: TensorId, norm: TensorId, hyper: TensorId },
     /// [`Op::AdamW`] with moments of 8 bits (<https://arxiv.org/abs/2110.02861>): a moment is `map[code] · max` of its block of
     /// 256 elements. params, grads f32 `[1, n]`, n a multiple of 4; m, v u32 `[1, n / 4]`, four codes a word, the first
     /// lowest; m_max, v_max f32 `[1, ⌈n / 256⌉]`; hyper f32 `[1, 520]`: AdamW's eight numbers, the map of m and the map of v
@@ -273,6 +281,8 @@ impl Op {
             Op::Fill { .. } => "fill",
             Op::GradNorm { .. } => "grad_norm",
             Op::AdamW { .. } => "adamw",
+            Op::Lion { .. } => "lion",
+            Op::Sgd { .. } => "sgd",
             Op::AdamW8bit { .. } => "adamw_8bit",
         }
     }
@@ -401,7 +411,7 @@ impl Op {
                 f(rows, Read);
                 f(out, Write);
             }
-            Op::HeadLoss { x, weight, labels, scale, weights, logits, loss, dx } => {
+            Op::HeadLoss { x, weight, labels, scale, weights, logits, loss, dx, .. } => {
                 for id in [x, weight, labels, scale] {
                     f(id, Read);
                 }
@@ -452,6 +462,13 @@ impl Op {
                 f(grads, Read);
                 f(m, ReadWrite);
                 f(v, ReadWrite);
+                f(norm, Read);
+                f(hyper, Read);
+            }
+            Op::Lion { params, grads, m, norm, hyper } | Op::Sgd { params, grads, m, norm, hyper } => {
+                f(params, ReadWrite);
+                f(grads, Read);
+                f(m, ReadWrite);
                 f(norm, Read);
                 f(hyper, Read);
             }

@@ -53,6 +53,15 @@ pub fn assistant_spans(template: &ChatTemplate, messages: &Value, options: &Rend
     Ok(AssistantSpans { text, spans })
 }
 
+/// No answer begins with it, and no generation prompt contains it.
+const OTHER: &str = "\u{E0F0}";
+
+/// What both begin with.
+fn common<'a>(a: &'a str, b: &str) -> &'a str {
+    let same = a.char_indices().zip(b.chars()).find(|((_, a), b)| a != b).map(|((at, _), _)| at);
+    &a[..same.unwrap_or(a.len().min(b.len()))]
+}
+
 struct Conversation<'a> {
     template: &'a ChatTemplate,
     list: &'a [Value],
@@ -71,17 +80,29 @@ impl Conversation<'_> {
         let prompt = self
             .render(self.list[..i].to_vec(), true)
             .map_err(|error| fail(format!("the chat template refuses the messages before it: {error}")))?;
-        if !self.text.starts_with(&prompt) {
-            return Err(fail(
-                "the chat template renders the messages before it, or the generation prompt, differently once it follows".into(),
-            ));
-        }
-        let start = prompt.len();
+        let start = match self.text.starts_with(&prompt) {
+            true => prompt.len(),
+            // Some open the model's turn with words that a finished turn does not keep (DeepSeek-R1's `<think>`).
+            false => self.header(i, &prompt).ok_or_else(|| {
+                fail("the chat template renders the messages before it, or the generation prompt, differently once it follows".into())
+            })?,
+        };
         let end = self
             .end(i)
             .filter(|&end| end >= start)
             .ok_or_else(|| fail("the chat template renders it differently once other messages follow".into()))?;
         Ok(start..end)
+    }
+
+    /// Where the turn begins if only the last part of the generation prompt is not in the text: what the prompt has in
+    /// common with the conversation in which this turn says something else. `None` where messages before it differ.
+    fn header(&self, i: usize, prompt: &str) -> Option<usize> {
+        let before = self.render(self.list[..i].to_vec(), false).ok()?;
+        let mut other = self.list.to_vec();
+        other[i].as_object_mut()?.insert("content".into(), Value::String(OTHER.into()));
+        let other = self.render(other, false).ok()?;
+        let start = common(common(prompt, &other), self.text).len();
+        (start >= before.len() && self.text.starts_with(&before)).then_some(start)
     }
 
     fn end(&self, i: usize) -> Option<usize> {

@@ -33,6 +33,8 @@ pub fn fresh(recipe: &Recipe, model: &ModelConfig) -> Result<Start> {
     let names = targets.iter().map(|p| p.name().to_owned()).collect();
     let mut config = AdapterConfig::new(rank, alpha, TargetModules::List(names));
     config.lora_dropout = decimal(recipe.dropout);
+    config.use_rslora = recipe.use_rslora.unwrap_or(false);
+    let scale = if config.use_rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
     let layout = LoraLayout::new(model, rank, 1, &targets);
     let mut params = vec![0.0; layout.len];
     let mut rng = ChaCha8Rng::seed_from_u64(recipe.seed);
@@ -40,7 +42,7 @@ pub fn fresh(recipe: &Recipe, model: &ModelConfig) -> Result<Start> {
         let bound = 1.0 / (entry.inputs as f32).sqrt();
         params[entry.a..entry.a + rank * entry.inputs].fill_with(|| rng.random_range(-bound..bound));
     }
-    Ok(Start { config, layout, scale: (alpha / rank as f64) as f32, params })
+    Ok(Start { config, layout, scale: scale as f32, params })
 }
 
 /// The same decimal number in f64: 0.1f32 becomes 0.1, not 0.10000000149.
@@ -63,6 +65,10 @@ pub fn existing(adapter: &Adapter, origin: &str, recipe: &Recipe, model: &ModelC
     }
     if let Some(a) = recipe.alpha.filter(|a| *a != alpha) {
         return Err(differs("alpha", a.to_string(), alpha.to_string()));
+    }
+    let theirs = adapter.config.use_rslora;
+    if let Some(wanted) = recipe.use_rslora.filter(|wanted| *wanted != theirs) {
+        return Err(differs("use_rslora", wanted.to_string(), theirs.to_string()));
     }
     let targets: Vec<Projection> = Projection::ALL
         .into_iter()

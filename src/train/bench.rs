@@ -8,7 +8,6 @@ use super::report::MemoryReport;
 use super::trainer::{Trainer, TrainerOptions, Update};
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
-use crate::model::decoder::Objective;
 use crate::tensor::DType;
 use serde::Serialize;
 use std::sync::Arc;
@@ -80,12 +79,11 @@ pub fn run(model: &Arc<LoadedModel>, options: &TrainBenchOptions) -> Result<Trai
         tokens: batch * length,
         seqs: batch,
         max_len: length,
-        dropout: 0.0,
         recompute,
         scale,
-        optim,
+        optim: optim.into(),
         scale_loss,
-        objective: Objective::Tokens,
+        ..TrainerOptions::default()
     };
     let mut trainer = Trainer::new(model.device.clone(), config, &model.weights, layout, &sizes)?;
     trainer.set_params(&params)?;

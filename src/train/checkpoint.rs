@@ -4,8 +4,8 @@
 //! `v` as the device's buffers hold them; those of 8 bits as u32 words of four codes, with `m_max` and `v_max`) and `trainer_state.json`. Order of rows and dropout masks
 //! follow from the seed and the step, so there is no generator state to keep.
 
-use super::data::Row;
 use super::recipe::Recipe;
+use super::rows::Rows;
 use crate::error::{Error, Result};
 use crate::format::peft::Adapter;
 use crate::format::safetensors::{self, Tensors};
@@ -17,8 +17,10 @@ use std::path::{Path, PathBuf};
 
 const STATE: &str = "trainer_state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
+/// Ends the name of a checkpoint whose place another is about to take.
+const REPLACED: &str = ".replaced";
 /// Version of the state's layout.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct State {
@@ -30,6 +32,20 @@ struct State {
     /// FNV-1a over ids and masks, in hexadecimal: other data is refused.
     data_hash: String,
     recipe: Recipe,
+    /// Evaluations so far.
+    #[serde(default)]
+    best: Best,
+}
+
+/// What the evaluations of a run have shown.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Step of the lowest loss.
+    pub step: Option<usize>,
+    /// That loss.
+    pub loss: Option<f64>,
+    /// Evaluations since it was last lower by the recipe's threshold.
+    pub worse: usize,
 }
 
 /// What a run goes on from.
@@ -42,6 +58,8 @@ pub struct Saved {
     pub moments: Tensors,
     /// Steps done.
     pub step: usize,
+    /// Evaluations.
+    pub best: Best,
 }
 
 impl Saved {
@@ -50,7 +68,7 @@ impl Saved {
     /// # Errors
     /// [`Error::Invalid`] where there is none, or recipe or data differ from those it was made with, naming what;
     /// [`Error::Format`] for corrupt files.
-    pub fn read(folder: &Path, recipe: &Recipe, model: &ModelConfig, rows: &[Row]) -> Result<Self> {
+    pub fn read(folder: &Path, recipe: &Recipe, model: &ModelConfig, rows: &Rows) -> Result<Self> {
         let folder = locate(folder)?;
         let path = folder.join(STATE);
         let file = path.display().to_string();
@@ -73,7 +91,7 @@ impl Saved {
         }
         let adapter = Adapter::read(&folder, model)?;
         let source = Source::open(&folder.join(OPTIMIZER))?;
-        Ok(Self { moments: safetensors::read_state(&source)?, folder, adapter, step: state.step })
+        Ok(Self { moments: safetensors::read_state(&source)?, folder, adapter, step: state.step, best: state.best })
     }
 }
 
@@ -82,12 +100,8 @@ fn locate(folder: &Path) -> Result<PathBuf> {
     if folder.join(STATE).is_file() {
         return Ok(folder.to_owned());
     }
-    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
-    let numbered = entries.flatten().filter_map(|entry| {
-        let step: usize = entry.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok()?;
-        entry.path().join(STATE).is_file().then_some((step, entry.path()))
-    });
-    numbered.max().map(|(_, path)| path).ok_or_else(|| {
+    std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+    latest(folder).ok_or_else(|| {
         Error::invalid(format!(
             "cannot resume {}: it neither is a checkpoint ({STATE}) nor holds a checkpoint-N",
             folder.display()
@@ -95,11 +109,65 @@ fn locate(folder: &Path) -> Result<PathBuf> {
     })
 }
 
+/// The latest whole checkpoint in an output folder.
+#[must_use]
+pub fn latest(folder: &Path) -> Option<PathBuf> {
+    numbered(folder).pop().map(|(_, path)| path)
+}
+
+/// The whole checkpoints of an output folder, in the order of their steps. One that was being replaced when the program
+/// ended is put back.
+fn numbered(folder: &Path) -> Vec<(usize, PathBuf)> {
+    let entries: Vec<PathBuf> = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
+    let mut found = Vec::new();
+    for path in entries {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let Some(number) = name.strip_prefix("checkpoint-") else { continue };
+        let (number, replaced) = match number.strip_suffix(REPLACED) {
+            Some(number) => (number, true),
+            None => (number, false),
+        };
+        let Ok(step) = number.parse() else { continue };
+        if !path.join(STATE).is_file() {
+            continue;
+        }
+        let whole = folder.join(format!("checkpoint-{step}"));
+        if !replaced || (!whole.exists() && std::fs::rename(&path, &whole).is_ok()) {
+            found.push((step, whole));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Removes the oldest checkpoints beyond `limit`, but not the best one.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn prune(folder: &Path, limit: usize, best: &Best) -> Result<()> {
+    let mut old: Vec<(usize, PathBuf)> = numbered(folder);
+    let mut excess = old.len().saturating_sub(limit.max(1));
+    // The latest stays whatever the limit: it is what a run goes on from.
+    old.pop();
+    for (_, path) in old.into_iter().filter(|(step, _)| Some(*step) != best.step) {
+        if excess == 0 {
+            break;
+        }
+        // Renamed first: a checkpoint of which a part is gone must not look like one.
+        let gone = path.with_extension("partial");
+        remove(&gone)?;
+        std::fs::rename(&path, &gone).map_err(|e| Error::io(&path, e))?;
+        remove(&gone)?;
+        excess -= 1;
+    }
+    Ok(())
+}
+
 /// Writes `checkpoint-N` into `saved.folder`, under another name until it is complete. Gives its path.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn write(saved: &Saved, recipe: &Recipe, rows: &[Row], position: usize) -> Result<PathBuf> {
+pub fn write(saved: &Saved, recipe: &Recipe, rows: &Rows, position: usize) -> Result<PathBuf> {
     let name = format!("checkpoint-{}", saved.step);
     let (done, partial) = (saved.folder.join(&name), saved.folder.join(format!("{name}.partial")));
     remove(&partial)?;
@@ -112,12 +180,29 @@ pub fn write(saved: &Saved, recipe: &Recipe, rows: &[Row], position: usize) -> R
         rows: rows.len(),
         data_hash: data_hash(rows),
         recipe: recipe.clone(),
+        best: saved.best.clone(),
     };
     let state = serde_json::to_value(state).map_err(|e| Error::internal(e.to_string()))?;
     write_json(&partial.join(STATE), &state)?;
-    remove(&done)?;
+    sync(&partial)?;
+    // An old one of this step stays until the new one has its name.
+    let replaced = saved.folder.join(format!("{name}{REPLACED}"));
+    if done.exists() {
+        remove(&replaced)?;
+        std::fs::rename(&done, &replaced).map_err(|e| Error::io(&done, e))?;
+    }
     std::fs::rename(&partial, &done).map_err(|e| Error::io(&done, e))?;
+    remove(&replaced)?;
     Ok(done)
+}
+
+/// Waits until a folder's files are on the disk: a name must not survive a power failure that its contents do not.
+fn sync(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let path = entry.map_err(|e| Error::io(folder, e))?.path();
+        std::fs::File::options().write(true).open(&path).and_then(|f| f.sync_all()).map_err(|e| Error::io(&path, e))?;
+    }
+    Ok(())
 }
 
 fn remove(folder: &Path) -> Result<()> {
@@ -128,12 +213,6 @@ fn remove(folder: &Path) -> Result<()> {
 }
 
 /// FNV-1a over ids and masks, in hexadecimal.
-pub fn data_hash(rows: &[Row]) -> String {
-    let mut hash = 0xCBF2_9CE4_8422_2325u64;
-    let mut eat = |word: u64| hash = (hash ^ word).wrapping_mul(0x0100_0000_01B3);
-    for row in rows {
-        eat(row.ids.len() as u64);
-        row.ids.iter().zip(&row.counted).for_each(|(id, counted)| eat(u64::from(*id) << 1 | u64::from(*counted)));
-    }
-    format!("{hash:016x}")
+pub fn data_hash(rows: &Rows) -> String {
+    format!("{:016x}", rows.hash())
 }

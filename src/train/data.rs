@@ -1,33 +1,37 @@
-//! Training data: JSONL rows become token ids and a mask of the tokens that the loss counts.
+//! Training data: rows of files become token ids and a mask of the tokens that the loss counts.
 //!
-//! Three kinds of row, told apart by their keys, with TRL's meaning:
+//! Five kinds of row, told apart by their keys, with TRL's meaning:
 //!
 //! | keys | ids | counted by `assistant` |
 //! |---|---|---|
 //! | `messages` (and `tools`) | the chat template's text | each assistant turn, end-of-turn token included |
+//! | `conversations` (ShareGPT) | as `messages`: `from` and `value` become role and content | the same |
+//! | `instruction`, `input`, `output` (Alpaca) | as `messages`; without a chat template Stanford's text | the output |
 //! | `prompt`, `completion` | both texts, then end-of-text; two lists of messages: the chat template's text | the completion |
 //! | `text` | the text, then end-of-text | refused: use `all` |
 //!
 //! Texts get what the model expects around them (a BOS token, where the tokenizer adds one); what a chat template
 //! wrote is taken as it is. `all` counts every token. A row's first token never counts: nothing predicts it.
+//! Which files there may be: [`super::files`].
 
 use super::encode::encode;
-use super::recipe::{LossOn, Recipe};
+use super::files::{DataFile, each_row};
+use super::recipe::{BadRows, LossOn, Recipe};
+use super::rows::Rows;
 use crate::error::{Error, Result};
 use crate::token::{ChatTemplate, Tokenizer};
+use rayon::prelude::*;
 use serde_json::Value;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// One row of the data file as tokens.
+/// One row of a data file as tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// At least two tokens.
     pub ids: Vec<u32>,
     /// Which of them the loss counts; the first never.
     pub counted: Vec<bool>,
-    /// Line in the data file, from 1.
+    /// Line in the data file (row of a Parquet file), from 1.
     pub line: usize,
 }
 
@@ -39,7 +43,7 @@ impl Row {
 }
 
 /// What was read, and what was left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct DataReport {
     /// Rows that will be trained on.
     pub rows: usize,
@@ -49,74 +53,178 @@ pub struct DataReport {
     pub counted: usize,
     /// Tokens of the longest row.
     pub longest: usize,
+    /// Tokens of the shortest row.
+    pub shortest: usize,
+    /// Half of the rows have at most so many tokens.
+    pub median: usize,
+    /// 95 of 100 rows have at most so many tokens.
+    pub p95: usize,
     /// Rows cut to `max_length`.
     pub truncated: usize,
     /// Lines of rows left out because the loss counts none of their tokens (what remains after the cut, where
     /// they were cut).
     pub skipped: Vec<usize>,
+    /// Rows left out because they are malformed, and what is wrong with the first of them (`file:line: …`).
+    pub malformed: usize,
+    /// Messages of the first malformed rows.
+    pub complaints: Vec<String>,
+    /// Files, with the rows that each gave and its weight.
+    pub files: Vec<(PathBuf, usize, f64)>,
+    /// The first row as the model sees it, in parts that the loss counts or not.
+    pub example: Vec<(String, bool)>,
     /// Bins that packing made of the rows; 0 without packing.
     pub bins: usize,
 }
 
+impl DataReport {
+    /// Fills in the lengths of some rows.
+    pub(crate) fn measure(&mut self, rows: &Rows) {
+        let mut lengths: Vec<usize> = (0..rows.len()).map(|i| rows.tokens(i)).collect();
+        lengths.sort_unstable();
+        let count = lengths.len();
+        let at = |share: usize| lengths.get((count * share).div_ceil(100).max(1) - 1).copied().unwrap_or(0);
+        (self.shortest, self.median, self.p95, self.longest) = (at(0), at(50), at(95), at(100));
+    }
+}
+
+/// Rows that are tokenised at a time, on all cores.
+const CHUNK: usize = 512;
+/// Malformed rows whose messages are kept.
+const COMPLAINTS: usize = 10;
+
 /// Reads `recipe.data`.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Invalid`] starting with `file:line:` for a row that is not JSON, has none of the known
-/// forms or does not tokenize; [`Error::Invalid`] where no row is left.
-pub fn read(recipe: &Recipe, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<(Vec<Row>, DataReport)> {
-    let path = &recipe.data;
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let (mut rows, mut report) = (Vec::new(), DataReport::default());
-    for (index, line) in BufReader::new(file).split(b'\n').enumerate() {
-        let bytes = line.map_err(|e| Error::io(path, e))?;
-        let at = index + 1;
-        if bytes.trim_ascii().is_empty() {
-            continue;
+/// [`Error::Io`]; [`Error::Format`] for a Parquet file that cannot be read; [`Error::Invalid`] starting with
+/// `file:line:` for a row that is not JSON, has none of the known forms or does not tokenize, unless
+/// `recipe.bad_rows` leaves these out; [`Error::Invalid`] where no row is left.
+pub fn read(recipe: &Recipe, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<(Rows, DataReport)> {
+    read_files(&recipe.data, recipe, tokenizer, chat)
+}
+
+/// As [`read`], for other files than the recipe's training data.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_files(
+    files: &[DataFile],
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+    chat: Option<&ChatTemplate>,
+) -> Result<(Rows, DataReport)> {
+    let spill = Some(recipe.output.as_path()).filter(|folder| !folder.as_os_str().is_empty());
+    let mut set = Set { recipe, tokenizer, chat, rows: Rows::new(spill), report: DataReport::default(), bad: vec![] };
+    for file in files {
+        let before = set.rows.len();
+        set.rows.next_file();
+        let mut waiting: Vec<(usize, Result<Value>)> = Vec::with_capacity(CHUNK);
+        each_row(&file.path, &mut |line, row| {
+            waiting.push((line, row));
+            if waiting.len() < CHUNK { Ok(()) } else { set.take(&file.path, std::mem::take(&mut waiting)) }
+        })?;
+        set.take(&file.path, waiting)?;
+        set.report.files.push((file.path.clone(), set.rows.len() - before, file.weight));
+    }
+    set.finish(files)
+}
+
+struct Set<'a> {
+    recipe: &'a Recipe,
+    tokenizer: &'a Tokenizer,
+    chat: Option<&'a ChatTemplate>,
+    rows: Rows,
+    report: DataReport,
+    /// Lines of malformed rows after the first.
+    bad: Vec<usize>,
+}
+
+impl Set<'_> {
+    /// Tokenises some rows of a file.
+    fn take(&mut self, path: &Path, rows: Vec<(usize, Result<Value>)>) -> Result<()> {
+        let (loss, tokenizer, chat) = (self.recipe.loss, self.tokenizer, self.chat);
+        let encoded: Vec<_> = rows
+            .into_par_iter()
+            .map(|(line, row)| (line, row.and_then(|row| encode(&row, loss, tokenizer, chat))))
+            .collect();
+        for (line, row) in encoded {
+            match row {
+                Ok((ids, counted)) => self.add(line, ids, counted)?,
+                Err(error) => {
+                    self.report.malformed += 1;
+                    if self.report.complaints.len() < COMPLAINTS {
+                        self.report.complaints.push(format!("{}:{line}: {error}", path.display()));
+                        self.bad.push(line);
+                    }
+                }
+            }
         }
-        let row = parse(&bytes).and_then(|row| encode(&row, recipe.loss, tokenizer, chat));
-        let (mut ids, mut counted) = row.map_err(|e| located(path, at, &e))?;
-        if ids.len() > recipe.max_length {
-            ids.truncate(recipe.max_length);
-            counted.truncate(recipe.max_length);
+        Ok(())
+    }
+
+    fn add(&mut self, line: usize, mut ids: Vec<u32>, mut counted: Vec<bool>) -> Result<()> {
+        let (most, report) = (self.recipe.max_length, &mut self.report);
+        if ids.len() > most {
+            ids.truncate(most);
+            counted.truncate(most);
             report.truncated += 1;
         }
         if let Some(first) = counted.first_mut() {
             *first = false;
         }
-        let row = Row { ids, counted, line: at };
+        let row = Row { ids, counted, line };
         if row.counted() == 0 {
-            report.skipped.push(at);
-            continue;
+            report.skipped.push(line);
+            return Ok(());
+        }
+        if report.rows == 0 {
+            report.example = parts(&row, self.tokenizer);
         }
         report.rows += 1;
         report.tokens += row.ids.len();
         report.counted += row.counted();
-        report.longest = report.longest.max(row.ids.len());
-        rows.push(row);
+        self.rows.push(&row)
     }
-    if rows.is_empty() {
-        return Err(nothing_left(path, recipe, &report));
+
+    fn finish(mut self, files: &[DataFile]) -> Result<(Rows, DataReport)> {
+        if self.recipe.bad_rows == BadRows::Error
+            && let Some(first) = self.report.complaints.first()
+        {
+            let more = self.report.malformed - 1;
+            let listed: Vec<_> = self.bad.iter().skip(1).map(usize::to_string).collect();
+            let more = match more {
+                0 => String::new(),
+                _ => format!(
+                    " ({more} more malformed rows: lines {}{})",
+                    listed.join(", "),
+                    if more > listed.len() { ", …" } else { "" }
+                ),
+            };
+            return Err(Error::invalid(format!("{first}{more}; bad_rows 'skip' would leave such rows out")));
+        }
+        if self.rows.is_empty() {
+            return Err(nothing_left(files, self.recipe, &self.report));
+        }
+        self.report.measure(&self.rows);
+        Ok((self.rows, self.report))
     }
-    Ok((rows, report))
 }
 
-pub(crate) fn parse(bytes: &[u8]) -> Result<Value> {
-    serde_json::from_slice(bytes).map_err(|e| {
-        // The row is one line, so serde's "at line 1" would contradict the line given before.
-        let message = e.to_string();
-        let message = message.split(" at line ").next().unwrap_or_default();
-        Error::invalid(format!("not JSON: {message} at column {}", e.column()))
-    })
+/// A row's text in parts that count or not.
+fn parts(row: &Row, tokenizer: &Tokenizer) -> Vec<(String, bool)> {
+    let pairs: Vec<(u32, bool)> = row.ids.iter().copied().zip(row.counted.iter().copied()).collect();
+    let runs = pairs.chunk_by(|a, b| a.1 == b.1);
+    runs.map(|run| (tokenizer.decode(&run.iter().map(|(id, _)| *id).collect::<Vec<_>>(), false), run[0].1)).collect()
 }
 
-pub(crate) fn located(path: &Path, line: usize, error: &Error) -> Error {
-    Error::invalid(format!("{}:{line}: {error}", path.display()))
-}
-
-fn nothing_left(path: &Path, recipe: &Recipe, report: &DataReport) -> Error {
-    let file = path.display();
+fn nothing_left(files: &[DataFile], recipe: &Recipe, report: &DataReport) -> Error {
+    let names: Vec<_> = files.iter().map(|file| file.path.display().to_string()).collect();
+    let file = names.join(", ");
+    if report.malformed > 0 {
+        let first = report.complaints.first().map_or("", String::as_str);
+        return Error::invalid(format!("{file}: all {} rows are malformed, the first: {first}", report.malformed));
+    }
     if report.skipped.is_empty() {
-        return Error::invalid(format!("{file}: no rows; expected one JSON object a line"));
+        return Error::invalid(format!("{file}: no rows; expected one JSON object a line, a JSON list or Parquet"));
     }
     let why = match (recipe.loss, report.truncated) {
         (_, cut) if cut > 0 => format!(" within max_length {}", recipe.max_length),

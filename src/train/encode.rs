@@ -1,9 +1,10 @@
 //! One JSON row to token ids and the mask of counted tokens. See `data` for the forms.
 
+use super::convert::{alpaca, alpaca_prompt, conversations};
 use super::recipe::LossOn;
 use crate::error::{Error, Result};
 use crate::token::{ChatTemplate, RenderOptions, Tokenizer, encode_chat_for_training};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Ids, and for each whether the loss counts it.
 type Encoded = (Vec<u32>, Vec<bool>);
@@ -15,15 +16,20 @@ type Encoded = (Vec<u32>, Vec<bool>);
 pub fn encode(row: &Value, loss: LossOn, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<Encoded> {
     let object = row.as_object().ok_or_else(|| Error::invalid("a row must be a JSON object"))?;
     let has = |key: &str| object.get(key).is_some_and(|v| !v.is_null());
-    match (has("messages"), has("prompt") || has("completion"), has("text")) {
-        (true, false, false) => conversation(row, loss, tokenizer, chat),
-        (false, true, false) => completion(row, loss, tokenizer, chat),
-        (false, false, true) => text(row, loss, tokenizer),
+    let forms =
+        [has("messages"), has("conversations"), has("instruction"), has("prompt") || has("completion"), has("text")];
+    match forms {
+        [true, false, false, false, false] => conversation(row, loss, tokenizer, chat),
+        [false, true, false, false, false] => conversation(&conversations(row)?, loss, tokenizer, chat),
+        [false, false, true, false, _] => instruction(row, loss, tokenizer, chat),
+        [false, false, false, true, false] => completion(row, loss, tokenizer, chat),
+        [false, false, false, false, true] => text(row, loss, tokenizer),
         _ => {
             let keys: Vec<_> = object.keys().map(|k| format!("'{k}'")).collect();
             let found = if keys.is_empty() { "none".into() } else { keys.join(", ") };
             Err(Error::invalid(format!(
-                "expected the key 'messages', or 'prompt' and 'completion', or 'text'; found {found}"
+                "expected the key 'messages', 'conversations', 'instruction' and 'output', 'prompt' and 'completion', \
+                 or 'text'; found {found}"
             )))
         }
     }
@@ -44,7 +50,13 @@ fn options(row: &Value) -> Result<RenderOptions> {
         Value::Null => None,
         Value::Array(list) if list.is_empty() => None,
         Value::Array(_) => Some(row["tools"].clone()),
-        _ => return Err(Error::invalid("'tools' must be a list")),
+        // Columns of data sets hold them as text, since every tool has other parameters.
+        Value::String(text) if text.is_empty() => None,
+        Value::String(text) => match serde_json::from_str(text) {
+            Ok(Value::Array(list)) => Some(Value::Array(list)).filter(|list| *list != json!([])),
+            _ => return Err(Error::invalid("'tools' must be a list, or the JSON text of one")),
+        },
+        _ => return Err(Error::invalid("'tools' must be a list, or the JSON text of one")),
     };
     Ok(RenderOptions { tools, kwargs, ..RenderOptions::default() })
 }
@@ -73,6 +85,20 @@ fn conversation(row: &Value, loss: LossOn, tokenizer: &Tokenizer, chat: Option<&
             Ok((ids, counted))
         }
     }
+}
+
+/// An Alpaca row. Its own `text` column, where it has one, is the same once more.
+fn instruction(row: &Value, loss: LossOn, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<Encoded> {
+    let messages = alpaca(row)?;
+    if chat.is_some() {
+        return conversation(&json!({ "messages": messages }), loss, tokenizer, chat);
+    }
+    if messages.len() > 2 {
+        return Err(Error::invalid("'system' and 'history' need a chat template, and the model has none"));
+    }
+    let (prompt, output) = (alpaca_prompt(row), row["output"].as_str().unwrap_or_default());
+    let encoded = from(tokenizer, &format!("{prompt}{output}"), prompt.len(), true, loss)?;
+    Ok(with_eos(encoded, tokenizer))
 }
 
 fn completion(row: &Value, loss: LossOn, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<Encoded> {

@@ -6,11 +6,13 @@ use pairs::Pairs;
 
 use super::adapter::{Start, existing, fresh, to_adapter};
 use super::batch::{MicroBatch, Order};
-use super::checkpoint::{self, Saved};
+use super::checkpoint::{self, Best, Saved};
 use super::data::{self, DataReport, Row};
+use super::evaluate::Evaluation;
 use super::preference::{self, PairReport};
 use super::recipe::{DEFAULT_EPOCHS, Recipe};
-use super::report::{MemoryReport, StepReport};
+use super::report::{EvalReport, MemoryReport, StepReport};
+use super::rows::Rows;
 use super::trainer::{Reference, Trainer, TrainerOptions, Update, live_peak};
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, AdapterConfig};
@@ -35,7 +37,7 @@ pub struct Job {
     config: AdapterConfig,
     scale: f32,
     trainer: Trainer,
-    rows: Vec<Row>,
+    rows: Rows,
     order: Order,
     report: DataReport,
     /// Items to train on, over all epochs.
@@ -43,8 +45,10 @@ pub struct Job {
     total_steps: usize,
     /// Optimizer steps done.
     done: usize,
-    /// Tokens that the training program takes at once.
-    room: usize,
+    /// Tokens and rows that the training program takes at once.
+    room: (usize, usize),
+    evaluation: Option<Evaluation>,
+    best: Best,
     began: Instant,
     /// In preference tuning, rows are pairs.
     pairs: Option<Pairs>,
@@ -82,18 +86,22 @@ impl Job {
             Some(_) => preference::data::read(recipe, model.tokenizer()?, model.chat.as_ref())?,
             None => data::read(recipe, model.tokenizer()?, model.chat.as_ref())?,
         };
+        let evaluation = Evaluation::new(recipe, model)?;
         let seed = recipe.shuffle.then_some(recipe.seed);
-        let order = if recipe.preference.is_some() {
-            Order::pairs(&rows, seed)
-        } else if recipe.packing {
-            Order::bins(&rows, recipe.max_length, seed)
-        } else {
-            Order::rows(&rows, seed)
+        let weights: Vec<f64> = recipe.data.iter().map(|file| file.weight).collect();
+        let order = match (recipe.preference, recipe.packing) {
+            (Some(_), _) => Order::pairs(&rows, &weights, seed),
+            (None, true) => Order::bins(&rows, &weights, recipe.max_length, seed),
+            (None, false) => Order::rows(&rows, &weights, seed),
         };
         if recipe.packing {
-            report.bins = order.len();
+            report.bins = order.distinct();
         }
-        let saved = recipe.resume.as_deref().map(|folder| Saved::read(folder, recipe, config, &rows)).transpose()?;
+        let saved = match recipe.resume.as_deref() {
+            Some(auto) if auto == Path::new("auto") => checkpoint::latest(&recipe.output),
+            given => given.map(Path::to_owned),
+        };
+        let saved = saved.map(|folder| Saved::read(&folder, recipe, config, &rows)).transpose()?;
         let start = match (&saved, &recipe.init_adapter) {
             (Some(saved), _) => existing(&saved.adapter, &saved.folder.display().to_string(), recipe, config)?,
             (None, Some(folder)) => {
@@ -107,13 +115,16 @@ impl Job {
         // A run may hold all sequences of a step, whatever its tokens: their bounds take no room worth counting.
         let (step_tokens, seqs) = order.largest(&rows, per_step);
         let mut options = TrainerOptions {
-            tokens: order.largest(&rows, recipe.batch_size).0,
+            tokens: order.largest(&rows, recipe.batch_size).0.max(evaluation.as_ref().map_or(0, Evaluation::longest)),
             seqs,
             max_len: recipe.max_length,
             dropout: recipe.dropout,
             recompute: recipe.recompute,
             scale,
-            optim: recipe.optim,
+            optim: recipe.optimizer(),
+            neftune: recipe.neftune_noise_alpha,
+            smoothing: recipe.label_smoothing,
+            evaluate: evaluation.is_some(),
             scale_loss: model.device.limits().activations == DType::F16,
             objective: if recipe.preference.is_some() { Objective::Pairs } else { Objective::Tokens },
         };
@@ -139,10 +150,10 @@ impl Job {
             Ok::<_, Error>(Pairs { preference, reference, known: vec![None; rows.len()] })
         });
         let pairs = pairs.transpose()?;
-        let mut done = 0;
+        let (mut done, mut best) = (0, Best::default());
         if let Some(saved) = saved {
             trainer.set_moments(&saved.moments)?;
-            done = saved.step;
+            (done, best) = (saved.step, saved.best);
         }
         Ok(Self {
             recipe: recipe.clone(),
@@ -155,7 +166,9 @@ impl Job {
             items,
             total_steps: items.div_ceil(per_step),
             done,
-            room: options.tokens,
+            room: (options.tokens, seqs),
+            evaluation,
+            best,
             began: Instant::now(),
             pairs,
         })
@@ -237,8 +250,7 @@ impl Job {
             return self.accumulate_pairs(stop);
         }
         let (first, end) = (self.position(self.done), self.position(self.done + 1));
-        let batches: Vec<MicroBatch> =
-            self.groups(first..end).iter().map(|rows| MicroBatch::new(rows.iter().map(|r| &self.rows[*r]))).collect();
+        let batches = self.groups(first..end).iter().map(|rows| batch(&self.rows, rows)).collect::<Result<Vec<_>>>()?;
         let counted: usize = batches.iter().map(MicroBatch::counted).sum();
         let (mut sum, mut tokens) = (0.0, 0);
         for (i, batch) in batches.iter().enumerate() {
@@ -255,13 +267,13 @@ impl Job {
         Ok(Some(Accumulated { loss, tokens, counted, pairs: None }))
     }
 
-    /// Second half of a step: AdamW on what was added up. Gives the gradient's norm and the learning rate.
+    /// Second half of a step: the optimizer on what was added up. Gives the gradient's norm and the learning rate.
     ///
     /// # Errors
     /// As [`Job::step`].
     pub fn update(&mut self) -> Result<(f32, f64)> {
         let r = &self.recipe;
-        let lr = r.lr * r.schedule.factor(self.done, r.warmup_steps, self.total_steps);
+        let lr = r.curve(self.total_steps).at(self.done);
         let (weight_decay, max_grad_norm) = (r.weight_decay, r.max_grad_norm);
         let norm = self.trainer.update(&Update { lr, weight_decay, max_grad_norm, step: self.done + 1 })?;
         self.finite("norm of the gradient", f64::from(norm))?;
@@ -291,22 +303,63 @@ impl Job {
     /// [`Error::Io`], [`Error::Device`].
     pub fn save(&self, folder: &Path) -> Result<PathBuf> {
         let moments = self.trainer.moments()?;
-        let saved = Saved { folder: folder.to_owned(), adapter: self.adapter()?, moments, step: self.done };
+        let saved = Saved {
+            folder: folder.to_owned(),
+            adapter: self.adapter()?,
+            moments,
+            step: self.done,
+            best: self.best.clone(),
+        };
         let position = self.position(self.done);
-        checkpoint::write(&saved, &self.recipe, &self.rows, position)
+        let path = checkpoint::write(&saved, &self.recipe, &self.rows, position)?;
+        if let Some(limit) = self.recipe.save_total_limit {
+            checkpoint::prune(folder, limit, &self.best)?;
+        }
+        Ok(path)
+    }
+
+    /// The evaluation set, where there is one.
+    pub fn eval_data(&self) -> Option<&DataReport> {
+        self.evaluation.as_ref().map(Evaluation::data)
+    }
+
+    /// Whether the evaluation set is due after the step that was just done.
+    pub fn evaluation_due(&self) -> bool {
+        let epochs = |steps: usize| self.position(steps) / self.order.len().max(1);
+        let due = match self.recipe.eval_steps {
+            Some(every) => self.done.is_multiple_of(every),
+            None => self.done > 0 && epochs(self.done) > epochs(self.done - 1),
+        };
+        self.evaluation.is_some() && (due || self.is_done())
+    }
+
+    /// Measures the loss of the evaluation set. `None` without one.
+    ///
+    /// # Errors
+    /// Those of [`Evaluation::run`].
+    pub fn evaluate(&mut self) -> Result<Option<EvalReport>> {
+        let Some(evaluation) = &self.evaluation else { return Ok(None) };
+        let mut report = evaluation.run(&mut self.trainer, self.room, self.done)?;
+        report.best = self.best.see(self.done, report.loss, self.recipe.early_stopping_threshold);
+        Ok(Some(report))
+    }
+
+    /// What the evaluations have shown.
+    pub fn best(&self) -> &Best {
+        &self.best
     }
 
     /// Rows of a step's micro-batches. Neighbours that fit the training program together run as one: the sums are
     /// the same, and the weights are read once for all of them.
-    fn groups(&mut self, items: Range<usize>) -> Vec<Vec<usize>> {
-        let mut groups: Vec<Vec<usize>> = Vec::new();
+    fn groups(&mut self, items: Range<usize>) -> Vec<Vec<u32>> {
+        let mut groups: Vec<Vec<u32>> = Vec::new();
         let mut taken = usize::MAX;
         for at in items.clone().step_by(self.recipe.batch_size) {
             let batch = at..(at + self.recipe.batch_size).min(items.end);
-            let rows: Vec<usize> = batch.flat_map(|i| self.order.item(i).to_vec()).collect();
-            let tokens: usize = rows.iter().map(|r| self.rows[*r].ids.len()).sum();
+            let rows: Vec<u32> = batch.flat_map(|i| self.order.item(i)).collect();
+            let tokens: usize = rows.iter().map(|r| self.rows.tokens(*r as usize)).sum();
             match groups.last_mut() {
-                Some(group) if taken + tokens <= self.room => {
+                Some(group) if taken + tokens <= self.room.0 => {
                     group.extend(rows);
                     taken += tokens;
                 }
@@ -331,6 +384,15 @@ impl Job {
         let step = self.done + 1;
         Err(Error::invalid(format!("step {step}: the {what} is {value}; a lower lr or a longer warm-up may help")))
     }
+}
+
+/// Some rows as one micro-batch.
+fn batch(rows: &Rows, which: &[u32]) -> Result<MicroBatch> {
+    Ok(MicroBatch::new(&rows_of(rows, which)?))
+}
+
+fn rows_of(rows: &Rows, which: &[u32]) -> Result<Vec<Row>> {
+    which.iter().map(|r| rows.get(*r as usize)).collect()
 }
 
 /// A seed for a micro-batch, counted from the start of the run: SplitMix64's mix, so that neighbours differ in all bits.

@@ -1,9 +1,12 @@
 //! Everything that decides a run, as plain data: what `runtime train` takes, and what a checkpoint keeps.
 
+use super::files::{DataFile, one_or_many};
+use super::optimizer::OptimizerOptions;
 use super::preference::Preference;
-use super::schedule::Schedule;
+use super::schedule::{LrCurve, Schedule};
 use crate::error::{Error, Result};
 use crate::model::lora::Projection;
+use crate::model::optimizer::Rule;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -31,16 +34,84 @@ impl FromStr for LossOn {
     }
 }
 
-/// The optimizer.
+/// What becomes of malformed rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Optim {
-    /// AdamW with f32 state; betas 0.9 and 0.999, ε 1e-8.
+pub enum BadRows {
+    /// The run does not start; the message names the first, and says how many there are.
     #[default]
+    Error,
+    /// They are left out, counted and reported.
+    Skip,
+}
+
+impl FromStr for BadRows {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "error" => Ok(Self::Error),
+            "skip" => Ok(Self::Skip),
+            other => Err(Error::invalid(format!("unknown bad_rows '{other}': use error or skip"))),
+        }
+    }
+}
+
+/// The optimizer, under the names of transformers' `optim`. Paged ones keep their state in host memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Optim {
+    /// AdamW with f32 state.
+    #[default]
+    #[serde(rename = "adamw")]
     AdamW,
     /// AdamW with the moments in 8 bits, in bitsandbytes' dynamic type by blocks of 256; the rest as [`Optim::AdamW`].
     #[serde(rename = "adamw_8bit")]
     AdamW8bit,
+    /// Lion (<https://arxiv.org/abs/2302.06675>): one moment, steps of one size.
+    #[serde(rename = "lion")]
+    Lion,
+    /// SGD, with momentum where the recipe has `momentum`.
+    #[serde(rename = "sgd")]
+    Sgd,
+    /// [`Optim::AdamW`], paged.
+    #[serde(rename = "paged_adamw")]
+    PagedAdamW,
+    /// [`Optim::AdamW8bit`], paged.
+    #[serde(rename = "paged_adamw_8bit")]
+    PagedAdamW8bit,
+    /// [`Optim::Lion`], paged.
+    #[serde(rename = "paged_lion")]
+    PagedLion,
+}
+
+impl Optim {
+    /// The update rule.
+    #[must_use]
+    pub fn rule(self) -> Rule {
+        match self {
+            Self::AdamW | Self::PagedAdamW => Rule::AdamW,
+            Self::AdamW8bit | Self::PagedAdamW8bit => Rule::AdamW8bit,
+            Self::Lion | Self::PagedLion => Rule::Lion,
+            Self::Sgd => Rule::Sgd,
+        }
+    }
+
+    /// True where the state is in host memory.
+    #[must_use]
+    pub fn paged(self) -> bool {
+        matches!(self, Self::PagedAdamW | Self::PagedAdamW8bit | Self::PagedLion)
+    }
+
+    /// Decay rates of the moments where the recipe has none: those of `torch.optim.AdamW` and of bitsandbytes' Lion.
+    #[must_use]
+    pub fn betas(self) -> (f64, f64) {
+        match self.rule() {
+            Rule::AdamW | Rule::AdamW8bit => (0.9, 0.999),
+            Rule::Lion => (0.9, 0.99),
+            Rule::Sgd => (0.0, 0.0),
+        }
+    }
 }
 
 impl FromStr for Optim {
@@ -48,10 +119,26 @@ impl FromStr for Optim {
 
     fn from_str(text: &str) -> Result<Self> {
         match text {
-            "adamw" | "adamw_torch" => Ok(Self::AdamW),
+            "adamw" | "adamw_torch" | "adamw_torch_fused" | "adamw_hf" => Ok(Self::AdamW),
             "adamw_8bit" | "adamw_bnb_8bit" => Ok(Self::AdamW8bit),
-            other => Err(Error::unsupported(format!("optim '{other}'; there are adamw (f32 state) and adamw_8bit"))),
+            "lion" | "lion_32bit" => Ok(Self::Lion),
+            "sgd" => Ok(Self::Sgd),
+            "paged_adamw" | "paged_adamw_32bit" => Ok(Self::PagedAdamW),
+            "paged_adamw_8bit" => Ok(Self::PagedAdamW8bit),
+            "paged_lion" | "paged_lion_32bit" => Ok(Self::PagedLion),
+            other => Err(Error::unsupported(format!(
+                "optim '{other}'; there are adamw (f32 state), adamw_8bit, lion, sgd, and paged_adamw, paged_adamw_8bit, \
+                 paged_lion (state in host memory)"
+            ))),
         }
+    }
+}
+
+impl TryFrom<String> for Optim {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
     }
 }
 
@@ -66,18 +153,30 @@ pub const DEFAULT_EPOCHS: f64 = 3.0;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
-    /// JSONL file, one training row a line.
-    pub data: PathBuf,
+    /// The model, for whoever opens it: a file, a folder or a repository.
+    pub model: Option<String>,
+    /// Files of training rows (JSON Lines, JSON, Parquet).
+    #[serde(deserialize_with = "one_or_many")]
+    pub data: Vec<DataFile>,
+    /// What becomes of rows that cannot be read.
+    pub bad_rows: BadRows,
     /// Folder for the adapter and the checkpoints.
     pub output: PathBuf,
     /// LoRA rank; `None`: the initial adapter's, else [`DEFAULT_RANK`].
     pub rank: Option<usize>,
     /// LoRA alpha: the product is scaled by alpha / rank; `None`: the initial adapter's, else [`DEFAULT_ALPHA`].
     pub alpha: Option<f64>,
+    /// Scale by alpha / √rank instead (<https://arxiv.org/abs/2312.03732>); `None`: as the initial adapter, else not.
+    pub use_rslora: Option<bool>,
     /// Dropout on the adapters' input.
     pub dropout: f32,
     /// Projections that get an adapter (`q_proj`, …, or `all-linear`); empty: the initial adapter's, else all seven.
+    #[serde(deserialize_with = "one_or_many")]
     pub target_modules: Vec<String>,
+    /// LoRA+ (<https://arxiv.org/abs/2402.12354>): B's learning rate is so many times A's.
+    pub loraplus_lr_ratio: Option<f64>,
+    /// NEFTune's α: noise on the embeddings while training.
+    pub neftune_noise_alpha: Option<f64>,
     /// Rows (bins when packing) of a micro-batch.
     pub batch_size: usize,
     /// Micro-batches of an optimizer step.
@@ -88,22 +187,40 @@ pub struct Recipe {
     pub lr: f64,
     /// Steps over which the rate rises from 0.
     pub warmup_steps: usize,
+    /// The same as a share of all steps; takes the place of `warmup_steps`.
+    pub warmup_ratio: Option<f64>,
     /// Optimizer steps; excludes `epochs`.
     pub max_steps: Option<usize>,
     /// Passes over the data; excludes `max_steps`. Neither: [`DEFAULT_EPOCHS`].
     pub epochs: Option<f64>,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay (of SGD: added to the gradient).
     pub weight_decay: f64,
     /// Norm to which the gradient is clipped; 0: not at all.
     pub max_grad_norm: f64,
     /// Learning rate after the warm-up.
     pub schedule: Schedule,
+    /// Waves of the cosine schedules; `None`: half a wave, one restart.
+    pub num_cycles: Option<f64>,
+    /// Exponent of the polynomial schedule.
+    pub power: f64,
+    /// Where the polynomial schedule ends.
+    pub lr_end: f64,
     /// Optimizer.
     pub optim: Optim,
-    /// Decides the initial adapter, the order of rows and the dropout masks.
+    /// Decay rate of the first moment; `None`: the optimizer's own, see [`Optim::betas`].
+    pub adam_beta1: Option<f64>,
+    /// Decay rate of the second moment.
+    pub adam_beta2: Option<f64>,
+    /// AdamW's ε.
+    pub adam_epsilon: f64,
+    /// SGD's momentum.
+    pub momentum: f64,
+    /// Decides the initial adapter, the order of rows, the dropout masks and the noise.
     pub seed: u64,
     /// Which tokens count.
     pub loss: LossOn,
+    /// What share of a label's weight is spread over the vocabulary.
+    pub label_smoothing: f32,
     /// Put several rows into one bin of `max_length` tokens; they do not see each other.
     pub packing: bool,
     /// Compute activations again in the backward pass instead of keeping them.
@@ -112,12 +229,37 @@ pub struct Recipe {
     pub shuffle: bool,
     /// Adapter to start from (PEFT's format).
     pub init_adapter: Option<PathBuf>,
-    /// Checkpoint to go on from, or an output folder that holds some (the latest is taken).
+    /// Checkpoint to go on from, or an output folder that holds some (the latest is taken); `auto`: the latest in `output`,
+    /// or from the start where there is none.
     pub resume: Option<PathBuf>,
     /// JSONL file that gets a line for each step.
     pub log: Option<PathBuf>,
+    /// Folder for TensorBoard's event files.
+    pub tensorboard: Option<PathBuf>,
+    /// SVG file of the loss curves, written at the end.
+    pub plot: Option<PathBuf>,
     /// Write a checkpoint every so many steps, besides the one at the end.
     pub save_steps: Option<usize>,
+    /// Keep so many checkpoints, the best and the latest among them.
+    pub save_total_limit: Option<usize>,
+    /// Files of rows whose loss is measured on the way.
+    #[serde(deserialize_with = "one_or_many")]
+    pub eval_data: Vec<DataFile>,
+    /// Measure it every so many steps; `None`: after each epoch. Always at the end.
+    pub eval_steps: Option<usize>,
+    /// End the run after so many evaluations without a better loss.
+    pub early_stopping_patience: Option<usize>,
+    /// How much lower a loss must be to be better, for early stopping.
+    pub early_stopping_threshold: f64,
+    /// The adapter at the end is that of the best evaluation.
+    pub load_best_model_at_end: bool,
+    /// Prompts that the model answers on the way.
+    #[serde(deserialize_with = "one_or_many")]
+    pub sample_prompts: Vec<String>,
+    /// Answer them every so many steps.
+    pub sample_steps: Option<usize>,
+    /// Most tokens of such an answer.
+    pub sample_tokens: usize,
     /// Train on pairs of answers instead of single ones.
     pub preference: Option<Preference>,
 }
@@ -125,32 +267,57 @@ pub struct Recipe {
 impl Default for Recipe {
     fn default() -> Self {
         Self {
-            data: PathBuf::new(),
+            model: None,
+            data: Vec::new(),
+            bad_rows: BadRows::Error,
             output: PathBuf::new(),
             rank: None,
             alpha: None,
+            use_rslora: None,
             dropout: 0.0,
             target_modules: Vec::new(),
+            loraplus_lr_ratio: None,
+            neftune_noise_alpha: None,
             batch_size: 2,
             grad_accum: 4,
             max_length: 1024,
             lr: 2e-4,
             warmup_steps: 5,
+            warmup_ratio: None,
             max_steps: None,
             epochs: None,
             weight_decay: 0.01,
             max_grad_norm: 1.0,
             schedule: Schedule::Linear,
+            num_cycles: None,
+            power: 1.0,
+            lr_end: 1e-7,
             optim: Optim::AdamW,
+            adam_beta1: None,
+            adam_beta2: None,
+            adam_epsilon: 1e-8,
+            momentum: 0.0,
             seed: 3407,
             loss: LossOn::Assistant,
+            label_smoothing: 0.0,
             packing: false,
             recompute: false,
             shuffle: true,
             init_adapter: None,
             resume: None,
             log: None,
+            tensorboard: None,
+            plot: None,
             save_steps: None,
+            save_total_limit: None,
+            eval_data: Vec::new(),
+            eval_steps: None,
+            early_stopping_patience: None,
+            early_stopping_threshold: 0.0,
+            load_best_model_at_end: false,
+            sample_prompts: Vec::new(),
+            sample_steps: None,
+            sample_tokens: 64,
             preference: None,
         }
     }
@@ -174,6 +341,14 @@ impl Recipe {
             must(positive(alpha), "alpha", &alpha, "a number above 0")?;
         }
         must((0.0..1.0).contains(&self.dropout), "dropout", &self.dropout, "0 or more and less than 1")?;
+        for file in self.data.iter().chain(&self.eval_data) {
+            must(
+                positive(file.weight),
+                &format!("weight of {}", file.path.display()),
+                &file.weight,
+                "a number above 0",
+            )?;
+        }
         must(self.batch_size >= 1, "batch_size", &self.batch_size, "at least 1")?;
         must(self.grad_accum >= 1, "grad_accum", &self.grad_accum, "at least 1")?;
         must(self.max_length >= 2, "max_length", &self.max_length, "at least 2 (a token and the one before it)")?;
@@ -191,8 +366,65 @@ impl Recipe {
                 )));
             }
         }
-        if let Some(steps) = self.save_steps {
-            must(steps >= 1, "save_steps", &steps, "at least 1")?;
+        let counts = [
+            ("save_steps", self.save_steps),
+            ("save_total_limit", self.save_total_limit),
+            ("eval_steps", self.eval_steps),
+            ("early_stopping_patience", self.early_stopping_patience),
+            ("sample_steps", self.sample_steps),
+        ];
+        for (field, count) in counts {
+            if let Some(count) = count {
+                must(count >= 1, field, &count, "at least 1")?;
+            }
+        }
+        let shares = [
+            ("warmup_ratio", self.warmup_ratio),
+            ("adam_beta1", self.adam_beta1),
+            ("adam_beta2", self.adam_beta2),
+            ("momentum", Some(self.momentum)),
+            ("label_smoothing", Some(f64::from(self.label_smoothing))),
+        ];
+        for (field, share) in shares {
+            if let Some(share) = share {
+                must((0.0..1.0).contains(&share), field, &share, "0 or more and less than 1")?;
+            }
+        }
+        if let Some(ratio) = self.loraplus_lr_ratio {
+            must(positive(ratio), "loraplus_lr_ratio", &ratio, "a number above 0")?;
+        }
+        if let Some(alpha) = self.neftune_noise_alpha {
+            must(not_negative(alpha), "neftune_noise_alpha", &alpha, "a number of 0 or more")?;
+        }
+        if let Some(cycles) = self.num_cycles {
+            must(positive(cycles), "num_cycles", &cycles, "a number above 0")?;
+        }
+        must(positive(self.power), "power", &self.power, "a number above 0")?;
+        must(positive(self.adam_epsilon), "adam_epsilon", &self.adam_epsilon, "a number above 0")?;
+        must(not_negative(self.lr_end), "lr_end", &self.lr_end, "a number of 0 or more")?;
+        if self.schedule == Schedule::Polynomial {
+            must(self.lr_end < self.lr, "lr_end", &self.lr_end, "less than lr")?;
+        }
+        must(
+            not_negative(self.early_stopping_threshold),
+            "early_stopping_threshold",
+            &self.early_stopping_threshold,
+            "a number of 0 or more",
+        )?;
+        if self.momentum > 0.0 && self.optim.rule() != Rule::Sgd {
+            return Err(Error::invalid("momentum is SGD's: use adam_beta1 with the other optimizers"));
+        }
+        let evaluates = !self.eval_data.is_empty();
+        let wants = [
+            ("early_stopping_patience", self.early_stopping_patience.is_some()),
+            ("load_best_model_at_end", self.load_best_model_at_end),
+            ("eval_steps", self.eval_steps.is_some()),
+        ];
+        if let Some((field, _)) = wants.into_iter().find(|(_, set)| *set && !evaluates) {
+            return Err(Error::invalid(format!("{field} needs eval_data, which is empty")));
+        }
+        if self.sample_steps.is_some() == self.sample_prompts.is_empty() {
+            return Err(Error::invalid("sample_steps and sample_prompts go together: give both or neither"));
         }
         if let Some(preference) = &self.preference {
             preference.validate()?;
@@ -217,27 +449,71 @@ impl Recipe {
         Ok(Some(Projection::ALL.into_iter().filter(|p| named.contains(p)).collect()))
     }
 
-    /// The first field in which a checkpoint's recipe would make this run's numbers differ, with both values.
-    /// Length of the run, paths and recomputation may change on the way; rank, alpha and target modules are
-    /// compared with the checkpoint's adapter.
-    pub(super) fn conflict(&self, saved: &Self) -> Option<String> {
-        let adopted = Self {
-            data: self.data.clone(),
-            output: self.output.clone(),
-            rank: self.rank,
-            alpha: self.alpha,
-            target_modules: self.target_modules.clone(),
-            max_steps: self.max_steps,
-            epochs: self.epochs,
-            recompute: self.recompute,
-            init_adapter: self.init_adapter.clone(),
-            resume: self.resume.clone(),
-            log: self.log.clone(),
-            save_steps: self.save_steps,
-            ..saved.clone()
+    /// The learning rate of a run of `total_steps`.
+    #[must_use]
+    pub fn curve(&self, total_steps: usize) -> LrCurve {
+        let warmup_steps = match self.warmup_ratio {
+            Some(ratio) => (ratio * total_steps as f64).ceil() as usize,
+            None => self.warmup_steps,
         };
-        let (mine, theirs) = (serde_json::to_value(self).ok()?, serde_json::to_value(adopted).ok()?);
-        let (field, value) = mine.as_object()?.iter().find(|(field, value)| theirs[field.as_str()] != **value)?;
+        let Self { schedule, lr, num_cycles, power, lr_end, .. } = *self;
+        LrCurve { schedule, lr, warmup_steps, total_steps, num_cycles, power, lr_end }
+    }
+
+    /// The optimizer with its numbers.
+    #[must_use]
+    pub fn optimizer(&self) -> OptimizerOptions {
+        let (beta1, beta2) = self.optim.betas();
+        let beta1 = if self.optim.rule() == Rule::Sgd { self.momentum } else { self.adam_beta1.unwrap_or(beta1) };
+        OptimizerOptions {
+            optim: self.optim,
+            betas: (beta1, self.adam_beta2.unwrap_or(beta2)),
+            epsilon: self.adam_epsilon,
+            b_lr_ratio: self.loraplus_lr_ratio,
+        }
+    }
+
+    /// The first field in which a checkpoint's recipe would make this run's numbers differ, with both values.
+    /// Length of the run, paths, what is only watched, and recomputation may change on the way; rank, alpha and target
+    /// modules are compared with the checkpoint's adapter.
+    pub(super) fn conflict(&self, saved: &Self) -> Option<String> {
+        const FREE: [&str; 25] = [
+            "bad_rows",
+            "model",
+            "output",
+            "rank",
+            "alpha",
+            "use_rslora",
+            "target_modules",
+            "max_steps",
+            "epochs",
+            "recompute",
+            "init_adapter",
+            "resume",
+            "log",
+            "tensorboard",
+            "plot",
+            "save_steps",
+            "save_total_limit",
+            "eval_data",
+            "eval_steps",
+            "early_stopping_patience",
+            "early_stopping_threshold",
+            "load_best_model_at_end",
+            "sample_prompts",
+            "sample_steps",
+            "sample_tokens",
+        ];
+        // Files may have moved; how often their rows come may not change.
+        let weights = |recipe: &Self| {
+            recipe.data.iter().map(|file| DataFile { path: PathBuf::new(), weight: file.weight }).collect()
+        };
+        let plain = |recipe: &Self| serde_json::to_value(Self { data: weights(recipe), ..recipe.clone() }).ok();
+        let (mine, theirs) = (plain(self)?, plain(saved)?);
+        let differs = |(field, value): &(&String, &serde_json::Value)| {
+            !FREE.contains(&field.as_str()) && theirs[field.as_str()] != **value
+        };
+        let (field, value) = mine.as_object()?.iter().find(differs)?;
         Some(format!("{field} is {value}, the checkpoint was made with {}", theirs[field.as_str()]))
     }
 }
@@ -262,12 +538,19 @@ mod tests {
         refused(|r| r.batch_size = 0, "batch_size is 0");
         refused(|r| r.target_modules = vec!["w1".into()], "unknown target module 'w1'");
         refused(|r| (r.max_steps, r.epochs) = (Some(3), Some(1.0)), "give one of the two");
+        refused(|r| r.early_stopping_patience = Some(2), "early_stopping_patience needs eval_data");
+        refused(|r| r.sample_steps = Some(2), "sample_steps and sample_prompts go together");
+        refused(|r| r.momentum = 0.9, "momentum is SGD's");
+        refused(|r| r.label_smoothing = 1.0, "label_smoothing is 1");
     }
 
     #[test]
     fn unknown_optimizers_say_which_exist() {
-        let error = "lion".parse::<Optim>().map_err(|e| e.to_string());
-        assert_eq!(error, Err("unsupported: optim 'lion'; there are adamw (f32 state) and adamw_8bit".into()));
+        let error = "adafactor".parse::<Optim>().map_err(|e| e.to_string()).err().unwrap_or_default();
+        assert!(
+            error.starts_with("unsupported: optim 'adafactor'; there are adamw (f32 state), adamw_8bit, lion"),
+            "{error}"
+        );
         assert_eq!("adamw_bnb_8bit".parse::<Optim>().ok(), Some(Optim::AdamW8bit));
     }
 
@@ -275,6 +558,10 @@ mod tests {
     fn what_changes_the_numbers_conflicts() {
         let saved = Recipe { rank: Some(8), max_steps: Some(6), ..Recipe::default() };
         assert_eq!(Recipe { max_steps: Some(12), ..Recipe::default() }.conflict(&saved), None);
+        let file = |path: &str, weight: f64| vec![DataFile { path: path.into(), weight }];
+        let moved = Recipe { data: file("a", 2.0), ..saved.clone() };
+        assert_eq!(moved.conflict(&Recipe { data: file("b", 2.0), ..saved.clone() }), None);
+        assert!(moved.conflict(&Recipe { data: file("a", 1.0), ..saved.clone() }).is_some());
         let other = Recipe { lr: 1e-3, ..saved.clone() };
         assert_eq!(other.conflict(&saved).as_deref(), Some("lr is 0.001, the checkpoint was made with 0.0002"));
     }

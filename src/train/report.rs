@@ -2,6 +2,8 @@
 
 use super::data::DataReport;
 use super::preference::PairReport;
+use crate::error::Result;
+use crate::format::peft::Adapter;
 use serde::Serialize;
 use std::fmt;
 use std::path::PathBuf;
@@ -15,8 +17,10 @@ pub struct MemoryReport {
     pub adapters: u64,
     /// Their gradients.
     pub gradients: u64,
-    /// AdamW's two moments.
+    /// The optimizer's moments (of paged ones, the piece that is on the device).
     pub moments: u64,
+    /// In host memory: paged moments. No part of the total.
+    pub host: u64,
     /// Rotary table.
     pub tables: u64,
     /// The memory plan's arena for intermediates.
@@ -50,7 +54,8 @@ impl fmt::Display for MemoryReport {
             mib(self.arena + self.tables),
             mib(self.live_peak),
             self.step_tokens,
-        )
+        )?;
+        if self.host > 0 { write!(f, "; moments on the host {}", mib(self.host)) } else { Ok(()) }
     }
 }
 
@@ -99,6 +104,29 @@ impl StepReport {
     }
 }
 
+/// One evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct EvalReport {
+    /// After this step.
+    pub step: usize,
+    /// Mean over the counted tokens of the evaluation set, in nat.
+    pub loss: f64,
+    /// Tokens that the loss counted.
+    pub counted: usize,
+    /// Tokens a second.
+    pub tok_s: f64,
+    /// Whether it is the lowest loss so far.
+    pub best: bool,
+}
+
+impl EvalReport {
+    /// The line of the training log.
+    pub fn log_line(&self) -> String {
+        let Self { step, loss, counted, .. } = self;
+        serde_json::json!({ "step": step, "eval_loss": loss, "counted": counted }).to_string()
+    }
+}
+
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
@@ -106,6 +134,10 @@ pub struct Summary {
     pub steps: usize,
     /// Ended early because the observer asked for it.
     pub stopped: bool,
+    /// Ended early because the evaluation loss no longer fell.
+    pub stopped_early: bool,
+    /// Lowest loss of the evaluation set, and its step.
+    pub best: Option<(usize, f64)>,
     /// Loss of the last step, `None` where no step ran.
     pub loss: Option<f64>,
     /// The adapter's folder; `None` for a run that was stopped.
@@ -122,8 +154,19 @@ pub trait Observer {
     fn data(&mut self, _report: &DataReport) {}
     /// Before the first step: what the run takes.
     fn plan(&mut self, _report: &MemoryReport) {}
+    /// Before the first step: the evaluation set.
+    fn eval_data(&mut self, _report: &DataReport) {}
     /// After each step.
     fn step(&mut self, _report: &StepReport) {}
+    /// After each evaluation.
+    fn evaluated(&mut self, _report: &EvalReport) {}
+    /// After every `sample_steps` steps: the adapter as it is now, to answer `sample_prompts` with.
+    ///
+    /// # Errors
+    /// Whatever ends the run.
+    fn sample(&mut self, _step: usize, _adapter: Adapter) -> Result<()> {
+        Ok(())
+    }
     /// Asked between micro-batches; true saves a checkpoint and ends the run.
     fn should_stop(&self) -> bool {
         false

@@ -7,25 +7,20 @@ mod pairs;
 pub use pairs::Reference;
 
 use super::batch::MicroBatch;
+use super::noise;
+use super::optimizer::{Optimizer, OptimizerOptions};
 use super::recipe::Optim;
 use super::report::MemoryReport;
 use crate::backend::{Bindings, Buffer, BufferDesc, Device, Executable};
 use crate::error::{Error, Result};
 use crate::format::safetensors::Tensors;
 use crate::model::ModelConfig;
-use crate::model::decoder::{
-    ModelShape, Objective, OptimizerProgram, TrainProgram, TrainShape, adamw_program, buffers, moment_buffers,
-    train_program,
-};
+use crate::model::decoder::{ModelShape, Objective, TrainProgram, TrainShape, buffers, train_program};
 use crate::model::lora::LoraLayout;
 use crate::model::rope::rope_table;
-use crate::program::{dynamic_map, plan};
-use crate::tensor::{DType, HostBytes, HostTensor};
+use crate::program::plan;
+use crate::tensor::DType;
 use std::sync::Arc;
-
-/// AdamW's decay rates of the two moments, and ε: the defaults of `torch.optim.AdamW`.
-const BETAS: (f64, f64) = (0.9, 0.999);
-const EPS: f64 = 1e-8;
 
 /// Rows of the program are a multiple of this, so that similar data gives the same program.
 const ROW_BUCKET: usize = 64;
@@ -45,8 +40,14 @@ pub struct TrainerOptions {
     pub recompute: bool,
     /// What the low-rank product is multiplied by: alpha / rank.
     pub scale: f32,
-    /// How AdamW keeps its moments.
-    pub optim: Optim,
+    /// The optimizer.
+    pub optim: OptimizerOptions,
+    /// NEFTune's α: noise on the embeddings while training.
+    pub neftune: Option<f64>,
+    /// What share of a label's weight is spread over the vocabulary.
+    pub smoothing: f32,
+    /// Compile what [`Trainer::losses`] needs.
+    pub evaluate: bool,
     /// Scale the loss by a power of two in the backward pass, and gradients back: with activations in f16 the gradients of
     /// unlikely tokens would be 0, since the smallest f16 is 6e-8.
     pub scale_loss: bool,
@@ -54,7 +55,26 @@ pub struct TrainerOptions {
     pub objective: Objective,
 }
 
-/// One AdamW step's numbers.
+impl Default for TrainerOptions {
+    fn default() -> Self {
+        Self {
+            tokens: ROW_BUCKET,
+            seqs: 1,
+            max_len: ROW_BUCKET,
+            dropout: 0.0,
+            recompute: false,
+            scale: 1.0,
+            optim: Optim::AdamW.into(),
+            neftune: None,
+            smoothing: 0.0,
+            evaluate: false,
+            scale_loss: false,
+            objective: Objective::Tokens,
+        }
+    }
+}
+
+/// One optimizer step's numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
     /// Learning rate.
@@ -63,7 +83,7 @@ pub struct Update {
     pub weight_decay: f64,
     /// Norm to clip to; 0: off.
     pub max_grad_norm: f64,
-    /// Which step this is, from 1: corrects the moments' bias.
+    /// Which step this is, from 1: corrects the bias of AdamW's moments.
     pub step: usize,
 }
 
@@ -73,16 +93,20 @@ fn program(
     weights: &Bindings,
     layout: &LoraLayout,
     options: &TrainerOptions,
+    gradients: bool,
 ) -> Result<TrainProgram> {
     let dtype = |name: &str| weights.get(name).map_or(DType::F32, |b| b.desc().dtype);
     let model = ModelShape { config, dtype: &dtype, max_len: options.max_len, limits: device.limits() };
     let shape = TrainShape {
         rows: options.tokens.next_multiple_of(ROW_BUCKET),
         seqs: options.seqs,
-        dropout: options.dropout,
+        dropout: if gradients { options.dropout } else { 0.0 },
         recompute: options.recompute,
         scaled_loss: options.scale_loss,
-        objective: options.objective,
+        noise: gradients && options.neftune.is_some(),
+        smoothing: options.smoothing,
+        gradients,
+        objective: if gradients { options.objective } else { Objective::Tokens },
     };
     train_program(&model, &shape, layout)
 }
@@ -103,7 +127,7 @@ pub fn live_peak(
     layout: &LoraLayout,
     options: &TrainerOptions,
 ) -> Result<usize> {
-    peak(&program(device, config, weights, layout, options)?)
+    peak(&program(device, config, weights, layout, options, true)?)
 }
 
 /// Adapters in training on one device.
@@ -112,12 +136,14 @@ pub struct Trainer {
     layout: LoraLayout,
     params: Buffer,
     grads: Buffer,
-    /// AdamW's State buffers.
-    moments: Vec<Buffer>,
     train: Box<dyn Executable>,
     inputs: TrainProgram,
-    optimizer: Box<dyn Executable>,
-    update: OptimizerProgram,
+    /// The forward pass alone.
+    evaluate: Option<(Box<dyn Executable>, TrainProgram)>,
+    optimizer: Optimizer,
+    /// NEFTune's α, and the type of what it is added to.
+    neftune: Option<(f64, DType)>,
+    hidden: usize,
     /// What the low-rank product is multiplied by.
     scale: f32,
     memory: MemoryReport,
@@ -135,9 +161,7 @@ impl Trainer {
         layout: LoraLayout,
         options: &TrainerOptions,
     ) -> Result<Self> {
-        let inputs = program(&*device, config, weights, &layout, options)?;
-        let eight_bit = options.optim == Optim::AdamW8bit;
-        let update = adamw_program(layout.len, eight_bit)?;
+        let inputs = program(&*device, config, weights, &layout, options, true)?;
         let allocate = |name: &str, rows: usize, cols: usize| {
             device.allocate(BufferDesc { name: name.into(), dtype: DType::F32, rows, cols })
         };
@@ -147,9 +171,6 @@ impl Trainer {
         device.write(&scales, 0, bytemuck::bytes_of(&options.scale))?;
         let flat = |name: &str| allocate(name, 1, layout.len);
         let (params, grads) = (flat(buffers::LORA)?, flat(buffers::LORA_GRADS)?);
-        let moments = moment_buffers(layout.len, eight_bit)
-            .map(|(name, dtype, cols)| device.allocate(BufferDesc { name: name.into(), dtype, rows: 1, cols }))
-            .collect::<Result<Vec<Buffer>>>()?;
         let mut bindings = weights.clone();
         let states = [
             (buffers::ROPE, &rope),
@@ -158,36 +179,40 @@ impl Trainer {
             (buffers::LORA_GRADS, &grads),
         ];
         bindings.extend(states.map(|(name, buffer)| (name.to_owned(), buffer.clone())));
-        bindings.extend(moments.iter().map(|buffer| (buffer.desc().name.clone(), buffer.clone())));
         let train = device.compile(Arc::new(inputs.program.clone()), &bindings)?;
-        let mut optimizer = device.compile(Arc::new(update.program.clone()), &bindings)?;
-        if eight_bit {
-            let numbers: Vec<f32> =
-                [[0.0; 8].to_vec(), dynamic_map(true).to_vec(), dynamic_map(false).to_vec()].concat();
-            optimizer.write(update.hyper, bytemuck::cast_slice(&numbers))?;
+        let mut evaluate = None;
+        if options.evaluate {
+            let forward = program(&*device, config, weights, &layout, options, false)?;
+            evaluate = Some((device.compile(Arc::new(forward.program.clone()), &bindings)?, forward));
         }
+        let optimizer = Optimizer::new(device.clone(), &bindings, layout.len, layout.b_start, options.optim)?;
+        let evaluating = evaluate.as_ref().map_or(0, |(executable, _)| executable.arena_bytes());
+        let (moments, host) = optimizer.bytes();
         let flat_bytes = params.desc().bytes() as u64;
         let memory = MemoryReport {
             weights: weights.values().map(|b| b.desc().bytes() as u64).sum(),
             adapters: flat_bytes,
             gradients: flat_bytes,
-            moments: moments.iter().map(|b| b.desc().bytes() as u64).sum(),
+            moments,
+            host,
             tables: rope.desc().bytes() as u64,
-            arena: (train.arena_bytes() + optimizer.arena_bytes()) as u64,
+            arena: (train.arena_bytes() + optimizer.arena_bytes() + evaluating) as u64,
             live_peak: peak(&inputs)? as u64,
             parameters: layout.parameters() as u64,
             step_tokens: inputs.program.decl(inputs.ids).cols,
         };
+        let device_type = device.limits().activations;
         Ok(Self {
             device,
             layout,
             params,
             grads,
-            moments,
+            neftune: options.neftune.map(|alpha| (alpha, device_type)),
+            hidden: config.hidden,
             train,
             inputs,
+            evaluate,
             optimizer,
-            update,
             scale: options.scale,
             memory,
         })
@@ -211,26 +236,15 @@ impl Trainer {
     pub fn micro_batch(&mut self, batch: &MicroBatch, loss_scale: f32, seed: u32) -> Result<f64> {
         self.load(batch, loss_scale, seed)?;
         self.train.run()?;
-        let mut losses = vec![0f32; batch.ids.len()];
-        self.train.read(self.inputs.loss, bytemuck::cast_slice_mut(&mut losses))?;
-        let counted = losses.iter().zip(&batch.labels).filter(|(_, label)| **label != super::batch::NOT_COUNTED);
-        Ok(counted.map(|(loss, _)| f64::from(*loss)).sum())
+        sum_of_losses(&mut *self.train, &self.inputs, batch)
     }
 
     /// Writes a micro-batch to the training program's inputs.
     fn load(&mut self, batch: &MicroBatch, loss_scale: f32, seed: u32) -> Result<()> {
-        let (tokens, seqs) = (batch.ids.len(), batch.bounds.len().saturating_sub(1));
         let i = &self.inputs;
-        let numbers: [(_, &[u32]); 6] = [
-            (i.program.counts, &[tokens as u32, 0, seqs as u32, seed]),
-            (i.ids, &batch.ids),
-            (i.positions, &batch.positions),
-            (i.seqs, &batch.seqs),
-            (i.bounds, &batch.bounds),
-            (i.labels, &batch.labels),
-        ];
-        for (id, data) in numbers {
-            self.train.write(id, bytemuck::cast_slice(data))?;
+        feed(&mut *self.train, i, batch, seed)?;
+        if let (Some(noise), Some((alpha, dtype))) = (i.noise, self.neftune) {
+            self.train.write(noise, &noise::neftune(batch, self.hidden, alpha, seed, dtype))?;
         }
         let mut factor = 1.0;
         if let Some(unscale) = i.unscale {
@@ -241,28 +255,26 @@ impl Trainer {
         self.train.write(i.loss_scale, bytemuck::bytes_of(&(loss_scale * factor)))
     }
 
+    /// Σ loss over the counted tokens, in nat, without dropout and noise: nothing is learned.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] without [`TrainerOptions::evaluate`] or for a batch that is too large; [`Error::Device`].
+    pub fn losses(&mut self, batch: &MicroBatch) -> Result<f64> {
+        let Some((executable, program)) = &mut self.evaluate else {
+            return Err(Error::internal("this trainer was not made to evaluate"));
+        };
+        feed(&mut **executable, program, batch, 0)?;
+        executable.write(program.loss_scale, bytemuck::bytes_of(&1f32))?;
+        executable.run()?;
+        sum_of_losses(&mut **executable, program, batch)
+    }
+
     /// Clips, steps and clears the gradients; gives their norm before clipping.
     ///
     /// # Errors
     /// [`Error::Device`].
     pub fn update(&mut self, update: &Update) -> Result<f32> {
-        let correction = |beta: f64| 1.0 - beta.powf(update.step as f64);
-        let hyper = [
-            update.lr,
-            BETAS.0,
-            BETAS.1,
-            EPS,
-            update.weight_decay,
-            correction(BETAS.0),
-            correction(BETAS.1),
-            update.max_grad_norm,
-        ];
-        let hyper = hyper.map(|x| x as f32);
-        self.optimizer.write(self.update.hyper, bytemuck::cast_slice(&hyper))?;
-        self.optimizer.run()?;
-        let mut norm = 0f32;
-        self.optimizer.read(self.update.norm, bytemuck::bytes_of_mut(&mut norm))?;
-        Ok(norm)
+        self.optimizer.update(update)
     }
 
     /// Forgets what micro-batches have added since the last update.
@@ -297,39 +309,20 @@ impl Trainer {
         self.read(&self.grads)
     }
 
-    /// AdamW's moments as the device keeps them: `m` and `v`; with 8-bit moments four codes a word, and `m_max` and
-    /// `v_max`.
+    /// The optimizer's moments, see [`Optimizer::moments`].
     ///
     /// # Errors
     /// [`Error::Device`].
     pub fn moments(&self) -> Result<Tensors> {
-        let read = |buffer: &Buffer| -> Result<(String, HostTensor)> {
-            let desc = buffer.desc();
-            let mut bytes = vec![0; desc.bytes()];
-            self.device.read(buffer, 0, &mut bytes)?;
-            let tensor = HostTensor::new(desc.dtype, vec![desc.cols], HostBytes::from_vec(bytes))?;
-            Ok((short_name(buffer).to_owned(), tensor))
-        };
-        self.moments.iter().map(read).collect()
+        self.optimizer.moments()
     }
 
     /// Replaces the moments.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where one is missing, or has another type or length than this trainer's.
+    /// As [`Optimizer::set_moments`].
     pub fn set_moments(&mut self, moments: &Tensors) -> Result<()> {
-        for buffer in &self.moments {
-            let (name, desc) = (short_name(buffer), buffer.desc());
-            let found = moments.get(name).filter(|t| t.dtype == desc.dtype && t.len() == desc.cols);
-            let Some(tensor) = found else {
-                let (cols, dtype) = (desc.cols, desc.dtype);
-                return Err(Error::invalid(format!(
-                    "the optimizer's '{name}': expected {cols} numbers of type {dtype}"
-                )));
-            };
-            self.device.write(buffer, 0, &tensor.data)?;
-        }
-        Ok(())
+        self.optimizer.set_moments(moments)
     }
 
     fn read(&self, buffer: &Buffer) -> Result<Vec<f32>> {
@@ -352,8 +345,23 @@ fn loss_factor(scale: f32) -> f32 {
     if scale > 0.0 { scale.recip().log2().floor().exp2() } else { 1.0 }
 }
 
-/// The buffer's name in checkpoints: `m` for `lora.m`.
-fn short_name(buffer: &Buffer) -> &str {
-    let name = &buffer.desc().name;
-    name.strip_prefix("lora.").unwrap_or(name)
+/// Writes a micro-batch to a program's inputs.
+fn feed(executable: &mut dyn Executable, program: &TrainProgram, batch: &MicroBatch, seed: u32) -> Result<()> {
+    let (tokens, seqs) = (batch.ids.len(), batch.bounds.len().saturating_sub(1));
+    let numbers: [(_, &[u32]); 6] = [
+        (program.program.counts, &[tokens as u32, 0, seqs as u32, seed]),
+        (program.ids, &batch.ids),
+        (program.positions, &batch.positions),
+        (program.seqs, &batch.seqs),
+        (program.bounds, &batch.bounds),
+        (program.labels, &batch.labels),
+    ];
+    numbers.into_iter().try_for_each(|(id, data)| executable.write(id, bytemuck::cast_slice(data)))
+}
+
+fn sum_of_losses(executable: &mut dyn Executable, program: &TrainProgram, batch: &MicroBatch) -> Result<f64> {
+    let mut losses = vec![0f32; batch.ids.len()];
+    executable.read(program.loss, bytemuck::cast_slice_mut(&mut losses))?;
+    let counted = losses.iter().zip(&batch.labels).filter(|(_, label)| **label != super::batch::NOT_COUNTED);
+    Ok(counted.map(|(loss, _)| f64::from(*loss)).sum())
 }

@@ -54,7 +54,7 @@ pub fn recipe(case: &Value) -> Recipe {
     let number = |key: &str| case[key].as_f64().unwrap_or_else(|| panic!("{key}"));
     let size = |key: &str| case[key].as_u64().unwrap_or_else(|| panic!("{key}")) as usize;
     Recipe {
-        data: golden("sft/data.jsonl"),
+        data: vec![golden("sft/data.jsonl").into()],
         rank: Some(size("rank")),
         alpha: Some(number("alpha")),
         batch_size: size("batch_size"),

@@ -33,6 +33,13 @@ impl Recorder<'_> {
                 let args = Args::new().ptrs(&operands).u64(n);
                 self.launch("adamw", "adamw_f32", [n.div_ceil(256), 1, 1], 256, 0, args)?;
             }
+            Op::Lion { params, grads, m, norm, hyper } | Op::Sgd { params, grads, m, norm, hyper } => {
+                let n = self.flat(params)?;
+                let operands = [params, grads, m, norm, hyper].map(|id| self.at(id));
+                let operands = operands.into_iter().collect::<Result<Vec<_>>>()?;
+                let (name, args) = (op.name(), Args::new().ptrs(&operands).u64(n));
+                self.launch(name, &format!("{name}_f32"), [n.div_ceil(256), 1, 1], 256, 0, args)?;
+            }
             Op::AdamW8bit { params, grads, m, v, m_max, v_max, norm, hyper } => {
                 let n = self.flat(params)?;
                 let operands = [params, grads, m, v, m_max, v_max, norm, hyper].map(|id| self.at(id));

@@ -124,8 +124,8 @@ impl Recorder<'_> {
             Op::LoraExpand { u, b, slots, scales, rank, y } => {
                 self.lora_expand(&Expand { parts: &[[u, b, scales, y]], slots, rank })
             }
-            Op::HeadLoss { x, weight, labels, scale, weights, logits, loss, dx } => {
-                self.head_loss(x, weight, [labels, scale, logits, loss], weights, dx)
+            Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx } => {
+                self.head_loss(x, weight, [labels, scale, logits, loss], weights, smoothing, dx)
             }
             ref other => Err(Error::internal(format!("cuda: '{}' is no product", other.name()))),
         }
@@ -384,6 +384,7 @@ impl Recorder<'_> {
         weight: TensorId,
         ids: [TensorId; 4],
         weights: Option<TensorId>,
+        smoothing: f32,
         dx: Option<TensorId>,
     ) -> Result<()> {
         let [labels, scale, logits, loss] = ids;
@@ -420,7 +421,7 @@ impl Recorder<'_> {
             self.matmul(&product, t)?;
             let ids = [at_logits, self.at(labels)?, self.at(scale)?, self.maybe(weights)?, self.at(loss)?, gradient];
             let args = Args::new().ptrs(&ids);
-            let args = self.live(args.u32(pitch).u32(rows).u32(vocab).u32(row0).u32(r.rows), r)?;
+            let args = self.live(args.u32(pitch).u32(rows).u32(vocab).u32(row0).u32(r.rows), r)?.f32(smoothing);
             self.launch("head_loss", &format!("head_loss_{}", suffix(t)), [rows, 1, 1], 1024, 0, args)?;
             if let Some(dx) = dx {
                 let product = ProductDx {

@@ -1,5 +1,5 @@
-//! Launches the ops over whole flat buffers (millions of elements): fill, grad_norm, adamw, adamw_8bit. Buffers larger than
-//! a binding take several dispatches.
+//! Launches the ops over whole flat buffers (millions of elements): fill, grad_norm, adamw, adamw_8bit, lion, sgd. Buffers
+//! larger than a binding take several dispatches.
 
 use super::places::View;
 use super::record::{Bind, Recorder, defines};
@@ -46,6 +46,17 @@ impl Recorder<'_> {
                     }
                     bindings.extend(self.binds(&[*norm, *hyper])?);
                     self.elementwise("adamw", defines(&[]), bindings, &[words as u32], words as usize)?;
+                }
+                Ok(())
+            }
+            Op::Lion { params, grads, m, norm, hyper } | Op::Sgd { params, grads, m, norm, hyper } => {
+                for (start, words) in self.pieces(*params)? {
+                    let mut bindings = Vec::with_capacity(5);
+                    for id in [params, grads, m] {
+                        bindings.push(self.piece(*id, start, words)?);
+                    }
+                    bindings.extend(self.binds(&[*norm, *hyper])?);
+                    self.elementwise(op.name(), defines(&[]), bindings, &[words as u32], words as usize)?;
                 }
                 Ok(())
             }

@@ -82,7 +82,7 @@ impl Recorder<'_> {
             }
             Op::LoraShrink { x, a, slots, rank, out } => self.lora_shrink(*x, *a, *slots, *rank, *out),
             Op::LoraExpand { u, b, slots, scales, rank, y } => self.lora_expand(*u, *b, *slots, *scales, *rank, *y),
-            Op::HeadLoss { x, weight, labels, scale, weights, logits, loss, dx } => {
+            Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx } => {
                 let (rows, k) = self.shape(*x);
                 let (chunk, vocab) = self.shape(*logits);
                 for row0 in (0..rows).step_by(chunk) {
@@ -102,6 +102,7 @@ impl Recorder<'_> {
                     })?;
                     let mut params = head.clone();
                     params[3] = vocab as u32;
+                    params.push(smoothing.to_bits());
                     let mut set = self.reducing(256);
                     set.insert("GRADIENT", dx.is_some().into());
                     let mut bindings = self.binds(&[self.program.counts, *logits, *labels, *loss, *scale])?;

@@ -121,4 +121,6 @@ files!(
     "grad_norm.wgsl",
     "adamw.wgsl",
     "adamw_8bit.wgsl",
+    "lion.wgsl",
+    "sgd.wgsl",
 );

@@ -72,7 +72,12 @@ impl<'a> Recorder<'a> {
             | Op::QkNormRopeBackward { .. }
             | Op::Attention { .. }
             | Op::AttentionBackward { .. } => self.attention_ops(op),
-            Op::Fill { .. } | Op::GradNorm { .. } | Op::AdamW { .. } | Op::AdamW8bit { .. } => self.flat_ops(op),
+            Op::Fill { .. }
+            | Op::GradNorm { .. }
+            | Op::AdamW { .. }
+            | Op::AdamW8bit { .. }
+            | Op::Lion { .. }
+            | Op::Sgd { .. } => self.flat_ops(op),
             _ => self.row_ops(op),
         }
     }

@@ -92,7 +92,7 @@ impl Judge {
 
 pub fn run(args: &Args) -> Result<()> {
     let recipe = Recipe {
-        data: args.data.clone(),
+        data: vec![args.data.clone().into()],
         output: args.output.clone(),
         rank: args.rank,
         alpha: args.alpha,

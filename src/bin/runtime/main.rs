@@ -44,7 +44,7 @@ enum Command {
     /// Log-probabilities of a text, token by token
     Score(score::Args),
     /// Fine-tune a LoRA adapter
-    Train(train::Args),
+    Train(Box<train::Args>),
     /// Fine-tune a LoRA adapter on rewards for the model's own answers
     Grpo(grpo::Args),
     /// Write model and adapter as one model that transformers loads

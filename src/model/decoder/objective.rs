@@ -72,6 +72,7 @@ impl Decoder<'_> {
                     labels,
                     scale,
                     weights: None,
+                    smoothing: 0.0,
                     logits,
                     loss: first,
                     dx: None,
@@ -97,7 +98,8 @@ impl Decoder<'_> {
     ) -> Result<TensorId> {
         let weight = self.head_weight();
         let loss = self.b.output("loss", self.rows, 1, Live::Tokens);
-        self.b.push(Op::HeadLoss { x: h, weight, labels, scale, weights, logits, loss, dx: None })?;
+        let smoothing = self.smoothing;
+        self.b.push(Op::HeadLoss { x: h, weight, labels, scale, weights, smoothing, logits, loss, dx: None })?;
         Ok(loss)
     }
 
@@ -144,8 +146,20 @@ pub fn base_program(model: &ModelShape, rows: usize, seqs: usize) -> Result<Base
     let labels = b.input("labels", DType::U32, 1, rows);
     let scale = b.input("loss_scale", DType::F32, 1, 1);
     let kv = KeyValues::Own { bounds };
-    let mut decoder =
-        Decoder { b, model, rows, positions, seqs: seqs_of, kv, lora: None, adapters: None, dropout: 0.0, salt: 0 };
+    let mut decoder = Decoder {
+        b,
+        model,
+        rows,
+        positions,
+        seqs: seqs_of,
+        kv,
+        lora: None,
+        adapters: None,
+        noise: None,
+        smoothing: 0.0,
+        dropout: 0.0,
+        salt: 0,
+    };
     let h = decoder.body(ids)?;
     let (loss, _) = decoder.objective(h, [labels, scale, bounds], Objective::Tokens)?;
     Ok(BaseProgram { program: decoder.b.finish(), ids, positions, seqs: seqs_of, bounds, labels, loss })

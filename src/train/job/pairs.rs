@@ -1,9 +1,10 @@
 //! A step of preference tuning.
 
-use super::{Accumulated, Job, dropout_seed};
+use super::{Accumulated, Job, dropout_seed, rows_of};
 use crate::error::{Error, Result};
 use crate::train::data::Row;
 use crate::train::preference::{PairBatch, PairReport, Preference, PreferenceLoss};
+use crate::train::rows::Rows;
 use crate::train::trainer::Reference;
 
 /// What a job of pairs has besides.
@@ -17,19 +18,19 @@ pub struct Pairs {
 
 impl Pairs {
     /// The reference's log-probabilities of some rows.
-    fn reference(&mut self, rows: &[Row], chosen: &[usize], pairs: &PairBatch) -> Result<Vec<f32>> {
+    fn reference(&mut self, rows: &Rows, chosen: &[u32], pairs: &PairBatch) -> Result<Vec<f32>> {
         let Some(model) = &mut self.reference else { return Ok(vec![0.0; chosen.len()]) };
-        if chosen.iter().any(|row| self.known[*row].is_none()) {
+        if chosen.iter().any(|row| self.known[*row as usize].is_none()) {
             let losses = model.losses(&pairs.batch)?;
             let mut at = 0;
             for row in chosen {
-                let end = at + rows[*row].ids.len();
+                let end = at + rows.tokens(*row as usize);
                 let counted = losses[at..end].iter().zip(&pairs.kinds[at..end]).filter(|(_, kind)| **kind & 1 != 0);
-                self.known[*row] = Some(-counted.map(|(loss, _)| loss).sum::<f32>());
+                self.known[*row as usize] = Some(-counted.map(|(loss, _)| loss).sum::<f32>());
                 at = end;
             }
         }
-        Ok(chosen.iter().filter_map(|row| self.known[*row]).collect())
+        Ok(chosen.iter().filter_map(|row| self.known[*row as usize]).collect())
     }
 }
 
@@ -40,15 +41,15 @@ impl Job {
         let groups = self.groups(first..end);
         let Some(pairs) = &mut self.pairs else { return Err(Error::internal("a job without pairs")) };
         let preference = pairs.preference;
-        let batches: Vec<PairBatch> =
-            groups.iter().map(|rows| PairBatch::new(rows.iter().map(|r| &self.rows[*r]), &preference)).collect();
+        let answers = groups.iter().map(|group| rows_of(&self.rows, group)).collect::<Result<Vec<_>>>()?;
+        let batches: Vec<PairBatch> = answers.iter().map(|rows| PairBatch::new(rows, &preference)).collect();
         let count = groups.iter().map(Vec::len).sum::<usize>() as f64 / 2.0;
         let likely = batches.iter().map(PairBatch::likely).sum::<usize>().max(1) as f64;
         // The mean over pairs, and over the likelihood's tokens: the loss's scale divides both by the number of pairs.
         let hyper = preference.hyper(preference.likelihood() * count / likely);
         let (mut loss, mut report) = (0.0, PairReport::default());
         let (mut tokens, mut counted) = (0, 0);
-        for (i, (batch, rows)) in batches.iter().zip(&groups).enumerate() {
+        for (i, (batch, (rows, answers))) in batches.iter().zip(groups.iter().zip(&answers)).enumerate() {
             if stop() {
                 self.trainer.clear_gradients()?;
                 return Ok(None);
@@ -56,7 +57,7 @@ impl Job {
             let reference = pairs.reference(&self.rows, rows, batch)?;
             let seed = dropout_seed(self.recipe.seed, self.done * self.recipe.grad_accum + i);
             let results = self.trainer.pair_batch(batch, &reference, hyper, (1.0 / count) as f32, seed)?;
-            let answers = rows.iter().map(|r| self.rows[*r].counted());
+            let answers = answers.iter().map(Row::counted);
             tokens += batch.batch.ids.len();
             counted += answers.clone().sum::<usize>();
             let lengths: Vec<usize> = answers.collect();

@@ -1,4 +1,4 @@
-//! Preference data: JSONL rows of a chosen and a rejected answer become two rows of tokens each.
+//! Preference data: rows of a chosen and a rejected answer become two rows of tokens each.
 //!
 //! | keys | what is a prompt |
 //! |---|---|
@@ -11,72 +11,81 @@
 
 use crate::error::{Error, Result};
 use crate::token::{ChatTemplate, Tokenizer};
-use crate::train::data::{DataReport, Row, located, parse};
+use crate::train::data::{DataReport, Row};
 use crate::train::encode::encode;
+use crate::train::files::each_row;
 use crate::train::recipe::{LossOn, Recipe};
+use crate::train::rows::Rows;
 use serde_json::{Value, json};
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 
 /// Reads `recipe.data`: rows in pairs, chosen first. Counted are the answers' tokens.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Invalid`] starting with `file:line:` for a row that is not JSON, has none of the known forms or
 /// does not tokenize; [`Error::Invalid`] where no pair is left.
-pub fn read(recipe: &Recipe, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<(Vec<Row>, DataReport)> {
-    let path = &recipe.data;
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let (mut rows, mut report) = (Vec::new(), DataReport::default());
-    for (index, line) in BufReader::new(file).split(b'\n').enumerate() {
-        let bytes = line.map_err(|e| Error::io(path, e))?;
-        let line = index + 1;
-        if bytes.trim_ascii().is_empty() {
-            continue;
-        }
-        let pair = parse(&bytes).and_then(|row| {
-            let (prompt, answers) = split(&row)?;
-            let one = |answer: Value| {
-                let mut plain = json!({ "prompt": prompt, "completion": answer });
-                for key in ["tools", "chat_template_kwargs"] {
-                    plain[key] = row[key].clone();
-                }
-                encode(&plain, LossOn::Assistant, tokenizer, chat)
-            };
-            let [chosen, rejected] = answers;
-            Ok([one(chosen)?, one(rejected)?])
-        });
-        let pair = pair.map_err(|e| located(path, line, &e))?;
-        let mut cut = false;
-        let pair = pair.map(|(mut ids, mut counted)| {
-            cut |= ids.len() > recipe.max_length;
-            ids.truncate(recipe.max_length);
-            counted.truncate(recipe.max_length);
-            if let Some(first) = counted.first_mut() {
-                *first = false;
-            }
-            Row { ids, counted, line }
-        });
-        report.truncated += usize::from(cut);
-        if pair.iter().any(|row| row.counted() == 0) {
-            report.skipped.push(line);
-            continue;
-        }
-        report.rows += 1;
-        for row in &pair {
-            report.tokens += row.ids.len();
-            report.counted += row.counted();
-            report.longest = report.longest.max(row.ids.len());
-        }
-        rows.extend(pair);
+pub fn read(recipe: &Recipe, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<(Rows, DataReport)> {
+    let (mut rows, mut report) = (Rows::new(None), DataReport::default());
+    for file in &recipe.data {
+        let before = report.rows;
+        rows.next_file();
+        each_row(&file.path, &mut |line, row| {
+            let pair = row.and_then(|row| pair(&row, tokenizer, chat));
+            let pair = pair.map_err(|e| Error::invalid(format!("{}:{line}: {e}", file.path.display())))?;
+            add(recipe, line, pair, &mut rows, &mut report)
+        })?;
+        report.files.push((file.path.clone(), report.rows - before, file.weight));
     }
     if rows.is_empty() {
-        let (file, left_out) = (path.display(), report.skipped.len());
+        let files: Vec<_> = recipe.data.iter().map(|file| file.path.display().to_string()).collect();
         return Err(Error::invalid(format!(
-            "{file}: no pair to train on ({left_out} have an answer without tokens within max_length {})",
+            "{}: no pair to train on ({} have an answer without tokens within max_length {})",
+            files.join(", "),
+            report.skipped.len(),
             recipe.max_length
         )));
     }
+    report.measure(&rows);
     Ok((rows, report))
+}
+
+type Encoded = (Vec<u32>, Vec<bool>);
+
+fn pair(row: &Value, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<[Encoded; 2]> {
+    let (prompt, answers) = split(row)?;
+    let one = |answer: Value| {
+        let mut plain = json!({ "prompt": prompt, "completion": answer });
+        for key in ["tools", "chat_template_kwargs"] {
+            plain[key] = row[key].clone();
+        }
+        encode(&plain, LossOn::Assistant, tokenizer, chat)
+    };
+    let [chosen, rejected] = answers;
+    Ok([one(chosen)?, one(rejected)?])
+}
+
+fn add(recipe: &Recipe, line: usize, pair: [Encoded; 2], rows: &mut Rows, report: &mut DataReport) -> Result<()> {
+    let mut cut = false;
+    let pair = pair.map(|(mut ids, mut counted)| {
+        cut |= ids.len() > recipe.max_length;
+        ids.truncate(recipe.max_length);
+        counted.truncate(recipe.max_length);
+        if let Some(first) = counted.first_mut() {
+            *first = false;
+        }
+        Row { ids, counted, line }
+    });
+    report.truncated += usize::from(cut);
+    if pair.iter().any(|row| row.counted() == 0) {
+        report.skipped.push(line);
+        return Ok(());
+    }
+    report.rows += 1;
+    for row in &pair {
+        report.tokens += row.ids.len();
+        report.counted += row.counted();
+        rows.push(row)?;
+    }
+    Ok(())
 }
 
 /// Prompt and both answers.

@@ -6,7 +6,7 @@ use crate::backend::cpu::simd::dispatch;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
-pub fn head_loss(mut args: Args, has_weights: bool, has_dx: bool) -> Result<()> {
+pub fn head_loss(mut args: Args, has_weights: bool, has_dx: bool, smoothing: f32) -> Result<()> {
     let x = args.read()?;
     let WeightArg::File(weight) = args.weight()? else {
         return Err(Error::internal("head_loss: the head must come from the checkpoint"));
@@ -34,7 +34,7 @@ pub fn head_loss(mut args: Args, has_weights: bool, has_dx: bool) -> Result<()> 
         let losses: Vec<f32> = logits
             .par_chunks_mut(vocab)
             .zip(rows)
-            .map(|(logits, t)| cross_entropy(logits, labels[*t], scale * weights.map_or(1.0, |all| all[*t])))
+            .map(|(logits, t)| cross_entropy(logits, labels[*t], scale * weights.map_or(1.0, |all| all[*t]), smoothing))
             .collect::<Result<_>>()?;
         rows.iter().zip(losses).for_each(|(t, value)| loss[*t] = value);
         if let Some(dx) = dx.as_deref_mut() {
@@ -46,10 +46,15 @@ pub fn head_loss(mut args: Args, has_weights: bool, has_dx: bool) -> Result<()> 
     Ok(())
 }
 
-/// The loss of one row of logits, which become `scale · (softmax − onehot)`.
-fn cross_entropy(logits: &mut [f32], label: u32, scale: f32) -> Result<f32> {
+/// The loss of one row of logits, which become `scale · (softmax − onehot)`, the label smoothed.
+fn cross_entropy(logits: &mut [f32], label: u32, scale: f32, smoothing: f32) -> Result<f32> {
     let Some(at_label) = logits.get(label as usize).copied() else {
         return Err(Error::internal(format!("head_loss: label {label} is outside the vocabulary")));
+    };
+    let vocab = logits.len() as f32;
+    let mean = match smoothing > 0.0 {
+        true => logits.iter().map(|l| f64::from(*l)).sum::<f64>() as f32 / vocab,
+        false => 0.0,
     };
     let (max, sum) = dispatch(
         #[inline(always)]
@@ -76,6 +81,10 @@ fn cross_entropy(logits: &mut [f32], label: u32, scale: f32) -> Result<f32> {
         #[inline(always)]
         || logits.iter_mut().for_each(|x| *x *= factor),
     );
-    logits[label as usize] -= scale;
-    Ok(sum.ln() + max - at_label)
+    logits[label as usize] -= scale * (1.0 - smoothing);
+    if smoothing > 0.0 {
+        let each = scale * smoothing / vocab;
+        logits.iter_mut().for_each(|x| *x -= each);
+    }
+    Ok(sum.ln() + max - (1.0 - smoothing) * at_label - smoothing * mean)
 }

@@ -55,13 +55,17 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
             attention::forward(args, &stored, geometry, lse.is_some(), step)
         }
         Op::AttentionBackward { geometry, .. } => attention::backward(args, geometry),
-        Op::HeadLoss { weights, dx, .. } => loss::head_loss(args, weights.is_some(), dx.is_some()),
+        Op::HeadLoss { weights, dx, smoothing, .. } => {
+            loss::head_loss(args, weights.is_some(), dx.is_some(), *smoothing)
+        }
         Op::PreferenceLoss { .. } => preference::forward(args, step.sequences),
         Op::Sample { logits, .. } => sample::forward(args, step.cols(*logits)),
         Op::AdjustLogits { logits, .. } => logits::adjust(args, step.cols(*logits)),
         Op::TopLogprobs { logits, top, .. } => logits::top_logprobs(args, step.cols(*logits), step.cols(*top)),
         Op::GradNorm { .. } => optim::grad_norm(args),
         Op::AdamW { .. } => optim::adamw(args),
+        Op::Lion { .. } => optim::lion(args),
+        Op::Sgd { .. } => optim::sgd(args),
         Op::AdamW8bit { .. } => optim::adamw_8bit(args),
     }
 }

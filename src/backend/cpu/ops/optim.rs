@@ -1,4 +1,4 @@
-//! grad_norm, adamw, adamw_8bit
+//! grad_norm, adamw, adamw_8bit, lion, sgd
 
 use crate::backend::cpu::args::Args;
 use crate::error::{Error, Result};
@@ -34,6 +34,40 @@ pub fn adamw(mut args: Args) -> Result<()> {
             *v = beta2 * *v + (1.0 - beta2) * g * g;
             let denominator = v.sqrt() / correction2.sqrt() + eps;
             *p -= lr / correction1 * *m / denominator;
+        }
+    });
+    Ok(())
+}
+
+/// One Lion update: the step from the old moment, then the moment.
+pub fn lion(args: Args) -> Result<()> {
+    one_moment(args, |p, g, m, [lr, beta1, beta2, _, decay, ..]| {
+        let step = beta1 * *m + (1.0 - beta1) * g;
+        *m = beta2 * *m + (1.0 - beta2) * g;
+        let sign = if step == 0.0 { 0.0 } else { step.signum() };
+        *p = *p * (1.0 - lr * decay) - lr * sign;
+    })
+}
+
+/// One SGD update with momentum.
+pub fn sgd(args: Args) -> Result<()> {
+    one_moment(args, |p, g, m, [lr, momentum, _, _, decay, ..]| {
+        *m = momentum * *m + (g + decay * *p);
+        *p -= lr * *m;
+    })
+}
+
+/// Applies `step(parameter, clipped gradient, moment, hyper)` to every element.
+fn one_moment(mut args: Args, step: impl Fn(&mut f32, f32, &mut f32, &[f32; 8]) + Sync) -> Result<()> {
+    let (params, grads, m) = (args.write()?, args.read()?, args.write()?);
+    let norm = args.read()?[0];
+    let hyper = args.read()?;
+    let hyper: &[f32; 8] = hyper.try_into().map_err(|_| Error::internal("an optimizer takes 8 numbers"))?;
+    let clip = if hyper[7] > 0.0 { (hyper[7] / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    let chunks = params.par_chunks_mut(CHUNK).zip(grads.par_chunks(CHUNK)).zip(m.par_chunks_mut(CHUNK));
+    chunks.for_each(|((params, grads), m)| {
+        for ((p, g), m) in params.iter_mut().zip(grads).zip(m) {
+            step(p, g * clip, m, hyper);
         }
     });
     Ok(())

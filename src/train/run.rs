@@ -1,0 +1,90 @@
+//! A whole run: steps, evaluations, checkpoints, logs, and what is left at the end.
+
+use super::export::{Card, write_card};
+use super::job::Job;
+use super::log::Logs;
+use super::recipe::Recipe;
+use super::report::{Observer, Summary};
+use crate::error::{Error, Result};
+use crate::format::peft::Adapter;
+use crate::model::LoadedModel;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A whole run: adapter, model card and checkpoints go to `recipe.output`, a line for each step to `recipe.log`.
+///
+/// A run that the observer stops leaves a checkpoint and no adapter.
+///
+/// # Errors
+/// Those of [`Job::new`] and [`Job::step`]; [`Error::Io`] for output and logs; [`Error::Invalid`] for a recipe without
+/// an output folder or data; what the observer's `sample` returns.
+pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Summary> {
+    let began = Instant::now();
+    let output = &recipe.output;
+    if output.as_os_str().is_empty() {
+        return Err(Error::invalid("output is empty, expected a folder for the adapter"));
+    }
+    if recipe.data.is_empty() {
+        return Err(Error::invalid("data is empty, expected a file of training rows"));
+    }
+    let mut job = Job::new(&model, recipe)?;
+    observer.data(job.data());
+    if let Some(report) = job.eval_data() {
+        observer.eval_data(report);
+    }
+    observer.plan(job.memory());
+    // Before hours of training rather than after: can the results be written?
+    std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+    let mut logs = Logs::open(recipe, job.steps_done())?;
+    let (mut stopped, mut stopped_early, mut loss, mut checkpoint) = (false, false, None, None);
+    while !job.is_done() && !stopped_early {
+        let Some(report) = job.step_unless(&|| observer.should_stop())? else {
+            stopped = true;
+            break;
+        };
+        loss = Some(report.loss);
+        logs.step(&report)?;
+        observer.step(&report);
+        let mut save = recipe.save_steps.is_some_and(|every| report.step.is_multiple_of(every));
+        if job.evaluation_due()
+            && let Some(report) = job.evaluate()?
+        {
+            logs.evaluated(&report)?;
+            observer.evaluated(&report);
+            // The best one has a checkpoint of its own, whatever save_steps says.
+            save |= report.best && recipe.load_best_model_at_end;
+            stopped_early = recipe.early_stopping_patience.is_some_and(|most| job.best().worse >= most);
+        }
+        if recipe.sample_steps.is_some_and(|every| report.step.is_multiple_of(every)) {
+            observer.sample(report.step, job.adapter()?)?;
+        }
+        if save && !job.is_done() && !stopped_early {
+            checkpoint = Some(job.save(output)?);
+        }
+    }
+    if loss.is_some() {
+        checkpoint = Some(job.save(output)?);
+    }
+    let adapter = if stopped {
+        None
+    } else {
+        last_adapter(&job, recipe, &model)?.write(output)?;
+        let (data, data_hash) = (job.data(), job.data_hash());
+        let (base_model, losses) = (&model.name, logs.losses());
+        write_card(output, &Card { base_model, recipe, data, data_hash: &data_hash, losses })?;
+        Some(output.clone())
+    };
+    logs.finish()?;
+    let best = job.best().step.zip(job.best().loss);
+    let elapsed_s = began.elapsed().as_secs_f64();
+    Ok(Summary { steps: job.steps_done(), stopped, stopped_early, best, loss, adapter, checkpoint, elapsed_s })
+}
+
+/// The adapter as it is now, or that of the best evaluation.
+fn last_adapter(job: &Job, recipe: &Recipe, model: &LoadedModel) -> Result<Adapter> {
+    let best = job.best().step.filter(|step| recipe.load_best_model_at_end && *step != job.steps_done());
+    let Some(step) = best else { return job.adapter() };
+    let folder: PathBuf = recipe.output.join(format!("checkpoint-{step}"));
+    Adapter::read(&folder, model.config())
+}
