@@ -156,7 +156,7 @@ pub fn run(
     let mut trainer = Trainer::new(model.device.clone(), model.config(), &model.weights, layout, &sizes)?;
     trainer.set_params(&params)?;
     std::fs::create_dir_all(&recipe.output).map_err(|e| Error::io(&recipe.output, e))?;
-    let mut log = recipe.log.as_deref().map(|path| crate::train::open_log(path)).transpose()?;
+    let mut log = recipe.log.as_deref().map(crate::train::open_log).transpose()?;
     let current = |trainer: &Trainer| to_adapter(&adapter, trainer.layout(), scale, &trainer.params()?);
     for done in 0..total_steps {
         let began = Instant::now();
