@@ -43,7 +43,9 @@ const EDGES: &[(&str, &[&str])] = &[
         &["error", "tensor", "token", "format", "program", "backend", "model", "engine::memory", "engine::pacing"],
     ),
     ("serve", &["error", "token", "format", "backend", "model", "engine", "train"]),
-    ("ffi", &["error", "token", "format", "backend", "model", "engine", "train"]),
+    // What an embedding program needs, in safe Rust; the C ABI puts it into C's words.
+    ("embed", &["error", "tensor", "token", "format", "backend", "model", "engine", "train"]),
+    ("ffi", &["error", "token", "format", "backend", "model", "engine", "train", "embed"]),
 ];
 
 /// Where `unsafe` may stand, and why. Folders end in `/`.

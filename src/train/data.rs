@@ -58,6 +58,44 @@ pub struct DataReport {
     pub bins: usize,
 }
 
+impl DataReport {
+    /// Cuts a row to `recipe.max_length` and takes note of it; `None` where the loss then counts none of its tokens.
+    pub(super) fn take(&mut self, mut row: Row, recipe: &Recipe) -> Option<Row> {
+        if row.ids.len() > recipe.max_length {
+            row.ids.truncate(recipe.max_length);
+            row.counted.truncate(recipe.max_length);
+            self.truncated += 1;
+        }
+        if let Some(first) = row.counted.first_mut() {
+            *first = false;
+        }
+        if row.counted() == 0 {
+            self.skipped.push(row.line);
+            return None;
+        }
+        self.rows += 1;
+        self.tokens += row.ids.len();
+        self.counted += row.counted();
+        self.longest = self.longest.max(row.ids.len());
+        Some(row)
+    }
+}
+
+/// One row, from JSON in one of the forms above; `line` is its number in messages.
+///
+/// # Errors
+/// [`Error::Invalid`] naming the key that is wrong; those of tokenizer and template.
+pub fn row(
+    value: &Value,
+    line: usize,
+    loss: LossOn,
+    tokenizer: &Tokenizer,
+    chat: Option<&ChatTemplate>,
+) -> Result<Row> {
+    let (ids, counted) = encode(value, loss, tokenizer, chat)?;
+    Ok(Row { ids, counted, line })
+}
+
 /// Reads `recipe.data`.
 ///
 /// # Errors
@@ -74,25 +112,8 @@ pub fn read(recipe: &Recipe, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>)
             continue;
         }
         let row = parse(&bytes).and_then(|row| encode(&row, recipe.loss, tokenizer, chat));
-        let (mut ids, mut counted) = row.map_err(|e| located(path, at, &e))?;
-        if ids.len() > recipe.max_length {
-            ids.truncate(recipe.max_length);
-            counted.truncate(recipe.max_length);
-            report.truncated += 1;
-        }
-        if let Some(first) = counted.first_mut() {
-            *first = false;
-        }
-        let row = Row { ids, counted, line: at };
-        if row.counted() == 0 {
-            report.skipped.push(at);
-            continue;
-        }
-        report.rows += 1;
-        report.tokens += row.ids.len();
-        report.counted += row.counted();
-        report.longest = report.longest.max(row.ids.len());
-        rows.push(row);
+        let (ids, counted) = row.map_err(|e| located(path, at, &e))?;
+        rows.extend(report.take(Row { ids, counted, line: at }, recipe));
     }
     if rows.is_empty() {
         return Err(nothing_left(path, recipe, &report));

@@ -17,6 +17,7 @@ use crate::model::rope::rope_table;
 use crate::program::{dynamic_map, plan};
 use crate::tensor::{DType, HostBytes, HostTensor};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// AdamW's decay rates of the two moments, and ε: the defaults of `torch.optim.AdamW`.
 const BETAS: (f64, f64) = (0.9, 0.999);
@@ -201,6 +202,16 @@ impl Trainer {
     /// # Errors
     /// [`Error::Internal`] where the batch is larger than [`TrainerOptions`] said; [`Error::Device`].
     pub fn micro_batch(&mut self, batch: &MicroBatch, loss_scale: f32, seed: u32) -> Result<f64> {
+        self.begin(batch, loss_scale, seed)?;
+        self.train.run()?;
+        self.loss(batch)
+    }
+
+    /// First part of [`Trainer::micro_batch`]: takes its inputs. Then [`Trainer::go_on`] runs it, and [`Trainer::loss`] ends it.
+    ///
+    /// # Errors
+    /// As [`Trainer::micro_batch`].
+    pub fn begin(&mut self, batch: &MicroBatch, loss_scale: f32, seed: u32) -> Result<()> {
         let (tokens, seqs) = (batch.ids.len(), batch.bounds.len().saturating_sub(1));
         let i = &self.inputs;
         let numbers: [(_, &[u32]); 6] = [
@@ -220,10 +231,24 @@ impl Trainer {
             self.train.write(unscale.plain, bytemuck::bytes_of(&(1.0 / factor)))?;
             self.train.write(unscale.scaled, bytemuck::bytes_of(&(self.scale / factor)))?;
         }
-        self.train.write(i.loss_scale, bytemuck::bytes_of(&(loss_scale * factor)))?;
-        self.train.run()?;
-        let mut losses = vec![0f32; tokens];
-        self.train.read(i.loss, bytemuck::cast_slice_mut(&mut losses))?;
+        self.train.write(i.loss_scale, bytemuck::bytes_of(&(loss_scale * factor)))
+    }
+
+    /// Runs the ops of a micro-batch from number `first` on until `deadline`: see [`Executable::run_part`].
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn go_on(&mut self, first: usize, deadline: Instant) -> Result<Option<usize>> {
+        self.train.run_part(first, deadline)
+    }
+
+    /// Σ loss over the counted tokens of a micro-batch that has run, in nat.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn loss(&mut self, batch: &MicroBatch) -> Result<f64> {
+        let mut losses = vec![0f32; batch.ids.len()];
+        self.train.read(self.inputs.loss, bytemuck::cast_slice_mut(&mut losses))?;
         let counted = losses.iter().zip(&batch.labels).filter(|(_, label)| **label != super::batch::NOT_COUNTED);
         Ok(counted.map(|(loss, _)| f64::from(*loss)).sum())
     }
