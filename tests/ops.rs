@@ -1455,7 +1455,7 @@ fn adapters_of_each_row_beside_norms_on_cuda() {
                     let weight = b.weight(&format!("w {name}"), dtype, n, k);
                     let y = match gated {
                         true => b.temp(*name, rows, n, Live::Tokens),
-                        false => b.output(*name, rows, n, Live::Tokens),
+                        false => b.output(name, rows, n, Live::Tokens),
                     };
                     b.push(Op::MatMul { x: seen, weight, bias: None, residual, out: y }).unwrap();
                     y
@@ -1464,7 +1464,8 @@ fn adapters_of_each_row_beside_norms_on_cuda() {
             let halves: Vec<_> = names
                 .iter()
                 .map(|name| {
-                    let a = b.state(&format!("served a {name}"), &format!("a {name}"), 64, DType::F32, adapters * rank, k);
+                    let a =
+                        b.state(&format!("served a {name}"), &format!("a {name}"), 64, DType::F32, adapters * rank, k);
                     let u = b.temp(format!("u {name}"), rows, rank, Live::Tokens);
                     b.push(Op::LoraShrink { x: seen, a, slots: Some(slots), rank, out: u }).unwrap();
                     u

@@ -226,9 +226,8 @@ impl Recorder<'_> {
             terms.push(Term { a: *a, u: *u, b: *b, y: *y });
         }
         let Some(scales) = scaled else { return Ok(None) };
-        let fits = |(p, out): &(Product, TensorId)| {
-            (p.dtype == t || p.dtype.is_quantised()) && self.decl(*out).dtype == t
-        };
+        let fits =
+            |(p, out): &(Product, TensorId)| (p.dtype == t || p.dtype.is_quantised()) && self.decl(*out).dtype == t;
         let fits = rank.is_multiple_of(8) && rank <= MAX_RANK && products.iter().all(fits);
         Ok(fits.then_some(Run { products, terms, x, slots, scales, rank }))
     }
