@@ -86,7 +86,7 @@ else()
 endif()
 EOF
 
-tar -C "$out" -cJf "$out/$name.tar.xz" "$name"
+XZ_OPT=${XZ_OPT:-"-T0 -3"} tar -C "$out" -cJf "$out/$name.tar.xz" "$name"
 mib() { awk "BEGIN { printf \"%.1f MiB\", $(stat -L -c %s "$1") / 1048576 }"; }
 echo "shared library, stripped: $(mib "$prefix/lib/libruntime.so")"
 echo "static library:           $(mib "$prefix/lib/libruntime.a")"
