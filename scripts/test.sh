@@ -62,6 +62,15 @@ browser() { # the page's test drives it
     command -v chromedriver >/dev/null || apt_install "no browser" chromium chromium-driver
 }
 
+embedding() { # what the tests of the C ABI and its bindings compile and run with
+    case "$(uname -s)" in Linux) ;; *) return 0 ;; esac
+    local missing=() pair
+    for pair in gcc:gcc g++:g++ clang:clang mcs:mono-mcs mono:mono-runtime valgrind:valgrind cmake:cmake pkg-config:pkg-config nm:binutils patchelf:patchelf xz:xz-utils; do
+        command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+    done
+    [ "${#missing[@]}" = 0 ] || apt_install "no ${missing[*]}" libc6-dev "${missing[@]}"
+}
+
 python_packages() {
     local clients=("openai==3.*" "anthropic==2.*")
     # NVIDIA's compiler needs no GPU: it checks every CUDA kernel, and the build takes its output along.
@@ -80,6 +89,15 @@ python_environment() { # python_environment FOLDER PACKAGE…
     "$python" -m pip install --quiet --disable-pip-version-check "$@"
 }
 
+package() { # of the libraries that the tests were built with, so that nothing is compiled once more
+    case "$(uname -s)" in Linux) ;; *) return 0 ;; esac
+    PROFILE=release FEATURES=default scripts/package.sh target/package
+}
+package_consumers() {
+    case "$(uname -s)" in Linux) ;; *) return 0 ;; esac
+    scripts/package_check.sh target/package/runtime-*/
+}
+
 format() { # a toolchain of the minimal profile has neither rustfmt nor clippy
     if cargo fmt --version >/dev/null 2>&1; then cargo fmt --check; else echo "rustfmt is not installed: skipped"; fi
 }
@@ -95,11 +113,14 @@ lints() {
 step "tools" tools
 step "software Vulkan" vulkan
 step "browser" browser
+step "embedding" embedding
 step "Python packages" python_packages
 step "model" scripts/fetch_model.sh
 step "format" format
 step "build" cargo build --release --locked
 step "tests" cargo test --release --locked --no-fail-fast
+step "package" package
+step "package's consumers" package_consumers
 step "lints" lints
 
 printf '\n%s' "$summary"

@@ -63,6 +63,9 @@ pub enum Error {
     /// The caller cancelled the work.
     #[error("cancelled")]
     Cancelled,
+    /// A bug in this crate made it panic; what was being computed is lost, the rest lives on.
+    #[error("a panic (please report) in {0}")]
+    Panic(String),
     /// A bug in this crate; please report it.
     #[error("internal error (please report): {0}")]
     Internal(String),
@@ -87,6 +90,19 @@ impl Error {
     /// An [`Error::Unsupported`].
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self::Unsupported(message.into())
+    }
+
+    /// The same error once more, for another request that it ends.
+    #[must_use]
+    pub fn repeated(&self) -> Self {
+        match self {
+            Self::Device { backend, message } => Self::Device { backend, message: message.clone() },
+            Self::OutOfMemory { backend, message } => Self::OutOfMemory { backend, message: message.clone() },
+            Self::Invalid(message) => Self::Invalid(message.clone()),
+            Self::Unsupported(message) => Self::Unsupported(message.clone()),
+            Self::Internal(message) => Self::Internal(message.clone()),
+            other => Self::Internal(other.to_string()),
+        }
     }
 
     /// An [`Error::Internal`].

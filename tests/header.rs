@@ -16,7 +16,10 @@ fn the_header_is_up_to_date() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut builder = cbindgen::Builder::new().with_config(cbindgen::Config::from_root_or_default(root));
     // In the order in which a reader needs them.
-    for file in ["status", "error", "library", "model", "generate"] {
+    for file in [
+        "status", "error", "library", "engine", "event", "memory", "io", "model", "adapter", "session", "training",
+        "tokens",
+    ] {
         builder = builder.with_src(root.join(format!("src/ffi/{file}.rs")));
     }
     let mut text = Vec::new();
@@ -58,6 +61,45 @@ fn tidied(text: &str) -> String {
         }
         out.push_str(&portable(line.trim_end()));
         out.push('\n');
+    }
+    initialised(&out)
+}
+
+/// After each struct that carries its size, a macro that sets it and clears the rest.
+fn initialised(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut fields: Vec<&str> = Vec::new();
+    for line in text.lines() {
+        out.push_str(line);
+        out.push('\n');
+        match line.strip_prefix("} ").and_then(|rest| rest.strip_suffix(';')) {
+            Some(name) => {
+                if fields.first().is_some_and(|field| field.ends_with("struct_size;")) {
+                    // An array, or a handle within the struct.
+                    let braced = |field: &str| {
+                        let kind = field.trim_start().split(' ').next().unwrap_or_default();
+                        let handle = kind.starts_with("runtime_") && kind != "runtime_status" && !kind.ends_with("_fn");
+                        handle || field.contains('[')
+                    };
+                    let zero = |field: &&str| if braced(field) { "{ 0 }" } else { "0" };
+                    let zeros: Vec<&str> = fields[1..].iter().map(zero).collect();
+                    let name_upper = name.to_uppercase();
+                    let (head, value) = (
+                        format!("#define {name_upper}_INIT"),
+                        format!("{{ (uint32_t)sizeof({name}), {} }}", zeros.join(", ")),
+                    );
+                    let fits = head.len() + value.len() < 120;
+                    let between = if fits { " " } else { " \\\n    " };
+                    out.push_str(&format!(
+                        "\n/**\n * All defaults: {name} x = {name_upper}_INIT;\n */\n{head}{between}{value}\n"
+                    ));
+                }
+                fields.clear();
+            }
+            None if line.starts_with("typedef struct") => fields.clear(),
+            None if line.starts_with("    ") && line.ends_with(';') => fields.push(line),
+            None => {}
+        }
     }
     out
 }

@@ -13,7 +13,6 @@ mod train_support;
 
 use runtime::backend::{BackendChoice, Bindings, ComputeType, Device, open};
 use runtime::model::config::{Activation, Family, ModelConfig, RopeScaling};
-use runtime::model::decoder::Objective;
 use runtime::model::lora::{LoraLayout, Projection};
 use runtime::model::weights::expected_tensors;
 use runtime::tensor::HostTensor;

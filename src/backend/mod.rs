@@ -6,6 +6,7 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod metered;
 pub mod planes;
 mod select;
 #[cfg(feature = "wgpu")]
@@ -16,9 +17,11 @@ pub use select::{BackendChoice, devices, open};
 use crate::error::{Error, Result};
 use crate::program::{Place, Program, TensorId};
 use crate::tensor::{DType, HostTensor};
+use metered::Charge;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What a user needs to know to choose a device.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -96,12 +99,18 @@ impl BufferDesc {
 pub struct Buffer {
     desc: Arc<BufferDesc>,
     inner: Arc<dyn Any + Send + Sync>,
+    _charge: Option<Arc<Charge>>,
 }
 
 impl Buffer {
     /// Wraps a backend's storage.
     pub(crate) fn new(desc: BufferDesc, inner: Arc<dyn Any + Send + Sync>) -> Self {
-        Self { desc: Arc::new(desc), inner }
+        Self { desc: Arc::new(desc), inner, _charge: None }
+    }
+
+    /// The same storage; the charge ends with its last clone.
+    fn charged(self, charge: Charge) -> Self {
+        Self { _charge: Some(Arc::new(charge)), ..self }
     }
 
     /// Shape and type.
@@ -220,6 +229,17 @@ pub trait Executable: Send {
     /// # Errors
     /// [`Error::Device`].
     fn run(&mut self) -> Result<()>;
+
+    /// Runs the ops from number `first` on, at least one, until all have run (`None`) or `deadline` has passed: then the number of
+    /// the op to go on with. A program that is not gone on with has done no harm: its next run begins anew. A backend that
+    /// cannot stop between ops runs them all.
+    ///
+    /// # Errors
+    /// As [`Executable::run`].
+    fn run_part(&mut self, first: usize, deadline: Instant) -> Result<Option<usize>> {
+        let _ = (first, deadline);
+        self.run().map(|()| None)
+    }
 
     /// Copies the first `out.len()` bytes of an output to the host, waiting for the run.
     ///

@@ -2,8 +2,12 @@
 
 use super::kv::PAGE;
 use super::steps::StepSizes;
+use super::{DEFAULT_MAX_LEN, EngineOptions};
+use crate::backend::Limits;
 use crate::error::{Error, Result};
-use crate::model::LoadedModel;
+use crate::format::Checkpoint;
+use crate::model::lora::{LoraLayout, Projection};
+use crate::model::{LoadedModel, ModelConfig};
 use crate::program::cache::row_len;
 use crate::tensor::DType;
 use std::str::FromStr;
@@ -82,9 +86,63 @@ impl FromStr for KvType {
     }
 }
 
+/// What an engine will need of a device's memory: estimates, from above where they are none too many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requirements {
+    /// Bytes of the weights.
+    pub weights: u64,
+    /// Bytes of the key/value cache.
+    pub kv: u64,
+    /// Bytes of keys and values a token.
+    pub kv_token: u64,
+    /// Bytes of the intermediates of the largest step, and of its logits.
+    pub activations: u64,
+    /// Bytes of the adapters' places.
+    pub adapters: u64,
+}
+
+impl Requirements {
+    /// Of an engine that would serve `checkpoint` on a device, before anything is put there.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a cache that cannot hold one context.
+    pub fn of(checkpoint: &Checkpoint, limits: &Limits, options: &EngineOptions) -> Result<Self> {
+        let c = &checkpoint.config;
+        let max_len = options.max_len.unwrap_or(c.max_positions.min(DEFAULT_MAX_LEN));
+        let max_rows = options.max_step_tokens.min(limits.max_step_rows).max(options.max_seqs);
+        let max_gathered = options.max_seqs.max(16).min(max_rows);
+        let kv_token = token_bytes(c, limits.kv_dtype);
+        let context = max_len.next_multiple_of(PAGE);
+        let useful = context.saturating_mul(options.max_seqs);
+        let tokens = match options.kv {
+            KvSize::Tokens(tokens) => tokens.min(useful),
+            KvSize::Bytes(bytes) if options.kv == KvSize::default() => {
+                useful.min(((bytes / kv_token) as usize).max(context))
+            }
+            KvSize::Bytes(bytes) => useful.min((bytes / kv_token) as usize),
+            KvSize::Share(_) => useful,
+        };
+        if tokens < context {
+            return Err(Error::invalid(format!("a cache of {tokens} tokens cannot hold one context of {max_len}")));
+        }
+        let adapter: usize = LoraLayout::new(c, options.max_rank, options.max_adapters, &Projection::ALL).len;
+        Ok(Self {
+            // Vectors are kept in f32 everywhere.
+            weights: checkpoint
+                .tensors
+                .values()
+                .map(|t| if t.shape.len() == 1 { 4 * t.len() as u64 } else { t.data.len() as u64 })
+                .sum(),
+            kv: tokens as u64 * kv_token,
+            kv_token,
+            activations: rows_bytes(c, max_rows, max_gathered),
+            adapters: if options.max_adapters == 0 { 0 } else { (adapter * limits.activations.block_bytes()) as u64 },
+        })
+    }
+}
+
 /// Bytes of one token's keys and values in all layers.
-fn token_bytes(model: &LoadedModel, dtype: DType) -> u64 {
-    let c = model.config();
+fn token_bytes(c: &ModelConfig, dtype: DType) -> u64 {
     (2 * c.layers * row_len(dtype, c.kv_heads, c.head_dim) * dtype.block_bytes()) as u64
 }
 
@@ -98,7 +156,7 @@ impl KvSize {
     /// [`Error::Invalid`] where that does not fit what was asked for; [`Error::OutOfMemory`] where it does not fit the device.
     pub(super) fn pages(self, model: &LoadedModel, draft: Option<&LoadedModel>, sizes: &StepSizes) -> Result<usize> {
         // Both models have every page, in the same type.
-        let bytes = |model| token_bytes(model, sizes.kv_dtype);
+        let bytes = |model: &LoadedModel| token_bytes(model.config(), sizes.kv_dtype);
         let per_token = bytes(model) + draft.map_or(0, bytes);
         let context = sizes.max_len.next_multiple_of(PAGE);
         let useful = context.saturating_mul(sizes.max_seqs);
@@ -158,9 +216,12 @@ fn at_least(tokens: usize, context: usize, why: impl FnOnce() -> String) -> Resu
 /// Intermediates of the largest step: what lives at once in a layer, and the logits, as they come and adjusted. An estimate from above, because the
 /// programs themselves can only be planned once the cache is there.
 fn step_bytes(model: &LoadedModel, sizes: &StepSizes) -> u64 {
-    let c = model.config();
+    rows_bytes(model.config(), sizes.max_rows, sizes.max_gathered)
+}
+
+fn rows_bytes(c: &ModelConfig, rows: usize, gathered: usize) -> u64 {
     let row = 4 * c.hidden + 3 * c.intermediate + 4 * (c.heads + c.kv_heads) * c.head_dim;
-    4 * (sizes.max_rows * row + 2 * sizes.max_gathered * c.vocab) as u64
+    4 * (rows * row + 2 * gathered * c.vocab) as u64
 }
 
 fn gib(bytes: u64) -> f64 {

@@ -23,7 +23,7 @@ pub mod text;
 mod worker;
 
 pub use grammar::{Grammar, GrammarStart};
-pub use memory::{KvSize, KvType};
+pub use memory::{KvSize, KvType, Requirements};
 pub use request::{Event, EventSink, FinishReason, Request, SamplingParams, TokenLogprobs, Usage};
 pub use stats::Stats;
 
@@ -42,8 +42,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 use steps::{StepSizes, Steps};
 use worker::{Command, Parts, Text, Worker};
+pub use worker::{Reply, Turn, panic_message};
 
 /// Sizes of the engine.
 #[derive(Clone, Debug)]
@@ -156,6 +158,36 @@ impl Drop for Shared {
     }
 }
 
+/// The half of a hosted engine that computes. Dropping it ends all requests as cancelled.
+pub struct Driver(Worker);
+
+impl Driver {
+    /// Takes what was asked for and works on it until `deadline`, but for the device's smallest unit of work (one op on the CPU,
+    /// a step elsewhere); without one, a whole step. Never waits for anything to do.
+    pub fn turn(&mut self, deadline: Option<Instant>) -> Turn {
+        self.0.turn(deadline)
+    }
+
+    /// Prepares one more of the usual steps, so that no turn has to; false when all are prepared.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] and [`Error::Device`].
+    pub fn prepare(&mut self) -> Result<bool> {
+        self.0.prepare()
+    }
+
+    /// Gives back programs and their memory; they are made again when they are needed.
+    pub fn trim(&mut self) {
+        self.0.trim();
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 /// Longest context unless the user asks for more: memory for the cache grows with it.
 const DEFAULT_MAX_LEN: usize = 8192;
 
@@ -165,6 +197,25 @@ impl Engine {
     /// # Errors
     /// [`Error::OutOfMemory`] for the cache; [`Error::Invalid`] for options that cannot work.
     pub fn start(model: Arc<LoadedModel>, options: EngineOptions) -> Result<Self> {
+        let (engine, worker) = Self::build(model, options)?;
+        let thread = std::thread::Builder::new()
+            .name("runtime-engine".into())
+            .spawn(move || worker.run())
+            .map_err(|e| Error::internal(format!("cannot start the engine's thread: {e}")))?;
+        *engine.shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(engine)
+    }
+
+    /// An engine without a thread: it computes while its [`Driver`] is called.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub fn hosted(model: Arc<LoadedModel>, options: EngineOptions) -> Result<(Self, Driver)> {
+        let (engine, worker) = Self::build(model, options)?;
+        Ok((engine, Driver(worker)))
+    }
+
+    fn build(model: Arc<LoadedModel>, options: EngineOptions) -> Result<(Self, Worker)> {
         let own = model.config().max_positions;
         let max_len = options.max_len.unwrap_or(own.min(DEFAULT_MAX_LEN));
         for (name, value) in
@@ -244,10 +295,6 @@ impl Engine {
             stats: stats.clone(),
         };
         let worker = Worker::new(parts);
-        let thread = std::thread::Builder::new()
-            .name("runtime-engine".into())
-            .spawn(move || worker.run())
-            .map_err(|e| Error::internal(format!("cannot start the engine's thread: {e}")))?;
         let registry = Mutex::new(Registry::new(layout, model.device.limits().activations));
         let shared = Shared {
             model,
@@ -261,9 +308,9 @@ impl Engine {
             ends,
             stats,
             commands,
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::new(None),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok((Self { shared: Arc::new(shared) }, worker))
     }
 
     /// The model that it serves.
@@ -367,10 +414,19 @@ impl Engine {
     /// # Errors
     /// As [`Engine::submit`].
     pub fn score(&self, ids: &[u32], adapter: Option<&str>) -> Result<Scores> {
-        let text = self.text(ids, adapter)?;
-        let (reply, answer) = channel();
-        self.send(Command::Score { text, reply })?;
+        let (sender, answer) = channel();
+        self.score_then(ids, adapter, Box::new(move |scores| drop(sender.send(scores))))?;
         answer.recv().map_err(|_| stopped())?
+    }
+
+    /// As [`Engine::score`], without waiting: `reply` hears of the result on the engine's thread, and must not block. It is
+    /// dropped where the engine ends first.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    pub fn score_then(&self, ids: &[u32], adapter: Option<&str>, reply: Reply<Scores>) -> Result<()> {
+        let text = self.text(ids, adapter)?;
+        self.send(Command::Score { text, reply })
     }
 
     /// The last token's output of the last layer, after the norm: what models that are trained for it use as the embedding of
@@ -379,10 +435,18 @@ impl Engine {
     /// # Errors
     /// As [`Engine::submit`].
     pub fn embed(&self, ids: &[u32], adapter: Option<&str>) -> Result<Vec<f32>> {
-        let text = self.text(ids, adapter)?;
-        let (reply, answer) = channel();
-        self.send(Command::Embed { text, reply })?;
+        let (sender, answer) = channel();
+        self.embed_then(ids, adapter, Box::new(move |hidden| drop(sender.send(hidden))))?;
         answer.recv().map_err(|_| stopped())?
+    }
+
+    /// As [`Engine::embed`], without waiting: see [`Engine::score_then`].
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    pub fn embed_then(&self, ids: &[u32], adapter: Option<&str>, reply: Reply<Vec<f32>>) -> Result<()> {
+        let text = self.text(ids, adapter)?;
+        self.send(Command::Embed { text, reply })
     }
 
     /// Compiles the programs of all usual steps now. Without this it happens while there is nothing else to do

@@ -13,6 +13,7 @@ use crate::tensor::DType;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The rows of one step.
 #[derive(Default)]
@@ -64,6 +65,28 @@ pub trait Runner {
     /// # Errors
     /// [`Error::Device`] and its like.
     fn launch(&mut self, input: &StepInput) -> Result<()>;
+
+    /// As [`Runner::launch`], but may stop at the deadline: then false, and [`Runner::go_on`] is to be called until it says true.
+    /// A step that was not completed may be dropped, and launched anew.
+    ///
+    /// # Errors
+    /// As [`Runner::launch`].
+    fn launch_part(&mut self, input: &StepInput, deadline: Instant) -> Result<bool> {
+        let _ = deadline;
+        self.launch(input).map(|()| true)
+    }
+
+    /// Goes on with a step that was begun; true when it is complete.
+    ///
+    /// # Errors
+    /// As [`Runner::launch`].
+    fn go_on(&mut self, deadline: Instant) -> Result<bool> {
+        let _ = deadline;
+        Ok(true)
+    }
+
+    /// Gives back what can be made again: compiled programs.
+    fn trim(&mut self) {}
 
     /// Lets the tokens of the first gathered rows of the step that was launched be chosen in another way than by its own draw.
     ///
@@ -137,6 +160,8 @@ pub struct Steps {
     choices: Choices,
     /// The step that was launched, and its gathered rows.
     launched: Option<(Key, usize)>,
+    /// The op that it goes on with.
+    next_op: usize,
     /// The choice that follows it.
     choosing: Option<Running>,
 }
@@ -165,7 +190,7 @@ impl Steps {
             bindings.insert(name.into(), model.device.allocate(desc)?);
         }
         let (compiled, choices) = (HashMap::new(), Choices::default());
-        Ok(Self { model, sizes, bindings, lora, compiled, choices, launched: None, choosing: None })
+        Ok(Self { model, sizes, bindings, lora, compiled, choices, launched: None, next_op: 0, choosing: None })
     }
 
     /// Runs a step that ends in tokens; what each launch took.
@@ -201,6 +226,13 @@ impl Steps {
     }
 
     fn run(&mut self, key: Key, input: &StepInput, labels: Option<&[u32]>) -> Result<&mut Compiled> {
+        let c = self.write(key, input, labels)?;
+        c.executable.run()?;
+        Ok(c)
+    }
+
+    /// The step's program with its inputs in place.
+    fn write(&mut self, key: Key, input: &StepInput, labels: Option<&[u32]>) -> Result<&mut Compiled> {
         let seqs = input.table.len() / self.sizes.pages_per_seq();
         let c = self.get(key)?;
         let counts = [input.ids.len() as u32, input.gather.len() as u32, seqs as u32, 0];
@@ -226,7 +258,6 @@ impl Steps {
             (ServeHead::Loss { labels, .. }, Some(wanted)) => write(labels, wanted)?,
             _ => return Err(Error::internal("the head of the step does not fit what is asked for")),
         }
-        e.run()?;
         Ok(c)
     }
 
@@ -260,6 +291,33 @@ impl Runner for Steps {
         self.run(key, input, None)?;
         self.launched = Some((key, input.gather.len()));
         Ok(())
+    }
+
+    fn launch_part(&mut self, input: &StepInput, deadline: Instant) -> Result<bool> {
+        let key = self.key(input, Wanted::Tokens);
+        self.choosing = None;
+        self.write(key, input, None)?;
+        self.launched = Some((key, input.gather.len()));
+        self.next_op = 0;
+        self.go_on(deadline)
+    }
+
+    fn go_on(&mut self, deadline: Instant) -> Result<bool> {
+        let compiled = self.launched.and_then(|(key, _)| self.compiled.get_mut(&key));
+        let Some(c) = compiled else { return Err(Error::internal("no step was launched")) };
+        match c.executable.run_part(self.next_op, deadline)? {
+            Some(next) => {
+                self.next_op = next;
+                Ok(false)
+            }
+            None => Ok(true),
+        }
+    }
+
+    fn trim(&mut self) {
+        self.launched = None;
+        self.compiled.clear();
+        self.choices = Choices::default();
     }
 
     fn choose(&mut self, input: &StepInput, choice: &ChoiceInput) -> Result<()> {

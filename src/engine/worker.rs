@@ -1,9 +1,11 @@
-//! The thread that owns the device: takes commands, runs steps, hands out tokens.
+//! The thread that owns the device: takes commands, runs steps, hands out tokens. `texts` has the work that is no answer.
+
+mod texts;
 
 use super::adapters::{AdapterBank, Version};
-use super::choice::{ChoiceInput, RowChoice};
+use super::choice::ChoiceInput;
 use super::draft::Draft;
-use super::kv::{PAGE, PagePool, Pages, Prefix};
+use super::kv::{PAGE, PagePool};
 use super::request::FinishReason;
 use super::scheduler::{Budget, Share, shares};
 use super::sequence::{Arrival, Sequence};
@@ -12,21 +14,25 @@ use super::steps::{Runner, StepInput};
 use super::{RequestId, Scores};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::{ControlFlow, Range, RangeInclusive};
+use std::ops::{ControlFlow, RangeInclusive};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use texts::{Job, Kind};
 
 /// What handles ask of the worker.
 pub enum Command {
     Submit(Box<Arrival>),
     Cancel(RequestId),
-    Score { text: Text, reply: Sender<Result<Scores>> },
-    Embed { text: Text, reply: Sender<Result<Vec<f32>>> },
+    Score { text: Text, reply: Reply<Scores> },
+    Embed { text: Text, reply: Reply<Vec<f32>> },
     Prepare { reply: Sender<Result<()>> },
     Shutdown,
 }
+
+/// Told the result of work on a text, on the engine's thread; must not block.
+pub type Reply<T> = Box<dyn FnOnce(Result<T>) + Send>;
 
 /// A text that is computed alone, without an answer.
 pub struct Text {
@@ -34,10 +40,21 @@ pub struct Text {
     pub adapter: Option<Arc<Version>>,
 }
 
-/// Work on a text, done as soon as there is room for it in the cache.
-enum Job {
-    Score(Text, Sender<Result<Scores>>),
-    Embed(Text, Sender<Result<Vec<f32>>>),
+/// A step that did not fit its slice.
+struct Flight {
+    plan: Vec<Share>,
+    input: StepInput,
+}
+
+/// What a turn did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// There is nothing to do until somebody asks for something.
+    Idle,
+    /// A slice of work.
+    Worked,
+    /// What there is to do has to wait.
+    Ended,
 }
 
 /// What a worker is made of.
@@ -72,6 +89,8 @@ pub struct Worker {
     /// Requests that are over; their callers may not know yet.
     over: Vec<Sequence>,
     jobs: VecDeque<Job>,
+    /// The step that goes on in the next turn.
+    flight: Option<Flight>,
     counts: Stats,
     /// For the device, in the present step.
     waited: Duration,
@@ -90,6 +109,7 @@ impl Worker {
             running: Vec::new(),
             over: Vec::new(),
             jobs: VecDeque::new(),
+            flight: None,
             counts,
             waited: Duration::ZERO,
         };
@@ -99,15 +119,45 @@ impl Worker {
 
     /// Works until told to stop. A panic in a step fails the requests that were in it; the engine lives on.
     pub fn run(mut self) {
-        while self.take_commands().is_continue() {
-            let step = catch_unwind(AssertUnwindSafe(|| self.work()));
-            let failure = match step {
-                Ok(Ok(())) => continue,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "a panic in the engine's step".into(),
-            };
-            self.fail_all(&failure);
+        while self.take_commands(true).is_continue() {
+            self.guarded_work(None);
         }
+        self.close();
+    }
+
+    /// Takes what was asked for and works until `deadline` at most, but for the device's own smallest unit of work: one op on
+    /// the CPU, a step elsewhere. Never waits for anything to do.
+    pub fn turn(&mut self, deadline: Option<Instant>) -> Turn {
+        if self.take_commands(false).is_break() {
+            return Turn::Ended;
+        }
+        if self.is_idle() {
+            return Turn::Idle;
+        }
+        self.guarded_work(deadline);
+        Turn::Worked
+    }
+
+    /// Gives back what can be made again.
+    pub fn trim(&mut self) {
+        self.flight = None;
+        self.parts.runner.trim();
+    }
+
+    fn guarded_work(&mut self, deadline: Option<Instant>) {
+        match catch_unwind(AssertUnwindSafe(|| self.work(deadline))) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.fail_all(&|| error.repeated()),
+            Err(panic) => {
+                let message = format!("the engine's step: {}", panic_message(&*panic));
+                self.fail_all(&|| Error::Panic(message.clone()));
+            }
+        }
+    }
+
+    /// Ends all requests.
+    pub fn close(&mut self) {
+        self.flight = None;
         let waiting = std::mem::take(&mut self.waiting).into_values();
         for mut sequence in self.running.drain(..).chain(waiting) {
             sequence.finish(FinishReason::Cancelled);
@@ -120,10 +170,10 @@ impl Worker {
         self.running.is_empty() && self.waiting.is_empty() && self.jobs.is_empty()
     }
 
-    fn take_commands(&mut self) -> ControlFlow<()> {
+    fn take_commands(&mut self, may_wait: bool) -> ControlFlow<()> {
         loop {
-            let prepares = self.is_idle() && self.parts.warm;
-            let command = if self.is_idle() && !prepares {
+            let prepares = may_wait && self.is_idle() && self.parts.warm;
+            let command = if may_wait && self.is_idle() && !prepares {
                 self.parts.inbox.recv().map_err(|_| TryRecvError::Disconnected)
             } else {
                 self.parts.inbox.try_recv()
@@ -141,7 +191,7 @@ impl Worker {
     }
 
     /// Prepares one more of the usual steps; false when all are prepared.
-    fn prepare(&mut self) -> Result<bool> {
+    pub fn prepare(&mut self) -> Result<bool> {
         let more = self.parts.draft.as_mut().map_or(Ok(false), Draft::prepare)?;
         Ok(more || self.parts.runner.prepare()?)
     }
@@ -153,8 +203,8 @@ impl Worker {
                 self.waiting.insert(sequence.key(), sequence);
             }
             Command::Cancel(id) => self.cancel(id),
-            Command::Score { text, reply } => self.jobs.push_back(Job::Score(text, reply)),
-            Command::Embed { text, reply } => self.jobs.push_back(Job::Embed(text, reply)),
+            Command::Score { text, reply } => self.jobs.push_back(Job::new(text, Kind::Score(reply))),
+            Command::Embed { text, reply } => self.jobs.push_back(Job::new(text, Kind::Embed(reply))),
             // Nobody waits for an answer to a question that was given up.
             Command::Prepare { reply } => drop(reply.send(self.prepare_all())),
             Command::Shutdown => {}
@@ -167,6 +217,8 @@ impl Worker {
     }
 
     fn cancel(&mut self, id: RequestId) {
+        // A step that was not completed begins anew, without this request.
+        self.flight = None;
         let waiting = self.waiting.keys().find(|key| key.1 == id).copied();
         let found = match self.running.iter().position(|s| s.id == id) {
             Some(at) => Some(self.retire(at)),
@@ -187,17 +239,28 @@ impl Worker {
     }
 
     /// Admits what fits, then runs one step or one job.
-    fn work(&mut self) -> Result<()> {
+    fn work(&mut self, deadline: Option<Instant>) -> Result<()> {
         let began = Instant::now();
         self.waited = Duration::ZERO;
-        self.end_late_ones();
-        self.run_job()?;
-        // A text that waits for pages gets those that become free.
-        if self.jobs.is_empty() {
-            self.admit()?;
-        }
-        if !self.running.is_empty() {
-            self.step()?;
+        match (self.flight.take(), deadline) {
+            (Some(flight), Some(deadline)) => {
+                if !self.parts.runner.go_on(deadline)? {
+                    self.flight = Some(flight);
+                    return Ok(());
+                }
+                self.complete(flight)?;
+            }
+            _ => {
+                self.end_late_ones();
+                self.run_job()?;
+                // A text that waits for pages gets those that become free.
+                if self.jobs.is_empty() {
+                    self.admit()?;
+                }
+                if !self.running.is_empty() && !self.step(deadline)? {
+                    return Ok(());
+                }
+            }
         }
         self.deliver_idle();
         self.counts.host_s += began.elapsed().saturating_sub(self.waited).as_secs_f64();
@@ -309,7 +372,8 @@ impl Worker {
         }
     }
 
-    fn step(&mut self) -> Result<()> {
+    /// Runs a step; false where the deadline came first, and the rest is for later.
+    fn step(&mut self, deadline: Option<Instant>) -> Result<bool> {
         let mut plan = self.plan();
         if let Some(draft) = &mut self.parts.draft {
             let (runs_ahead, over) = (self.parts.runs_ahead, &mut self.over);
@@ -325,7 +389,21 @@ impl Worker {
         for share in &mut plan {
             self.running[share.index].fill(share, &mut input, pages);
         }
-        self.parts.runner.launch(&input)?;
+        let complete = match deadline {
+            None => self.parts.runner.launch(&input).map(|()| true)?,
+            Some(deadline) => self.parts.runner.launch_part(&input, deadline)?,
+        };
+        let flight = Flight { plan, input };
+        match complete {
+            true => self.complete(flight)?,
+            false => self.flight = Some(flight),
+        }
+        Ok(complete)
+    }
+
+    /// The second half of a step: the choice of tokens, and what follows from it.
+    fn complete(&mut self, flight: Flight) -> Result<()> {
+        let Flight { plan, input } = flight;
         if let Some(draft) = &mut self.parts.draft {
             draft.follow(&mut self.running, &plan)?;
         }
@@ -378,84 +456,11 @@ impl Worker {
         }
     }
 
-    fn run_job(&mut self) -> Result<()> {
-        let text = match self.jobs.front() {
-            None => return Ok(()),
-            Some(Job::Score(text, _) | Job::Embed(text, _)) => text,
-        };
-        let slot = match (&text.adapter, &mut self.parts.bank) {
-            (Some(version), Some(bank)) => match bank.place(version)? {
-                Some(slot) => Some(slot),
-                None => return Ok(()),
-            },
-            _ => None,
-        };
-        let Some(pages) = self.parts.pool.take(&[], Prefix::root(None), text.ids.len()) else { return Ok(()) };
-        let slot = slot.as_ref().map_or(u32::MAX, |slot| slot.index);
-        match self.jobs.pop_front() {
-            Some(Job::Score(text, reply)) => drop(reply.send(self.score(&text.ids, slot, &pages))),
-            Some(Job::Embed(text, reply)) => drop(reply.send(self.embed(&text.ids, slot, &pages))),
-            None => {}
-        }
-        self.parts.pool.give_back(pages);
-        Ok(())
-    }
-
-    /// Teacher-forced scoring, chunk by chunk; the last token runs once more for its logits.
-    fn score(&mut self, ids: &[u32], slot: u32, pages: &Pages) -> Result<Scores> {
-        let mut logprobs = Vec::with_capacity(ids.len());
-        let max_rows = self.parts.runner.sizes().max_rows;
-        for start in (0..ids.len()).step_by(max_rows) {
-            let rows = start..(start + max_rows).min(ids.len());
-            let labels: Vec<u32> = rows.clone().map(|t| ids.get(t + 1).copied().unwrap_or(u32::MAX)).collect();
-            let input = self.rows_of(ids, slot, pages, rows);
-            logprobs.extend(self.parts.runner.losses(&input, &labels)?.into_iter().map(|loss| -loss));
-        }
-        logprobs.truncate(ids.len() - 1);
-        let last = ids.len() - 1;
-        let mut input = self.rows_of(ids, slot, pages, last..ids.len());
-        input.gather.push(0);
-        input.sampling.push([0.0; 4]);
-        input.uniforms.push(0.0);
-        let mut choice = ChoiceInput::default();
-        choice.push(&RowChoice { logprobs: Some(5), ..RowChoice::default() }, self.parts.vocab);
-        self.parts.runner.launch(&input)?;
-        self.parts.runner.choose(&input, &choice)?;
-        Ok(Scores { logprobs, next_top5: self.parts.runner.finish()?.logprobs(0, 5).top })
-    }
-
-    /// The last row of the text.
-    fn embed(&mut self, ids: &[u32], slot: u32, pages: &Pages) -> Result<Vec<f32>> {
-        let max_rows = self.parts.runner.sizes().max_rows;
-        let mut hidden = Vec::new();
-        for start in (0..ids.len()).step_by(max_rows) {
-            let rows = start..(start + max_rows).min(ids.len());
-            let mut input = self.rows_of(ids, slot, pages, rows.clone());
-            input.gather.push(rows.len() as u32 - 1);
-            hidden = self.parts.runner.hidden(&input)?;
-        }
-        Ok(hidden)
-    }
-
-    /// Rows of a text that is computed alone.
-    fn rows_of(&self, ids: &[u32], adapter: u32, pages: &Pages, rows: Range<usize>) -> StepInput {
-        let mut table = pages.as_slice().to_vec();
-        table.resize(self.parts.runner.sizes().pages_per_seq(), 0);
-        StepInput {
-            ids: ids[rows.clone()].to_vec(),
-            positions: rows.clone().map(|t| t as u32).collect(),
-            seqs: vec![0; rows.len()],
-            slots: rows.clone().map(|t| pages.row(t)).collect(),
-            adapters: vec![adapter; rows.len()],
-            table,
-            ..StepInput::default()
-        }
-    }
-
-    fn fail_all(&mut self, message: &str) {
+    fn fail_all(&mut self, error: &dyn Fn() -> Error) {
+        self.flight = None;
         for at in (0..self.running.len()).rev() {
             let mut sequence = self.retire(at);
-            sequence.fail(Error::internal(message));
+            sequence.fail(error());
             self.over.push(sequence);
         }
         self.deliver();
@@ -468,6 +473,12 @@ impl Worker {
         self.counts.kv_pages_used = self.parts.pool.used();
         *self.parts.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.counts;
     }
+}
+
+/// What a caught panic said.
+pub fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".into())
 }
 
 fn tell(running: &mut [Sequence], over: &mut Vec<Sequence>) {

@@ -1,6 +1,11 @@
 //! The caller-owned error record, and the error type that entry points use before it becomes one.
 
-use super::status::{RUNTIME_ERROR_PANIC, RUNTIME_ERROR_STALE_HANDLE, RUNTIME_OK, runtime_status, status_of};
+use super::guard::shielded;
+use super::options::{Versioned, init};
+use super::status::{
+    RUNTIME_ERROR_BUFFER_TOO_SMALL, RUNTIME_ERROR_PANIC, RUNTIME_ERROR_STALE_HANDLE, RUNTIME_OK, runtime_status,
+    status_of,
+};
 use crate::error::Error;
 use std::ffi::c_char;
 use std::mem::offset_of;
@@ -8,6 +13,7 @@ use std::mem::offset_of;
 /// Where a call reports what went wrong. It belongs to the caller, is optional everywhere (pass NULL), holds
 /// no pointer and needs no release. A call that succeeds sets code to RUNTIME_OK and message to "".
 #[repr(C)]
+#[derive(Clone, Copy)]
 #[allow(non_camel_case_types, reason = "the name that C sees")]
 pub struct runtime_error {
     /// sizeof(runtime_error) of the caller's header; RUNTIME_ERROR_INIT sets it.
@@ -20,10 +26,28 @@ pub struct runtime_error {
     pub message: [c_char; 512],
 }
 
+// SAFETY: integers only, no padding.
+unsafe impl Versioned for runtime_error {
+    const NAME: &'static str = "runtime_error";
+    const FIRST_SIZE: usize = 524;
+}
+
+/// Sets struct_size and clears the rest, as RUNTIME_ERROR_INIT does. NULL is allowed and does nothing.
+///
+/// # Safety
+/// `error` is NULL or points to a writable struct.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn runtime_error_init(error: *mut runtime_error) {
+    // SAFETY: the caller's promise.
+    shielded("runtime_error_init", (), || unsafe { init(error) });
+}
+
 /// Why an entry point failed.
 pub(super) enum Failure {
     Error(Error),
     StaleHandle(&'static str),
+    /// The caller's buffer has no room for so many elements.
+    TooSmall(usize),
     Panic(String),
 }
 
@@ -38,6 +62,7 @@ impl Failure {
         match self {
             Self::Error(error) => status_of(error),
             Self::StaleHandle(_) => RUNTIME_ERROR_STALE_HANDLE,
+            Self::TooSmall(_) => RUNTIME_ERROR_BUFFER_TOO_SMALL,
             Self::Panic(_) => RUNTIME_ERROR_PANIC,
         }
     }
@@ -53,6 +78,7 @@ impl Failure {
         match self {
             Self::Error(error) => error.to_string().replace('\n', " "),
             Self::StaleHandle(what) => format!("this {what} handle is zero, was released, or is no handle at all"),
+            Self::TooSmall(needed) => format!("the buffer is too small: {needed} are needed"),
             Self::Panic(what) => format!("internal error (please report): {what}"),
         }
     }

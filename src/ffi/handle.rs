@@ -23,9 +23,13 @@ impl<T> Handles<T> {
     /// A new handle on `object`.
     pub(super) fn insert(&self, object: Arc<T>) -> Result<u64, Failure> {
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
-        // The map would panic when it is full.
-        if map.len() >= ffi_support::handle_map::MAX_CAPACITY {
-            return Err(Error::invalid(format!("too many {} handles: release some", self.what)).into());
+        // The map would panic when it is full: it keeps one entry free, and grows to one less than it says.
+        if map.len() + 2 >= ffi_support::handle_map::MAX_CAPACITY {
+            let (n, what) = (map.len(), self.what);
+            return Err(Error::Busy(format!(
+                "there are {n} {what} handles already: release some; those of requests end when their events are polled"
+            ))
+            .into());
         }
         Ok(map.insert(object).into_u64())
     }
@@ -66,5 +70,15 @@ mod tests {
         assert!(A.remove(id).is_ok() && A.remove(id).is_err() && A.get(id).is_err());
         let next = A.insert(Arc::new(8)).ok().unwrap();
         assert!(next != id && A.get(id).is_err(), "a place used again has a new handle");
+    }
+
+    #[test]
+    fn a_full_map_refuses_and_goes_on() {
+        static FULL: Handles<u32> = Handles::new("full");
+        let object = Arc::new(1);
+        let ids: Vec<u64> = std::iter::from_fn(|| FULL.insert(object.clone()).ok()).collect();
+        assert!(ids.len() > 30_000, "{}", ids.len());
+        assert!(matches!(FULL.insert(object.clone()), Err(Failure::Error(Error::Busy(_)))));
+        assert!(FULL.remove(ids[0]).is_ok() && FULL.insert(object).is_ok());
     }
 }

@@ -5,7 +5,7 @@ use super::error::Failure;
 use crate::error::Error;
 use std::mem::MaybeUninit;
 
-/// A C struct whose first field is `struct_size: u32`.
+/// A C struct whose first field is `struct_size: u32`, for options and for results.
 ///
 /// # Safety
 /// `repr(C)`, no padding that matters, and every bit pattern is a valid value.
@@ -33,12 +33,7 @@ pub(super) unsafe fn read<T: Versioned>(options: *const T) -> Result<T, Failure>
         size => size,
     };
     if size < T::FIRST_SIZE || size > 4096 {
-        return Err(Error::invalid(format!(
-            "{}: struct_size is {size}, expected {}: initialise it with the macro or the _init function",
-            T::NAME,
-            size_of::<T>()
-        ))
-        .into());
+        return Err(wrong_size::<T>(size));
     }
     let known = size.min(size_of::<T>());
     // SAFETY: `size` bytes are readable, `known` of them fit `value`.
@@ -51,6 +46,55 @@ pub(super) unsafe fn read<T: Versioned>(options: *const T) -> Result<T, Failure>
     }
     // SAFETY: every bit pattern is valid.
     Ok(unsafe { value.assume_init() })
+}
+
+/// Clears a struct and sets its size. NULL does nothing.
+///
+/// # Safety
+/// `options` is NULL or points to a writable struct.
+pub(super) unsafe fn init<T: Versioned>(options: *mut T) {
+    if options.is_null() {
+        return;
+    }
+    // SAFETY: not NULL, so writable; the first field is a u32.
+    unsafe {
+        options.cast::<u8>().write_bytes(0, size_of::<T>());
+        options.cast::<u32>().write(size_of::<T>() as u32);
+    }
+}
+
+/// Fills a caller's struct, as much of it as its `struct_size` has room for, and clears what it has beyond.
+///
+/// # Safety
+/// `out` points to as many writable bytes as its first field says (0: the first version's size).
+pub(super) unsafe fn write<T: Versioned>(out: *mut T, value: &T) -> Result<(), Failure> {
+    if out.is_null() {
+        return Err(Error::invalid(format!("{} is NULL: there is no place for the result", T::NAME)).into());
+    }
+    let bytes = out.cast::<u8>();
+    // SAFETY: the first field is a u32 and readable.
+    let size = match unsafe { bytes.cast::<u32>().read_unaligned() } as usize {
+        0 => T::FIRST_SIZE,
+        size => size,
+    };
+    if size < T::FIRST_SIZE || size > 4096 {
+        return Err(wrong_size::<T>(size));
+    }
+    let known = size.min(size_of::<T>());
+    // SAFETY: `size` bytes are writable, and `known` of them readable in `value`; the caller's struct_size stays.
+    unsafe {
+        bytes.add(4).copy_from_nonoverlapping((&raw const *value).cast::<u8>().add(4), known - 4);
+        bytes.add(known).write_bytes(0, size - known);
+    }
+    Ok(())
+}
+
+fn wrong_size<T: Versioned>(size: usize) -> Failure {
+    let (name, expected) = (T::NAME, size_of::<T>());
+    Error::invalid(format!(
+        "{name}: struct_size is {size}, expected {expected}: initialise it with the macro or the _init function"
+    ))
+    .into()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
-//! Status codes: one for each variant of [`Error`], and three that only exist at the border to C.
+//! Status codes: one for each variant of [`Error`], and a few that only exist at the border to C.
 
+use super::guard::shielded;
 use crate::error::Error;
 use std::ffi::c_char;
 
@@ -36,8 +37,11 @@ pub const RUNTIME_ERROR_INTERNAL: runtime_status = -11;
 /// A bug made the library panic. It was caught: the object of the call should be released, all others go on
 /// working. Please report it.
 pub const RUNTIME_ERROR_PANIC: runtime_status = -12;
-/// Too many requests are waiting already. The same call may succeed later.
+/// The object is busy: a model that is being loaded, a session with a running request, too many requests that wait.
+/// The same call may succeed later.
 pub const RUNTIME_ERROR_BUSY: runtime_status = -13;
+/// The caller's buffer is too small; the length that is needed was written where the length goes, and nothing else.
+pub const RUNTIME_ERROR_BUFFER_TOO_SMALL: runtime_status = -14;
 
 /// The status that stands for `error`.
 pub(super) fn status_of(error: &Error) -> runtime_status {
@@ -52,6 +56,7 @@ pub(super) fn status_of(error: &Error) -> runtime_status {
         Error::Network(_) => RUNTIME_ERROR_NETWORK,
         Error::Busy(_) => RUNTIME_ERROR_BUSY,
         Error::Cancelled => RUNTIME_ERROR_CANCELLED,
+        Error::Panic(_) => RUNTIME_ERROR_PANIC,
         Error::Internal(_) => RUNTIME_ERROR_INTERNAL,
     }
 }
@@ -60,7 +65,7 @@ pub(super) fn status_of(error: &Error) -> runtime_status {
 /// is no status of this library, "RUNTIME_ERROR_UNKNOWN".
 #[unsafe(no_mangle)]
 pub extern "C" fn runtime_status_name(status: runtime_status) -> *const c_char {
-    let name = match status {
+    let name = || match status {
         RUNTIME_OK => c"RUNTIME_OK",
         RUNTIME_ERROR_INVALID_ARGUMENT => c"RUNTIME_ERROR_INVALID_ARGUMENT",
         RUNTIME_ERROR_STALE_HANDLE => c"RUNTIME_ERROR_STALE_HANDLE",
@@ -75,7 +80,8 @@ pub extern "C" fn runtime_status_name(status: runtime_status) -> *const c_char {
         RUNTIME_ERROR_INTERNAL => c"RUNTIME_ERROR_INTERNAL",
         RUNTIME_ERROR_PANIC => c"RUNTIME_ERROR_PANIC",
         RUNTIME_ERROR_BUSY => c"RUNTIME_ERROR_BUSY",
+        RUNTIME_ERROR_BUFFER_TOO_SMALL => c"RUNTIME_ERROR_BUFFER_TOO_SMALL",
         _ => c"RUNTIME_ERROR_UNKNOWN",
     };
-    name.as_ptr()
+    shielded("runtime_status_name", c"RUNTIME_ERROR_UNKNOWN".as_ptr(), || name().as_ptr())
 }

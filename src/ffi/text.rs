@@ -27,6 +27,91 @@ pub(super) unsafe fn read<'a>(what: &str, text: *const c_char, len: usize) -> Re
         .map_err(|e| Error::invalid(format!("{what} is not UTF-8 at byte {}", e.valid_up_to())).into())
 }
 
+/// JSON from C.
+///
+/// # Safety
+/// As [`read`].
+pub(super) unsafe fn json(what: &str, text: *const c_char, len: usize) -> Result<serde_json::Value, Failure> {
+    // SAFETY: the caller's promise is passed on.
+    let text = unsafe { read(what, text, len)? };
+    serde_json::from_str(text).map_err(|e| Error::invalid(format!("{what} is not JSON: {e}")).into())
+}
+
+/// A list from C; NULL with 0 is the empty list.
+///
+/// # Safety
+/// `list` points to `count` readable elements for as long as the result is used.
+pub(super) unsafe fn list<'a, T>(what: &str, list: *const T, count: usize) -> Result<&'a [T], Failure> {
+    match (list.is_null(), count) {
+        (_, 0) => Ok(&[]),
+        (true, _) => Err(Error::invalid(format!("{what} is NULL")).into()),
+        (false, _) if count > isize::MAX as usize / size_of::<T>().max(1) || !list.is_aligned() => {
+            Err(Error::invalid(format!("{what}: {count} elements at {list:p}")).into())
+        }
+        // SAFETY: `count` elements are readable, says the caller.
+        _ => Ok(unsafe { std::slice::from_raw_parts(list, count) }),
+    }
+}
+
+/// Copies a result into the caller's buffer and writes how long it is; a NULL buffer only asks for the length.
+///
+/// # Safety
+/// `buffer` is NULL or points to `capacity` writable elements; `len` is NULL or writable.
+pub(super) unsafe fn give<T: Copy>(
+    items: &[T],
+    buffer: *mut T,
+    capacity: usize,
+    len: *mut usize,
+) -> Result<(), Failure> {
+    if len.is_null() && buffer.is_null() {
+        return Err(Error::invalid("there is neither a buffer nor a place for the length").into());
+    }
+    if !len.is_null() {
+        // SAFETY: not NULL, so writable.
+        unsafe { len.write(items.len()) };
+    }
+    if buffer.is_null() {
+        return Ok(());
+    }
+    if items.len() > capacity {
+        return Err(Failure::TooSmall(items.len()));
+    }
+    // SAFETY: `capacity` elements are writable, and the caller's buffer is not ours.
+    unsafe { buffer.copy_from_nonoverlapping(items.as_ptr(), items.len()) };
+    Ok(())
+}
+
+/// As [`give`], for text; a NUL follows where there is room for it.
+///
+/// # Safety
+/// As [`give`].
+pub(super) unsafe fn give_text(
+    text: &str,
+    buffer: *mut c_char,
+    capacity: usize,
+    len: *mut usize,
+) -> Result<(), Failure> {
+    // SAFETY: the caller's promise is passed on; there is room for the NUL where it is written.
+    unsafe {
+        give(text.as_bytes(), buffer.cast::<u8>(), capacity, len)?;
+        if !buffer.is_null() && text.len() < capacity {
+            buffer.add(text.len()).write(0);
+        }
+    }
+    Ok(())
+}
+
+/// A name cut to fit an array of a struct, with its NUL.
+pub(super) fn array<const N: usize>(text: &str) -> [c_char; N] {
+    let mut out = [0; N];
+    let mut len = text.len().min(N - 1);
+    while !text.is_char_boundary(len) {
+        len -= 1;
+    }
+    out.iter_mut().zip(&text.as_bytes()[..len]).for_each(|(to, from)| *to = *from as c_char);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

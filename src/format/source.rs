@@ -33,6 +33,28 @@ impl Source {
         Ok(Self { name: path.display().to_string(), owner: Arc::new(map) })
     }
 
+    /// Maps `len` bytes at `offset` of an open file, which may be closed afterwards; `len` 0: up to its end.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be mapped; [`Error::Invalid`] for a range outside of it.
+    pub fn map(name: impl Into<String>, file: &File, offset: u64, len: u64) -> Result<Self> {
+        let name = name.into();
+        let size = file.metadata().map_err(|e| Error::io(&name, e))?.len();
+        let len = if len == 0 { size.saturating_sub(offset) } else { len };
+        if len == 0 || offset.checked_add(len).is_none_or(|end| end > size) {
+            return Err(Error::invalid(format!("{name}: {len} bytes at {offset} of a file of {size}")));
+        }
+        let mut options = memmap2::MmapOptions::new();
+        // SAFETY: as in `open`.
+        let map = unsafe { options.offset(offset).len(len as usize).map(file) }.map_err(|e| Error::io(&name, e))?;
+        Ok(Self { name, owner: Arc::new(map) })
+    }
+
+    /// Takes what an embedding program holds; it is dropped with the last slice.
+    pub fn from_owner(name: impl Into<String>, owner: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Self {
+        Self { name: name.into(), owner }
+    }
+
     /// Takes a buffer instead of a file; `name` appears in error messages.
     pub fn from_bytes(name: impl Into<String>, bytes: Vec<u8>) -> Self {
         Self { name: name.into(), owner: Arc::new(bytes) }

@@ -10,6 +10,7 @@ use crate::format::quant::dequantise_row;
 use crate::format::{Checkpoint, TokenizerSource};
 use crate::tensor::{DType, HostTensor};
 use crate::token::{ChatTemplate, Tokenizer};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -72,6 +73,22 @@ impl LoadedModel {
     /// # Errors
     /// As [`LoadedModel::load`]; [`Error::Invalid`] where a weight is quantised already, or its rows are not whole blocks.
     pub fn load_as(checkpoint: Checkpoint, device: Arc<dyn Device>, dtype: Option<DType>) -> Result<Arc<Self>> {
+        Self::load_with(checkpoint, device, dtype, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// As [`LoadedModel::load_as`]. `progress` hears of the bytes that are on the device and of all there are, after each
+    /// tensor, and may end it.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::load_as`]; [`Error::Cancelled`] where `progress` said so.
+    pub fn load_with(
+        checkpoint: Checkpoint,
+        device: Arc<dyn Device>,
+        dtype: Option<DType>,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Arc<Self>> {
+        let total = checkpoint.tensors.values().map(|t| t.data.len() as u64).sum();
+        let mut done = 0;
         let (tokenizer, chat) = text_tools(&checkpoint)?;
         let mut weights = Bindings::with_capacity(checkpoint.tensors.len());
         for (name, tensor) in &checkpoint.tensors {
@@ -81,6 +98,10 @@ impl LoadedModel {
                 None => device.upload(name, tensor),
             };
             weights.insert(name.clone(), buffer?);
+            done += tensor.data.len() as u64;
+            if progress(done, total).is_break() {
+                return Err(Error::Cancelled);
+            }
         }
         let name = checkpoint.path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Arc::new(Self { name, checkpoint, device, weights, tokenizer, chat }))

@@ -85,12 +85,47 @@ impl DataReport {
         let at = |share: usize| lengths.get((count * share).div_ceil(100).max(1) - 1).copied().unwrap_or(0);
         (self.shortest, self.median, self.p95, self.longest) = (at(0), at(50), at(95), at(100));
     }
+
+    /// Cuts a row to `recipe.max_length` and takes note of it; `None` where the loss then counts none of its tokens.
+    pub(super) fn take(&mut self, mut row: Row, recipe: &Recipe) -> Option<Row> {
+        if row.ids.len() > recipe.max_length {
+            row.ids.truncate(recipe.max_length);
+            row.counted.truncate(recipe.max_length);
+            self.truncated += 1;
+        }
+        if let Some(first) = row.counted.first_mut() {
+            *first = false;
+        }
+        if row.counted() == 0 {
+            self.skipped.push(row.line);
+            return None;
+        }
+        self.rows += 1;
+        self.tokens += row.ids.len();
+        self.counted += row.counted();
+        Some(row)
+    }
 }
 
 /// Rows that are tokenised at a time, on all cores.
 const CHUNK: usize = 512;
 /// Malformed rows whose messages are kept.
 const COMPLAINTS: usize = 10;
+
+/// One row, from JSON in one of the forms above; `line` is its number in messages.
+///
+/// # Errors
+/// [`Error::Invalid`] naming the key that is wrong; those of tokenizer and template.
+pub fn row(
+    value: &Value,
+    line: usize,
+    loss: LossOn,
+    tokenizer: &Tokenizer,
+    chat: Option<&ChatTemplate>,
+) -> Result<Row> {
+    let (ids, counted) = encode(value, loss, tokenizer, chat)?;
+    Ok(Row { ids, counted, line })
+}
 
 /// Reads `recipe.data`.
 ///
@@ -161,27 +196,11 @@ impl Set<'_> {
         Ok(())
     }
 
-    fn add(&mut self, line: usize, mut ids: Vec<u32>, mut counted: Vec<bool>) -> Result<()> {
-        let (most, report) = (self.recipe.max_length, &mut self.report);
-        if ids.len() > most {
-            ids.truncate(most);
-            counted.truncate(most);
-            report.truncated += 1;
+    fn add(&mut self, line: usize, ids: Vec<u32>, counted: Vec<bool>) -> Result<()> {
+        let Some(row) = self.report.take(Row { ids, counted, line }, self.recipe) else { return Ok(()) };
+        if self.report.rows == 1 {
+            self.report.example = parts(&row, self.tokenizer);
         }
-        if let Some(first) = counted.first_mut() {
-            *first = false;
-        }
-        let row = Row { ids, counted, line };
-        if row.counted() == 0 {
-            report.skipped.push(line);
-            return Ok(());
-        }
-        if report.rows == 0 {
-            report.example = parts(&row, self.tokenizer);
-        }
-        report.rows += 1;
-        report.tokens += row.ids.len();
-        report.counted += row.counted();
         self.rows.push(&row)
     }
 

@@ -52,6 +52,22 @@ pub struct Job {
     began: Instant,
     /// In preference tuning, rows are pairs.
     pairs: Option<Pairs>,
+    /// A step that is being computed in turns.
+    pending: Option<Pending>,
+}
+
+/// A step between two turns.
+struct Pending {
+    batches: Vec<MicroBatch>,
+    counted: usize,
+    /// The micro-batch that is being computed.
+    at: usize,
+    /// The op that it goes on with; `None` before its first.
+    next_op: Option<usize>,
+    sum: f64,
+    tokens: usize,
+    /// Seconds of computing.
+    seconds: f64,
 }
 
 /// What one step's micro-batches added up to.
@@ -74,18 +90,51 @@ impl Job {
     /// [`Error::Invalid`] for a recipe that does not fit model, data or checkpoint, with field and value; those of
     /// [`data::read`], of reading adapters, and of the device.
     pub fn new(model: &Arc<LoadedModel>, recipe: &Recipe) -> Result<Self> {
-        recipe.validate()?;
-        let config = model.config();
-        if recipe.max_length > config.max_positions {
-            return Err(Error::invalid(format!(
-                "max_length is {}, expected at most {}, the model's context length",
-                recipe.max_length, config.max_positions
-            )));
-        }
-        let (rows, mut report) = match recipe.preference {
+        check(model, recipe)?;
+        let (rows, report) = match recipe.preference {
             Some(_) => preference::data::read(recipe, model.tokenizer()?, model.chat.as_ref())?,
             None => data::read(recipe, model.tokenizer()?, model.chat.as_ref())?,
         };
+        Self::build(model, recipe, rows, report, None)
+    }
+
+    /// As [`Job::new`], with rows from memory instead of `recipe.data`, and an adapter from memory instead of
+    /// `recipe.init_adapter`.
+    ///
+    /// # Errors
+    /// As [`Job::new`]; [`Error::Invalid`] where no row has a token that the loss counts.
+    pub fn from_rows(
+        model: &Arc<LoadedModel>,
+        recipe: &Recipe,
+        rows: Vec<Row>,
+        init: Option<&Adapter>,
+    ) -> Result<Self> {
+        check(model, recipe)?;
+        let mut report = DataReport::default();
+        let (given, mut taken) = (rows.len(), Rows::new(None));
+        for row in rows {
+            if let Some(row) = report.take(row, recipe) {
+                taken.push(&row)?;
+            }
+        }
+        if taken.is_empty() {
+            let limit = recipe.max_length;
+            return Err(Error::invalid(format!(
+                "none of the {given} examples has a token that the loss counts within max_length {limit}"
+            )));
+        }
+        report.measure(&taken);
+        Self::build(model, recipe, taken, report, init)
+    }
+
+    fn build(
+        model: &Arc<LoadedModel>,
+        recipe: &Recipe,
+        rows: Rows,
+        mut report: DataReport,
+        init: Option<&Adapter>,
+    ) -> Result<Self> {
+        let config = model.config();
         let evaluation = Evaluation::new(recipe, model)?;
         let seed = recipe.shuffle.then_some(recipe.seed);
         let weights: Vec<f64> = recipe.data.iter().map(|file| file.weight).collect();
@@ -102,12 +151,13 @@ impl Job {
             given => given.map(Path::to_owned),
         };
         let saved = saved.map(|folder| Saved::read(&folder, recipe, config, &rows)).transpose()?;
-        let start = match (&saved, &recipe.init_adapter) {
-            (Some(saved), _) => existing(&saved.adapter, &saved.folder.display().to_string(), recipe, config)?,
-            (None, Some(folder)) => {
+        let start = match (&saved, init, &recipe.init_adapter) {
+            (Some(saved), ..) => existing(&saved.adapter, &saved.folder.display().to_string(), recipe, config)?,
+            (None, Some(adapter), _) => existing(adapter, "the given adapter", recipe, config)?,
+            (None, None, Some(folder)) => {
                 existing(&Adapter::read(folder, config)?, &folder.display().to_string(), recipe, config)?
             }
-            (None, None) => fresh(recipe, config)?,
+            (None, None, None) => fresh(recipe, config)?,
         };
         let Start { config: mut adapter, layout, scale, params } = start;
         adapter.base_model.get_or_insert_with(|| model.name.clone());
@@ -171,6 +221,7 @@ impl Job {
             best,
             began: Instant::now(),
             pairs,
+            pending: None,
         })
     }
 
@@ -221,8 +272,59 @@ impl Job {
         let start = Instant::now();
         let Some(sum) = self.accumulate(stop)? else { return Ok(None) };
         let (grad_norm, lr) = self.update()?;
-        let seconds = start.elapsed().as_secs_f64();
-        Ok(Some(StepReport {
+        Ok(Some(self.report(sum, grad_norm, lr, start.elapsed().as_secs_f64())))
+    }
+
+    /// Works on a step until `deadline`, but for the device's smallest unit of work (one op on the CPU, a micro-batch elsewhere)
+    /// and for the optimizer's part, which is done as a whole; a step of preference tuning is one unit, too. Gives the step's
+    /// report when it is complete.
+    ///
+    /// # Errors
+    /// As [`Job::step`].
+    pub fn turn(&mut self, deadline: Instant) -> Result<Option<StepReport>> {
+        if self.pairs.is_some() {
+            return self.step().map(Some);
+        }
+        let start = Instant::now();
+        let mut pending = match self.pending.take() {
+            Some(pending) => pending,
+            None => {
+                let batches = self.batches()?;
+                let counted = batches.iter().map(MicroBatch::counted).sum();
+                Pending { batches, counted, at: 0, next_op: None, sum: 0.0, tokens: 0, seconds: 0.0 }
+            }
+        };
+        while let Some(batch) = pending.batches.get(pending.at) {
+            let first = match pending.next_op {
+                Some(op) => op,
+                None => {
+                    let seed = dropout_seed(self.recipe.seed, self.done * self.recipe.grad_accum + pending.at);
+                    self.trainer.begin(batch, 1.0 / pending.counted as f32, seed)?;
+                    0
+                }
+            };
+            pending.next_op = self.trainer.go_on(first, deadline)?;
+            if pending.next_op.is_none() {
+                pending.sum += self.trainer.loss(batch)?;
+                pending.tokens += batch.ids.len();
+                pending.at += 1;
+            }
+            if Instant::now() >= deadline {
+                pending.seconds += start.elapsed().as_secs_f64();
+                self.pending = Some(pending);
+                return Ok(None);
+            }
+        }
+        let Pending { sum, tokens, counted, seconds, .. } = pending;
+        let loss = sum / counted as f64;
+        self.finite("loss", loss)?;
+        let (grad_norm, lr) = self.update()?;
+        let seconds = seconds + start.elapsed().as_secs_f64();
+        Ok(Some(self.report(Accumulated { loss, tokens, counted, pairs: None }, grad_norm, lr, seconds)))
+    }
+
+    fn report(&self, sum: Accumulated, grad_norm: f32, lr: f64, seconds: f64) -> StepReport {
+        StepReport {
             step: self.done,
             total_steps: self.total_steps,
             epoch: self.position(self.done) as f64 / self.order.len() as f64,
@@ -234,7 +336,17 @@ impl Job {
             tok_s: sum.tokens as f64 / seconds.max(1e-9),
             elapsed_s: self.began.elapsed().as_secs_f64(),
             pairs: sum.pairs,
-        }))
+        }
+    }
+
+    /// The next step's micro-batches.
+    fn batches(&mut self) -> Result<Vec<MicroBatch>> {
+        if self.is_done() {
+            return Err(Error::invalid(format!("the run has ended after {} steps", self.done)));
+        }
+        let (first, end) = (self.position(self.done), self.position(self.done + 1));
+        let groups = self.groups(first..end);
+        groups.iter().map(|rows| batch(&self.rows, rows)).collect()
     }
 
     /// First half of a step: adds up the gradients of its micro-batches. `None` where `stop` said so; the
@@ -243,14 +355,10 @@ impl Job {
     /// # Errors
     /// As [`Job::step`].
     pub fn accumulate(&mut self, stop: &dyn Fn() -> bool) -> Result<Option<Accumulated>> {
-        if self.is_done() {
-            return Err(Error::invalid(format!("the run has ended after {} steps", self.done)));
-        }
         if self.pairs.is_some() {
             return self.accumulate_pairs(stop);
         }
-        let (first, end) = (self.position(self.done), self.position(self.done + 1));
-        let batches = self.groups(first..end).iter().map(|rows| batch(&self.rows, rows)).collect::<Result<Vec<_>>>()?;
+        let batches = self.batches()?;
         let counted: usize = batches.iter().map(MicroBatch::counted).sum();
         let (mut sum, mut tokens) = (0.0, 0);
         for (i, batch) in batches.iter().enumerate() {
@@ -393,6 +501,17 @@ fn batch(rows: &Rows, which: &[u32]) -> Result<MicroBatch> {
 
 fn rows_of(rows: &Rows, which: &[u32]) -> Result<Vec<Row>> {
     which.iter().map(|r| rows.get(*r as usize)).collect()
+}
+
+fn check(model: &LoadedModel, recipe: &Recipe) -> Result<()> {
+    recipe.validate()?;
+    let (length, most) = (recipe.max_length, model.config().max_positions);
+    if length > most {
+        return Err(Error::invalid(format!(
+            "max_length is {length}, expected at most {most}, the model's context length"
+        )));
+    }
+    Ok(())
 }
 
 /// A seed for a micro-batch, counted from the start of the run: SplitMix64's mix, so that neighbours differ in all bits.

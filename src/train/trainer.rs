@@ -21,6 +21,7 @@ use crate::model::rope::rope_table;
 use crate::program::plan;
 use crate::tensor::DType;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Rows of the program are a multiple of this, so that similar data gives the same program.
 const ROW_BUCKET: usize = 64;
@@ -234,13 +235,16 @@ impl Trainer {
     /// # Errors
     /// [`Error::Internal`] where the batch is larger than [`TrainerOptions`] said; [`Error::Device`].
     pub fn micro_batch(&mut self, batch: &MicroBatch, loss_scale: f32, seed: u32) -> Result<f64> {
-        self.load(batch, loss_scale, seed)?;
+        self.begin(batch, loss_scale, seed)?;
         self.train.run()?;
-        sum_of_losses(&mut *self.train, &self.inputs, batch)
+        self.loss(batch)
     }
 
-    /// Writes a micro-batch to the training program's inputs.
-    fn load(&mut self, batch: &MicroBatch, loss_scale: f32, seed: u32) -> Result<()> {
+    /// First part of [`Trainer::micro_batch`]: takes its inputs. Then [`Trainer::go_on`] runs it, and [`Trainer::loss`] ends it.
+    ///
+    /// # Errors
+    /// As [`Trainer::micro_batch`].
+    pub fn begin(&mut self, batch: &MicroBatch, loss_scale: f32, seed: u32) -> Result<()> {
         let i = &self.inputs;
         feed(&mut *self.train, i, batch, seed)?;
         if let (Some(noise), Some((alpha, dtype))) = (i.noise, self.neftune) {
@@ -267,6 +271,22 @@ impl Trainer {
         executable.write(program.loss_scale, bytemuck::bytes_of(&1f32))?;
         executable.run()?;
         sum_of_losses(&mut **executable, program, batch)
+    }
+
+    /// Runs the ops of a micro-batch from number `first` on until `deadline`: see [`Executable::run_part`].
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn go_on(&mut self, first: usize, deadline: Instant) -> Result<Option<usize>> {
+        self.train.run_part(first, deadline)
+    }
+
+    /// Σ loss over the counted tokens of a micro-batch that has run, in nat.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn loss(&mut self, batch: &MicroBatch) -> Result<f64> {
+        sum_of_losses(&mut *self.train, &self.inputs, batch)
     }
 
     /// Clips, steps and clears the gradients; gives their norm before clipping.

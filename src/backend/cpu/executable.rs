@@ -11,6 +11,7 @@ use crate::tensor::DType;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Where the numbers of an operand are.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -224,6 +225,19 @@ impl Executable for CpuExecutable {
         // On a pool thread from the start: handing each op over from outside costs two thread switches, 300 times a
         // token.
         rayon::scope(|_| (0..self.program.nodes.len()).try_for_each(|index| self.run_node(index, counts)))
+    }
+
+    fn run_part(&mut self, first: usize, deadline: Instant) -> Result<Option<usize>> {
+        let counts = self.counts()?;
+        rayon::scope(|_| {
+            for index in first..self.program.nodes.len() {
+                self.run_node(index, counts)?;
+                if index + 1 < self.program.nodes.len() && Instant::now() >= deadline {
+                    return Ok(Some(index + 1));
+                }
+            }
+            Ok(None)
+        })
     }
 
     fn read(&mut self, id: TensorId, out: &mut [u8]) -> Result<()> {

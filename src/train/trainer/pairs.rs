@@ -30,7 +30,7 @@ impl Trainer {
         else {
             return Err(Error::internal("pairs for a trainer of single rows"));
         };
-        self.load(&pairs.batch, loss_scale, seed)?;
+        self.begin(&pairs.batch, loss_scale, seed)?;
         self.train.write(kinds, bytemuck::cast_slice(&pairs.kinds))?;
         self.train.write(known, bytemuck::cast_slice(reference))?;
         self.train.write(numbers, bytemuck::cast_slice(&hyper))?;
@@ -54,7 +54,7 @@ impl Trainer {
         let ObjectiveInputs::Weighted { weights: input } = self.inputs.objective else {
             return Err(Error::internal("weights for a trainer whose tokens weigh the same"));
         };
-        self.load(batch, loss_scale, seed)?;
+        self.begin(batch, loss_scale, seed)?;
         self.train.write(input, bytemuck::cast_slice(weights))?;
         self.train.run()?;
         let mut losses = vec![0f32; batch.ids.len()];
