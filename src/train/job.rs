@@ -112,6 +112,7 @@ impl Job {
         check(model, recipe)?;
         let mut report = DataReport::default();
         let (given, mut taken) = (rows.len(), Rows::new(None));
+        taken.next_file();
         for row in rows {
             if let Some(row) = report.take(row, recipe) {
                 taken.push(&row)?;
