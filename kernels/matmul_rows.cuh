@@ -40,7 +40,7 @@ template <typename T> DEVICE float adapter_term(const RowsArgs& a, u32 part, u32
     const T* u = (const T*)a.u[part] + token * a.rank;
     const T* b = (const T*)a.b[part] + ((size_t)slot * a.part[part].w.n + n) * a.rank;
     float sum = 0.0f;
-#pragma unroll 2
+#pragma unroll 1
     for (u32 r = 0; r < a.rank; r += 8) {
         float v[8], w[8];
         load8<T>(u + r, v);

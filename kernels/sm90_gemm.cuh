@@ -240,7 +240,8 @@ DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
     else __syncthreads();
 
     if (group == 0) {
-        registers_decrease<40>();
+        // Of a thread's 168; together they must not ask for more than the block has.
+        registers_decrease<SLOTS ? 48 : 40>();
         // With SLOTS the whole warp looks at the rows' slots; one lane copies.
         if (threadIdx.x < (SLOTS ? 32 : 1)) {
             bool copies = threadIdx.x == 0;
@@ -296,7 +297,7 @@ DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
         // The other lanes must not wait in the cluster's barrier below: they would take the issuing lane's turns.
         __syncwarp();
     } else {
-        registers_increase<232>();
+        registers_increase<SLOTS ? 224 : 232>();
         u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
         // The first threads of a group tell both blocks, which copy to this one, that a stage is free.
         u32 told = threadIdx.x % 128;
