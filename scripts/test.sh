@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepares a machine and runs everything: formatting, lints, all tests. Installs software Vulkan where there is none, so
 # that the wgpu backend is tested without a GPU. Needs Rust, Python with pip, a C compiler, and apt-get (or root's help)
-# only where something is missing. Under 30 minutes on 2 cores, from nothing.
+# only where something is missing. About 45 minutes on 2 cores, from nothing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
