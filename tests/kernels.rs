@@ -27,12 +27,15 @@ const LOCAL_MEMORY: &[(&str, usize, usize, &str)] = &[
     ("attention_paged_d128_f16", 16, 76, HOPPER),
     ("matmul_dots1_q5_0_bf16", 8, 12, AMPERE),
     ("matmul_dots1_q5_0_f16", 8, 12, AMPERE),
+    ("matmul_dots1_q5_1_bf16", 8, 12, ADAPTERS),
+    ("matmul_dots1_q5_1_f16", 8, 12, ADAPTERS),
     ("matmul_rows16_q4_k_bf16", 8, 12, AMPERE),
     ("matmul_rows16_q6_k_bf16", 8, 12, AMPERE),
     ("matmul_rows16_q6_k_f16", 8, 16, AMPERE),
 ];
 
 const HOPPER: &str = "spills on sm_90a alone, where sm90_attention takes its place";
+const ADAPTERS: &str = "three words around an adapter's term, once for each result and not in the loop over k";
 const AMPERE: &str = "spills on sm_80 alone; not timed there yet";
 
 /// Bytes of stack frame, and of spill stores and loads, of each kernel in the compiler's report.
