@@ -122,6 +122,9 @@ DEVICE float block_max(float x) {
     return warp_max(x);
 }
 
+// In the place of a row's slot: it has no adapter.
+#define NO_SLOT 0xffffffffu
+
 // How many of a tensor's rows hold data: `counts` is the program's input [tokens, gathered, sequences, seed];
 // `which` is 0 for tokens, 1 for gathered rows, anything else for all `rows` of the bucket.
 DEVICE u32 live_rows(const u32* counts, u32 which, u32 rows) { return which < 2 ? min(counts[which], rows) : rows; }

@@ -41,7 +41,6 @@
 #else
 #define ADAPTER(T) float
 #endif
-#define NO_SLOT 0xffffffffu
 
 // Eight neighbours of what is added to, as they lie in memory: T, or f32 (twice the words).
 template <typename Base> struct Octet {

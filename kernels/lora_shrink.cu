@@ -10,7 +10,7 @@
 // lora_shrink takes up to three A that share x (q, k, v; gate, up): all have the same rank; unused pointers are null.
 // `slots` may be null (slot 0 for each row); slot 0xffffffff makes the row 0. lora_du's `scale` may be null (1).
 // With `spread` > 0 slots out_i is T [rows, spread · rank]: times scales[slot], in the columns of the row's slot, zeros in
-// all others, as sm90_matmul takes it. The plain kernels do not spread.
+// all others, as sm90_matmul takes it. lora_shrink_one and the plain kernels do not spread.
 //
 // Tensor-core kernels (bf16, f16), k a multiple of 8, pointers 16-byte aligned, `rank` any of 1..256:
 //   lora_shrink_TILE_TYPE, lora_du_TILE_TYPE: TILE rows × ranks of a block, threads
@@ -43,7 +43,6 @@
 #else
 #define ADAPTER(T) float
 #endif
-#define NO_SLOT 0xffffffffu
 
 // The smallest slot of `rows` rows from `from` on, NO_SLOT if there is none. The same in every warp.
 DEVICE u32 next_slot(const u32* slots, u32 rows, u32 from) {
@@ -79,7 +78,6 @@ DEVICE void store_spread(const Shrink<A>& p, T* out, u32 row, u32 rank, u32 slot
     u32* to = (u32*)(out + (u64)row * p.spread * p.rank + rank);
     for (u32 s = 0; s < p.spread; s++) to[s * p.rank / 2] = s == slot ? word : 0;
 }
-
 
 // WM × WK warps: WM of 16 rows each, WK that share the inputs of a chunk. NT tiles of eight ranks. TRANSPOSED: the
 // adapter is [k, rank]. A chunk is KC inputs, staged in shared memory in the order in which lanes take it; two chunks
@@ -316,13 +314,7 @@ template <typename T> DEVICE void shrink_one(const Shrink<ADAPTER(T)>& p) {
     sum = block_sum(sum);
     if (p.norm) sum *= 1.0f / sqrtf(block_sum(squares) / (float)p.k + p.eps);
     T* out = (T*)(group == 0 ? p.out[0] : group == 1 ? p.out[1] : p.out[2]);
-    if (p.spread > 0) {
-        float scale = slot == NO_SLOT ? 0 : p.scales[slot];
-        for (u32 s = threadIdx.x; s < p.spread; s += 256)
-            out[((u64)row * p.spread + s) * p.rank + rank] = from_float<T>(s == slot ? scale * sum : 0);
-    } else if (threadIdx.x == 0) {
-        out[(u64)row * p.rank + rank] = from_float<T>(sum);
-    }
+    if (threadIdx.x == 0) out[(u64)row * p.rank + rank] = from_float<T>(sum);
 }
 
 // A block computes a row: each warp one rank after the other.

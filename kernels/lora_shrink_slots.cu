@@ -13,8 +13,6 @@
 // launches the adapter is read while the kernel before ends.
 #include "mma.cuh"
 
-#define NO_SLOT 0xffffffffu
-
 struct Shrink {
     const void* x;
     const void* a[3];

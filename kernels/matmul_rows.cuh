@@ -31,7 +31,6 @@ struct RowsArgs {
     const void* b[3];
     u32 rank, pad;
 };
-#define NO_SLOT 0xffffffffu
 
 // What the token's adapter adds to element n of a part's result.
 template <typename T> DEVICE float adapter_term(const RowsArgs& a, u32 part, u32 token, u32 n) {

@@ -65,8 +65,6 @@ template <int O, int P> struct MatmulArgs {
 #define TILE_K 64
 #define BOX_BYTES 8192 // 64 × 64 elements: the box of every tensor map
 
-#define NO_SLOT 0xffffffffu
-
 // Slots that rows have: from `first` on, up to `end`; none: both 0.
 struct Slots {
     u32 first = NO_SLOT, end = 0;
