@@ -147,6 +147,15 @@ DEVICE void begin_dependent() {
     wait_for_previous();
 }
 
+// A word by which a kernel tells the one after it, whose blocks it lets start early, that all kernels ahead of itself have
+// ended: the later one need not wait for this one then, until it reads what this one writes.
+DEVICE void raise_flag(u32* flag) { asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory"); }
+DEVICE void await_flag(const u32* flag) {
+    u32 value;
+    do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+    while (value == 0);
+}
+
 #define NEG_INF __int_as_float(0xff800000)
 
 // A kernel of `name` for each activation type: INSTANTIATE(rms_norm) makes rms_norm_f32, rms_norm_bf16, rms_norm_f16

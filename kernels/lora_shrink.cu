@@ -9,8 +9,6 @@
 //
 // lora_shrink takes up to three A that share x (q, k, v; gate, up): all have the same rank; unused pointers are null.
 // `slots` may be null (slot 0 for each row); slot 0xffffffff makes the row 0. lora_du's `scale` may be null (1).
-// With `spread` > 0 slots out_i is T [rows, spread · rank]: times scales[slot], in the columns of the row's slot, zeros in
-// all others, as sm90_matmul takes it. lora_shrink_one and the plain kernels do not spread.
 //
 // Tensor-core kernels (bf16, f16), k a multiple of 8, pointers 16-byte aligned, `rank` any of 1..256:
 //   lora_shrink_TILE_TYPE, lora_du_TILE_TYPE: TILE rows × ranks of a block, threads
@@ -24,7 +22,9 @@
 //
 // lora_shrink_one_TYPE (f32, bf16, f16; k a multiple of 8, pointers 16-byte aligned): a block an element, no scratch,
 // the adapter is not rounded; for up to 32 rows and for f32. grid = (rank, rows, groups), 256 threads. With `norm` (f32 [k])
-// x is x / sqrt(mean(x²) + eps) · norm; no other kernel takes one.
+// x is x / sqrt(mean(x²) + eps) · norm. ready, clear: flags (common.cuh), or null: one is raised when the kernels ahead have ended, so
+// that the product, which starts early, works on x meanwhile; the other is the next such launch's, and lowered: nobody waits
+// for it any more. No other kernel takes norm and flags.
 //
 // Plain kernels (f32, bf16, f16; any k): lora_shrink_plain_TYPE, lora_du_plain_TYPE, grid = (rows, groups), 256
 // threads.
@@ -64,20 +64,10 @@ template <typename A> struct Shrink {
     float* partials;
     u32* counters;
     u32 live, k, rank, groups;
-    const float* scales; // of slots, where results are spread
-    u32 spread;
     const float* norm;
     float eps;
+    u32 *ready, *clear;
 };
-
-// Two neighbouring ranks of a row, among those of all slots.
-template <typename T, typename A>
-DEVICE void store_spread(const Shrink<A>& p, T* out, u32 row, u32 rank, u32 slot, float low, float high) {
-    float scale = slot == NO_SLOT ? 0 : p.scales[slot];
-    u32 word = pack2<T>(low * scale, high * scale);
-    u32* to = (u32*)(out + (u64)row * p.spread * p.rank + rank);
-    for (u32 s = 0; s < p.spread; s++) to[s * p.rank / 2] = s == slot ? word : 0;
-}
 
 // WM × WK warps: WM of 16 rows each, WK that share the inputs of a chunk. NT tiles of eight ranks. TRANSPOSED: the
 // adapter is [k, rank]. A chunk is KC inputs, staged in shared memory in the order in which lanes take it; two chunks
@@ -257,19 +247,6 @@ template <typename T, int WM, int WK, int NT, int KC, bool TRANSPOSED> DEVICE vo
         }
     }
     if (warp_k > 0) return;
-    if (p.spread > 0) {
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                u32 row = first_row + warp_row * 16 + g + h * 8, rank = first_rank + n * 8 + 2 * t, group = rank / p.rank;
-                if (row >= p.live || group >= p.groups) continue;
-                T* out = (T*)(group == 0 ? p.out[0] : group == 1 ? p.out[1] : p.out[2]);
-                store_spread(p, out, row, rank % p.rank, slot_of[h], sums[n][2 * h], sums[n][2 * h + 1]);
-            }
-        }
-        return;
-    }
     float scale = p.scale ? *p.scale : 1;
 #pragma unroll
     for (int n = 0; n < NT; n++) {
@@ -289,6 +266,10 @@ template <typename T, int WM, int WK, int NT, int KC, bool TRANSPOSED> DEVICE vo
 template <typename T> DEVICE void shrink_one(const Shrink<ADAPTER(T)>& p) {
     wait_for_previous();
     u32 rank = blockIdx.x, row = blockIdx.y, group = blockIdx.z;
+    if (rank + row + group + threadIdx.x == 0) {
+        if (p.clear) *p.clear = 0;
+        if (p.ready) raise_flag(p.ready);
+    }
     u32 slot = p.slots ? p.slots[row] : 0; // before live rows are known: the buffer has the bucket's rows
     if (row >= p.live) return;
     const ADAPTER(T)* a = group == 0 ? p.a[0] : group == 1 ? p.a[1] : p.a[2];
@@ -344,11 +325,11 @@ template <typename T, bool TRANSPOSED> DEVICE void shrink_plain(const Shrink<ADA
     extern "C" __global__ void __launch_bounds__(threads, 512 / (threads)) lora_shrink_##name(                        \
         const T* x, const ADAPTER(T)* a0, const ADAPTER(T)* a1, const ADAPTER(T)* a2, T* out0, T* out1, T* out2,      \
         const u32* slots, float* partials, u32* counters, const u32* counts, u32 which, u32 rows, u32 k, u32 rank,    \
-        u32 groups, const float* scales, u32 spread, const float* norm, float eps) {                                  \
+        u32 groups, const float* norm, float eps, u32* ready, u32* clear) {                                           \
         let_next_start();                                                                                             \
         u32 live = live_rows(counts, which, rows);                                                                    \
         Shrink<ADAPTER(T)> p = {x,    {a0, a1, a2}, {out0, out1, out2}, slots,  0,      partials, counters,           \
-                                live, k,            rank,               groups, scales, spread, norm, eps};           \
+                                live, k, rank, groups, norm, eps, ready, clear};                                      \
         body(p);                                                                                                      \
     }
 #if ADAPTER_16

@@ -775,7 +775,12 @@ template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs&
 
         if (from == 0) {
             let_next_start();
-            wait_for_previous();
+            if (a.ready) {
+                if (threadIdx.x == 0) await_flag(a.ready);
+                __syncthreads();
+            } else {
+                wait_for_previous();
+            }
             live = min(live_rows(a.counts, a.which, a.rows), (u32)R);
         } else {
             __syncthreads(); // the previous chunk is no longer read
@@ -783,7 +788,7 @@ template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs&
         // With few rows none waits to hear how many are live.
         stage_x<S, W, T>(a, l, shared, squares, log_team, R == 2 ? min(a.rows, 2u) : live, from, size);
         if (from == 0) {
-            if (live == 0) return;
+            if (live == 0) break;
             finishers = min(warps, (live + 1) / 2); // 32 outputs each
             if (threadIdx.x < BUFFERS) {
                 phase_init(filled + 8 * threadIdx.x, warps);
@@ -850,6 +855,7 @@ template <typename W, typename T, int R> DEVICE void matmul_rows(const RowsArgs&
         }
         finish(count - 1, tile - gridDim.x, slot - 1);
     }
+    wait_for_previous(); // whoever waits for this kernel's end relies on those ahead of it having ended
 }
 
 // ---- Any k, any T: f32 arithmetic throughout ----

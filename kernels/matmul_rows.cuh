@@ -24,11 +24,13 @@ struct RowsArgs {
     float eps;
     u32 act, out_f32, chunk;
     // Adapters of rows of their own, where `slots` is given: to part p's result scales[slot] · u[p] · b[p][slot]ᵀ is added.
-    // u T [rows, rank], b T [slots · n, rank] or null; rank a multiple of 8.
+    // u T [rows, rank], b T [slots · n, rank] or null; rank a multiple of 8. The kernel ahead computes u. Where it raises
+    // `ready`, matmul_rows waits for that flag before it reads x, and for the kernel's end only before it reads u.
     const u32* slots;
     const float* scales;
     const void* u[3];
     const void* b[3];
+    const u32* ready;
     u32 rank, pad;
 };
 
@@ -42,8 +44,9 @@ template <typename T> DEVICE float adapter_term(const RowsArgs& a, u32 part, u32
 #pragma unroll 1
     for (u32 r = 0; r < a.rank; r += 8) {
         float v[8], w[8];
-        load8<T>(u + r, v);
         load8<T>(b + r, w);
+        wait_for_previous();
+        load8<T>(u + r, v);
 #pragma unroll
         for (u32 i = 0; i < 8; i++) sum = fmaf(v[i], w[i], sum);
     }

@@ -61,6 +61,8 @@ DEVICE void tma_load_multicast(u32 to, const CUtensorMap* map, u32 barrier, int 
 
 // Ordinary writes to shared memory become visible to the copy engine and to wgmma; a thread barrier must follow.
 DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// What this thread knows to be written in global memory becomes visible to the copies that it starts.
+DEVICE void fence_async_proxy_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 // ---- programmatic dependent launch: without the launch attribute both do nothing ----
 

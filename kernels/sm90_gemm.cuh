@@ -59,6 +59,9 @@ template <int O, int P> struct MatmulArgs {
     u32 out_f32; // 1: out is f32
     u32 act;     // matmul_small's gated pair: 0 SiLU, 1 GELU
     const u32* slots; // with SLOTS: the adapter of each row, NO_SLOT for none
+    // With SLOTS, where not null: the kernel ahead computes no more than the second products' a, and raises this flag when
+    // all that the first ones read is there.
+    const u32* ready;
 };
 
 #define TILE_M 128
@@ -95,6 +98,36 @@ struct Steps {
     DEVICE Steps(const Slots& slots, u32 rank) : first(slots.first * rank), count((slots.end - slots.first) * (rank / 16)) {}
     DEVICE u32 column(u32 step) const { return first + 16 * step; }
 };
+
+// Before the copy engine reads what kernels ahead of the one that raises `ready` wrote; without a flag, what any wrote.
+DEVICE void await_operands(const u32* ready) {
+    if (ready) {
+        await_flag(ready);
+        fence_async_proxy_global();
+    } else {
+        launch_wait();
+    }
+}
+
+// Up to four steps of 16 of the inner dimension, whose operands lie so many bytes apart.
+template <typename T, int N>
+DEVICE void wgmma_steps(float (&d)[N / 2], u64 da, u32 a_pitch, u64 db, u32 b_pitch, u32 count) {
+    if (count == 4) {
+        wgmma_fence();
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) wgmma<T, N, 0>(d, da + i * (a_pitch >> 4), db + i * (b_pitch >> 4), 1);
+        wgmma_commit();
+        wgmma_wait<0>();
+        return;
+    }
+#pragma unroll 1
+    for (u32 i = 0; i < count; i++) {
+        wgmma_fence();
+        wgmma<T, N, 0>(d, da + i * (a_pitch >> 4), db + i * (b_pitch >> 4), 1);
+        wgmma_commit();
+        wgmma_wait<0>();
+    }
+}
 
 struct MatmulTile {
     u32 output, row, column;
@@ -268,10 +301,12 @@ DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
                 Slots slots;
                 if (SLOTS) slots.look<TILE_M * CLUSTER>(args.slots, tile.row, args.rows, live);
                 if (copies) {
+                    if (SLOTS && index == first) await_operands(args.ready);
                     for (u32 p = 0; p < (SLOTS ? 1 : o.products); p++)
                         for (u32 k = 0; k < o.k[p]; k += TILE_K) load(p, k);
                 }
                 if (SLOTS && o.products > 1) {
+                    launch_wait();
                     slots.gather();
                     Steps steps(slots, o.k[1]);
                     for (u32 step = 0; copies && step < steps.count; step += 4) {
@@ -339,17 +374,12 @@ DEVICE void matmul_kernel(const MatmulArgs<O, P>& args) {
                     u32 a = ring + stage * STAGE_BYTES + (group - 1) * BOX_BYTES, b = ring + stage * STAGE_BYTES + A_BYTES;
                     u64 da = wgmma_descriptor(a, 0), db = wgmma_descriptor_32(b);
                     barrier_wait(full + 8 * stage, phase);
-#pragma unroll 1
-                    for (u32 i = 0; i < min(steps.count - step, 4); i++) {
-                        wgmma_fence();
-                        wgmma<T, BN, 0>(d, da + i * (32 >> 4), db + i * (BN * 32 >> 4), 1);
-                        wgmma_commit();
-                        wgmma_wait<0>();
-                    }
+                    wgmma_steps<T, BN>(d, da, 32, db, BN * 32, min(steps.count - step, 4));
                     leave(stage);
                     if (++stage == STAGES) stage = 0, phase ^= 1;
                 }
             }
+            if (SLOTS) launch_wait();
             u32 row = tile.row + rank * TILE_M + (group - 1) * 64 + warp * 16 + lane / 4;
             matmul_store<T, BN>(d, o, args.out_f32, row, tile.column, live);
         }

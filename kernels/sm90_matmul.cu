@@ -85,7 +85,7 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
     u32 output = 0, tile = blockIdx.x / splits, token = blockIdx.y * TOKENS;
     // The first tokens are always live; blocks of others must know (the same in all blocks of a cluster).
     if (token > 0) {
-        launch_wait();
+        if (!BY_SLOT || !args.ready) launch_wait();
         if (token >= live_rows(args.counts, args.which, args.rows)) return;
     }
 #pragma unroll
@@ -105,6 +105,10 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
     if (threadIdx.x == THREADS) {
         tma_prefetch_map(&o.b[0]);
         tma_prefetch_map(&o.a[0]);
+        if (BY_SLOT && o.products > 1) {
+            tma_prefetch_map(&o.b[1]);
+            tma_prefetch_map(&o.a[1]);
+        }
     }
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
@@ -154,11 +158,15 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
     auto load_adapters = [&](const Share& s, u32 block, u32 stage) {
         u32 first = s.first(block), count = s.count(block), to = base + stage * STAGE_BYTES, bar = full + 8 * stage;
         const MatmulOutput<2>& bank = args.outputs[GLU ? s.output(block) : output];
-        barrier_arrive_expect(bar, count * ROWS * 32 + TOKENS * TILE_K * 2);
+        // Where each warpgroup has the rows of one weight, only one of them has anything to add.
+        constexpr bool HALVES = GLU && GROUPS == 2;
+        barrier_arrive_expect(bar, count * (HALVES ? FEATURES : ROWS) * 32 + TOKENS * TILE_K * 2);
         for (u32 i = 0; i < count; i++, to += ROWS * 32) {
             u32 slot = s.steps.column(first + i) / bank.k[1], k = s.steps.column(first + i) % bank.k[1];
             u32 y = slot * bank.n + feature;
-            if constexpr (GLU) {
+            if constexpr (HALVES) {
+                tma_load(to + s.output(block) * FEATURES * 32, &bank.b[1], bar, k, y);
+            } else if constexpr (GLU) {
                 // The other half of the tile gets zeros, from past the end.
                 bool gate = s.output(block) == 0;
                 tma_load(to, &bank.b[1], bar, k, gate ? y : PAST_END);
@@ -167,6 +175,7 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
                 tma_load(to, &bank.b[1], bar, k, y);
             }
         }
+        launch_wait();
         load_tokens(&bank.a[1], s.steps.column(first), stage);
     };
     if (group == GROUPS) {
@@ -174,8 +183,9 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
         u32 stage = 0, phase = 0, ahead = min(end - begin, STAGES);
         // W does not depend on the kernel before: it may come while that one ends. So do not ask for live rows first.
         for (u32 i = 0; copies && i < ahead; i++) load_w(begin + i, i);
-        launch_wait();
+        if (!BY_SLOT) launch_wait();
         if (copies) {
+            if (BY_SLOT) await_operands(args.ready);
             for (u32 i = 0; i < ahead; i++) load_x(begin + i, i);
             for (u32 block = begin + ahead; block < end; block++) {
                 barrier_wait(empty + 8 * stage, phase);
@@ -224,13 +234,9 @@ template <typename T, int TOKENS, int GROUPS, bool GLU> DEVICE void matmul_small
                 barrier_wait(full + 8 * stage, phase);
                 u32 w = base + stage * STAGE_BYTES, count = s.count(block);
                 u64 dw = wgmma_descriptor_32(w + group * 64 * 32), dx = wgmma_descriptor(w + W_BYTES, 0);
-#pragma unroll 1
-                for (u32 i = 0; i < count; i++) {
-                    wgmma_fence();
-                    wgmma<T, TOKENS, 0>(d, dw + i * (ROWS * 32 >> 4), dx + i * (32 >> 4), 1);
-                    wgmma_commit();
-                    wgmma_wait<0>();
-                }
+                // Of three groups the one between has rows of both weights.
+                if (!GLU || (s.output(block) == 0 ? group + 1 < GROUPS : group > 0))
+                    wgmma_steps<T, TOKENS>(d, dw, ROWS * 32, dx, 32, count);
                 if (threadIdx.x % 128 == 0) barrier_arrive(empty + 8 * stage);
                 if (++stage == STAGES) stage = 0, phase ^= 1;
             }

@@ -1520,64 +1520,63 @@ fn adapters_of_each_row_on_cuda() {
     }
 }
 
-/// Adapters of each row where a norm is in front and a gated activation behind, or a residual is added.
+/// Adapters of each row where a norm is in front and a gated activation behind, and where a residual is added, one after the
+/// other: from the second on, a product begins before its first halves are done.
 #[test]
 fn adapters_of_each_row_beside_norms_on_cuda() {
     if nvidia().is_empty() {
         return;
     }
-    let (k, n, rank, adapters) = (512, 320, 16, 6);
+    let (k, n, rank, adapters) = (512, 768, 16, 6);
     for (rows, live) in [(1, 1), (2, 2), (8, 5), (16, 16), (48, 40), (128, 128), (384, 380)] {
-        for (dtype, gated) in [(DType::BF16, true), (DType::BF16, false), (DType::Q4_K, true), (DType::Q6_K, false)] {
+        for dtype in [DType::BF16, DType::Q4_K, DType::Q6_K] {
             let mut b = Builder::new("adapters");
             let x = live_input(&mut b, "x", rows, k);
             let slots = b.input("slots", DType::U32, 1, rows);
             let scales = b.input("scales", DType::F32, 1, adapters);
-            let (mut seen, mut residual) = (x, None);
-            if gated {
-                let weight = b.weight("norm", DType::F32, 1, k);
-                seen = b.temp("seen", rows, k, Live::Tokens);
-                b.push(Op::RmsNorm { x, weight, eps: 1e-6, out: seen }).unwrap();
-            } else {
-                residual = Some(live_input(&mut b, "residual", rows, n));
-            }
-            let names: &[&str] = if gated { &["gate", "up"] } else { &["down"] };
-            let made: Vec<_> = names
-                .iter()
-                .map(|name| {
-                    let weight = b.weight(&format!("w {name}"), dtype, n, k);
-                    let y = match gated {
-                        true => b.temp(*name, rows, n, Live::Tokens),
-                        false => b.output(name, rows, n, Live::Tokens),
-                    };
-                    b.push(Op::MatMul { x: seen, weight, bias: None, residual, out: y }).unwrap();
-                    y
-                })
-                .collect();
-            let halves: Vec<_> = names
-                .iter()
-                .map(|name| {
-                    let a =
-                        b.state(&format!("served a {name}"), &format!("a {name}"), 64, DType::F32, adapters * rank, k);
+            // Products of x with adapters of each row, all to tensors of `width`.
+            let adapted = |b: &mut Builder, names: &[&str], x, [inner, width]: [usize; 2], residual| {
+                let mut made = Vec::new();
+                for name in names {
+                    let weight = b.weight(&format!("w {name}"), dtype, width, inner);
+                    let y = b.temp(*name, rows, width, Live::Tokens);
+                    b.push(Op::MatMul { x, weight, bias: None, residual, out: y }).unwrap();
+                    made.push(y);
+                }
+                let mut halves = Vec::new();
+                for name in names {
+                    let (a, place) = (format!("served a {name}"), format!("a {name}"));
+                    let a = b.state(&a, &place, 64, DType::F32, adapters * rank, inner);
                     let u = b.temp(format!("u {name}"), rows, rank, Live::Tokens);
-                    b.push(Op::LoraShrink { x: seen, a, slots: Some(slots), rank, out: u }).unwrap();
-                    u
-                })
-                .collect();
-            for ((name, u), y) in names.iter().zip(halves).zip(&made) {
-                let up = b.state(&format!("served b {name}"), &format!("b {name}"), 64, DType::F32, adapters * n, rank);
-                b.push(Op::LoraExpand { u, b: up, slots: Some(slots), scales, rank, y: *y }).unwrap();
-            }
-            if let [gate, up] = made[..] {
-                let out = b.output("glu", rows, n, Live::Tokens);
-                b.push(Op::Glu { gate, up, activation: Activation::Silu, out }).unwrap();
-            }
+                    b.push(Op::LoraShrink { x, a, slots: Some(slots), rank, out: u }).unwrap();
+                    halves.push(u);
+                }
+                for ((name, u), y) in names.iter().zip(halves).zip(&made) {
+                    let (up, place) = (format!("served b {name}"), format!("b {name}"));
+                    let up = b.state(&up, &place, 64, DType::F32, adapters * width, rank);
+                    b.push(Op::LoraExpand { u, b: up, slots: Some(slots), scales, rank, y: *y }).unwrap();
+                }
+                made
+            };
+            let gated = |b: &mut Builder, layer: usize, x, out| {
+                let weight = b.weight(&format!("norm {layer}"), DType::F32, 1, k);
+                let seen = b.temp(format!("seen {layer}"), rows, k, Live::Tokens);
+                b.push(Op::RmsNorm { x, weight, eps: 1e-6, out: seen }).unwrap();
+                let names = [format!("gate {layer}"), format!("up {layer}")];
+                let made = adapted(b, &[&names[0], &names[1]], seen, [k, n], None);
+                b.push(Op::Glu { gate: made[0], up: made[1], activation: Activation::Silu, out }).unwrap();
+            };
+            let between = b.temp("between", rows, n, Live::Tokens);
+            gated(&mut b, 0, x, between);
+            let down = adapted(&mut b, &["down"], between, [n, k], Some(x))[0];
+            let out = b.output("glu", rows, n, Live::Tokens);
+            gated(&mut b, 1, down, out);
             let program = b.finish();
             for mixed in [false, true] {
                 let mut given = counts(live, 0, 1);
                 let slot = |i: u32| if mixed { [3, u32::MAX, 5, 0][i as usize % 4] } else { i * 6 / rows as u32 };
                 given.insert("slots", (0..rows as u32).map(slot).collect());
-                check_cuda(&format!("adapters {dtype} {rows} gated {gated} mixed {mixed}"), &program, &given, 2e-5);
+                check_cuda(&format!("adapters {dtype} {rows} mixed {mixed}"), &program, &given, 4e-5);
             }
         }
     }

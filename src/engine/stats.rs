@@ -31,6 +31,8 @@ pub struct Stats {
     pub accepted_tokens: u64,
     /// Steps on the device.
     pub steps: u64,
+    /// Of steps of up to 2ⁱ rows (the last: of more, too): how many, and the seconds that they took.
+    pub by_rows: [(u64, f64); 13],
     /// Seconds that the engine's thread worked: waiting for requests and for the device is left out. (The CPU backend computes on
     /// this thread.)
     pub host_s: f64,

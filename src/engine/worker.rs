@@ -94,6 +94,8 @@ pub struct Worker {
     counts: Stats,
     /// For the device, in the present step.
     waited: Duration,
+    /// Of the step that was just completed.
+    rows: Option<usize>,
 }
 
 /// Waiting requests that admission looks past, at most, when it finds one that cannot run yet for a reason of its own.
@@ -112,6 +114,7 @@ impl Worker {
             flight: None,
             counts,
             waited: Duration::ZERO,
+            rows: None,
         };
         worker.publish();
         worker
@@ -263,6 +266,11 @@ impl Worker {
             }
         }
         self.deliver_idle();
+        if let Some(rows) = self.rows.take() {
+            let bucket = rows.next_power_of_two().ilog2() as usize;
+            let (steps, seconds) = &mut self.counts.by_rows[bucket.min(12)];
+            (*steps, *seconds) = (*steps + 1, *seconds + began.elapsed().as_secs_f64());
+        }
         self.counts.host_s += began.elapsed().saturating_sub(self.waited).as_secs_f64();
         self.publish();
         Ok(())
@@ -421,6 +429,7 @@ impl Worker {
         let chosen = self.parts.runner.finish()?;
         self.waited += began.elapsed();
         self.counts.steps += 1;
+        self.rows = Some(input.ids.len());
         let mut over = Vec::new();
         for share in &plan {
             let sequence = &mut self.running[share.index];

@@ -52,6 +52,8 @@ impl CudaExecutable {
             scratch,
             workspace: context.shared(&what, Shared::Workspace, needed.workspace)?,
             counters: Arc::new(context.allocate_zeroed("counters", needed.counters)?),
+            // One more than launches, for the last one to lower.
+            flags: Arc::new(context.allocate_zeroed("flags", needed.flags + size_of::<u32>())?),
             shadows: Arc::new(
                 context.allocate(&format!("the adapters' copies of '{}'", program.name), needed.shadows)?,
             ),
@@ -61,6 +63,7 @@ impl CudaExecutable {
             scratch: extra.scratch.address,
             workspace: extra.workspace.address,
             counters: extra.counters.address,
+            flags: extra.flags.address,
             shadows: extra.shadows.address,
             segments: extra.segments.address,
         };

@@ -72,7 +72,7 @@ impl Recorder<'_> {
             parts.push((*a, *out));
         }
         if let Some((x, slots, rank)) = shared {
-            self.lora_shrink(&Shrink { x, parts: &parts, slots, rank, spread: None, norm: None })?;
+            self.lora_shrink(&Shrink { x, parts: &parts, slots, rank, norm: None }, false)?;
         }
         Ok(parts.len())
     }
@@ -300,7 +300,7 @@ impl Recorder<'_> {
         while let Some((_, _, rank)) = rest.first().copied() {
             let run = rest.iter().take_while(|p| p.2 == rank).count();
             let parts: Vec<(TensorId, TensorId)> = rest.drain(..run).map(|(a, u, _)| (a, u)).collect();
-            self.lora_shrink(&Shrink { x, parts: &parts, slots: None, rank, spread: None, norm: None })?;
+            self.lora_shrink(&Shrink { x, parts: &parts, slots: None, rank, norm: None }, false)?;
         }
         Ok(())
     }

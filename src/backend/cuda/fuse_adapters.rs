@@ -50,11 +50,6 @@ impl Run {
     fn term(&self, y: TensorId) -> Option<usize> {
         self.terms.iter().position(|term| term.y == y)
     }
-
-    /// (A, u) of each term.
-    fn shrinks(&self) -> Vec<(TensorId, TensorId)> {
-        self.terms.iter().map(|term| (term.a, term.u)).collect()
-    }
 }
 
 impl Recorder<'_> {
@@ -93,18 +88,20 @@ impl Recorder<'_> {
     fn few_rows(&mut self, run: &Run, at: usize, norm: Option<(TensorId, u64, f32)>) -> Result<usize> {
         let x = norm.map_or(run.x, |(x, ..)| x);
         let (t, norm) = (self.decl(x).dtype, norm.map(|(_, weight, eps)| (weight, eps)));
-        let parts = run.shrinks();
-        self.lora_shrink(&Shrink { x, parts: &parts, slots: Some(run.slots), rank: run.rank, spread: None, norm })?;
+        let parts: Vec<_> = run.terms.iter().map(|term| (term.a, term.u)).collect();
+        let (slots, rank) = (run.slots, run.rank);
+        let ready = self.lora_shrink(&Shrink { x, parts: &parts, slots: Some(slots), rank, norm }, true)?;
         let gated = self.gate_of(run, at)?;
         let mut rest = &run.products[..];
         while let Some((first, _)) = rest.first() {
             let count = rest.iter().take_while(|(p, _)| p.dtype == first.dtype).count();
             let mut adapters = FewAdapters {
-                slots: self.at(run.slots)?,
+                slots: self.at(slots)?,
                 scales: self.at(run.scales)?,
                 u: [0; 3],
                 b: [0; 3],
-                rank: run.rank as u32,
+                ready,
+                rank: rank as u32,
                 pad: 0,
             };
             let mut products = Vec::new();
@@ -144,16 +141,17 @@ impl Recorder<'_> {
         let columns = count * rank;
         let bytes = (r.rows * columns * 2).next_multiple_of(256);
         let spread = self.workspace(bytes * terms.len());
-        let out: Vec<u64> = (0..terms.len()).map(|i| spread + (i * bytes) as u64).collect();
-        let spread = Some(Spread { out: &out, scales: *scales, slots: count });
-        self.lora_shrink(&Shrink { x: *x, parts: &run.shrinks(), slots: Some(*slots), rank, spread, norm: None })?;
+        let at_half = |i: usize| spread + (i * bytes) as u64;
+        let parts: Vec<_> = terms.iter().enumerate().map(|(i, term)| (term.a, at_half(i))).collect();
+        let (x, slots, scales) = (*x, *slots, *scales);
+        let ready = self.lora_spread(&Spread { x, parts: &parts, slots, scales, count, rank })?;
 
-        let mut adapters = RowAdapters { slots: self.at(*slots)?, banks: [0; MOST], count, rank };
+        let mut adapters = RowAdapters { slots: self.at(slots)?, banks: [0; MOST], count, rank, ready };
         let mut halves = [TensorMap::NONE; MOST];
         for (i, (_, y)) in products.iter().enumerate() {
             if let Some(term) = run.term(*y) {
                 adapters.banks[i] = self.at(terms[term].b)?;
-                halves[i] = TensorMap::new(t, out[term], r.rows, columns, a_box)?;
+                halves[i] = TensorMap::new(t, at_half(term), r.rows, columns, a_box)?;
             }
         }
         if r.rows <= GATED_ROWS
@@ -165,7 +163,7 @@ impl Recorder<'_> {
             self.sm90_glu([gate, up], act, r, t, Some(([halves[0], halves[1]], adapters)))?;
             return Ok(run.ops() + 1);
         }
-        let x_map = TensorMap::new(t, self.at(*x)?, r.rows, r.cols, a_box)?;
+        let x_map = TensorMap::new(t, self.at(x)?, r.rows, r.cols, a_box)?;
         let mut list = [MatmulOutput::<2>::EMPTY; MOST];
         let mut decoded = 0;
         for (i, (p, _)) in products.iter().enumerate() {

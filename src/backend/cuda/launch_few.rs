@@ -53,6 +53,8 @@ pub struct FewAdapters {
     pub u: [u64; 3],
     /// The bank's second halves, `[slots · n, rank]`, or 0.
     pub b: [u64; 3],
+    /// The flag that says when x is there, or 0: when all kernels ahead have ended.
+    pub ready: u64,
     /// A multiple of 8.
     pub rank: u32,
     /// Zero.

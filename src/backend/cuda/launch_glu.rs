@@ -60,6 +60,7 @@ impl Recorder<'_> {
                 Activation::GeluTanh => 1,
             },
             slots: adapters.map_or(0, |(_, adapters)| adapters.slots),
+            ready: adapters.map_or(0, |(_, adapters)| adapters.ready),
         };
         let stage = (2 * half + tokens) * 128;
         let ring = if half == 64 { 196_608 } else { 204_800 };

@@ -25,25 +25,30 @@ pub struct Shrink<'a> {
     pub parts: &'a [(TensorId, TensorId)],
     pub slots: Option<TensorId>,
     pub rank: usize,
-    pub spread: Option<Spread<'a>>,
     /// x is normalised first: address of the norm's weight, eps. For up to [`NORM_ROWS`] rows.
     pub norm: Option<(u64, f32)>,
 }
 
-/// Most rows of a [`Spread`] that go to `kernels/lora_shrink_slots.cu`: with more the adapters would be read too often.
-const SLOT_ROWS: usize = 1024;
-
 /// Most rows of a [`Shrink`] with a norm.
 pub const NORM_ROWS: usize = 32;
 
-/// Results of rows with an adapter each, scaled, in the columns of the adapter's slot and zeros in all others.
+/// `scale · x · Aᵀ` of the adapter that each row has, in the columns of its slot, and zeros in all others; for up to three `A` of
+/// the activations' type that share x.
 pub struct Spread<'a> {
-    /// Addresses in the place of those of the parts' results: `[rows, slots · rank]`.
-    pub out: &'a [u64],
-    /// f32 `[slots]`.
+    pub x: TensorId,
+    /// (A, address of the result `[rows, count · rank]`).
+    pub parts: &'a [(TensorId, u64)],
+    pub slots: TensorId,
+    /// f32 `[count]`.
     pub scales: TensorId,
-    pub slots: usize,
+    /// Adapters in the bank.
+    pub count: usize,
+    /// A multiple of 8.
+    pub rank: usize,
 }
+
+/// Most rows for which the blocks of a [`Spread`] have eight rows each: with more they would read the adapters too often.
+const EIGHT_ROWS: usize = 512;
 
 /// `y += scale · u · Bᵀ` for up to three (u, B, scales, y).
 pub struct Expand<'a> {
@@ -102,35 +107,38 @@ impl Recorder<'_> {
         (self.caps.multiprocessors as usize / blocks.max(1)).clamp(1, rows.div_ceil(128).max(1))
     }
 
-    pub fn lora_shrink(&mut self, s: &Shrink) -> Result<()> {
-        let (r, t) = (self.rows(s.x), self.activation(&[s.x, s.parts[0].1])?);
-        let three = |me: &Self, f: &dyn Fn(&(TensorId, TensorId)) -> TensorId| -> Result<[u64; 3]> {
-            let mut list = [0; 3];
-            for (to, part) in list.iter_mut().zip(s.parts) {
-                *to = me.at(f(part))?;
-            }
-            Ok(list)
-        };
-        let (a, mut out) = (three(self, &|p| p.0)?, [0; 3]);
-        let (scales, spread) = match &s.spread {
-            Some(spread) => {
-                out[..spread.out.len()].copy_from_slice(spread.out);
-                (self.at(spread.scales)?, spread.slots)
-            }
-            None => {
-                out = three(self, &|p| p.1)?;
-                (0, 0)
-            }
-        };
-        let groups = s.parts.len();
-        if spread > 0 && r.rows <= SLOT_ROWS {
-            let args = Args::new().ptr(self.at(s.x)?).ptrs(&a).ptrs(&out).ptr(self.maybe(s.slots)?).ptr(scales);
-            let args = args.ptr(self.counts()?).u32(r.which).u32(r.rows).u32(r.cols).u32(s.rank).u32(spread);
-            let grid = [r.rows.div_ceil(8), spread.min(8), groups * s.rank.div_ceil(16)];
-            let (name, threads) = (format!("lora_shrink_slots_{}", suffix(t)), if r.cols <= 2048 { 256 } else { 512 });
-            self.launch("lora_shrink_slots", &name, grid, threads, 0, args)?.overlaps = self.caps.hopper();
-            return Ok(());
+    /// The flag by which the product that is recorded next learns that x is there, or 0 where it has to wait for this launch.
+    pub fn lora_spread(&mut self, s: &Spread) -> Result<u64> {
+        let (r, t, hopper) = (self.rows(s.x), self.activation(&[s.x])?, self.caps.hopper());
+        let [ready, next] = if hopper { self.flags() } else { [0; 2] };
+        let (mut a, mut out) = ([0; 3], [0; 3]);
+        for (i, part) in s.parts.iter().enumerate() {
+            (a[i], out[i]) = (self.at(part.0)?, part.1);
         }
+        let args = Args::new().ptr(self.at(s.x)?).ptrs(&a).ptrs(&out).ptr(self.at(s.slots)?).ptr(self.at(s.scales)?);
+        let args = args.ptr(self.counts()?).u32(r.which).u32(r.rows).u32(r.cols).u32(s.rank).u32(s.count);
+        let args = args.ptr(ready).ptr(next);
+        let (infix, rows, threads) = match r.rows {
+            0..=EIGHT_ROWS => ("", 8, if r.cols <= 2048 { 256 } else { 512 }),
+            _ => ("many_", 16, 256),
+        };
+        // Blocks that find nothing to do cost time, too, where there are many.
+        let across = r.rows.div_ceil(rows);
+        let share = (64 / across).clamp(2, rows).min(s.count);
+        let grid = [across, share, s.parts.len() * s.rank.div_ceil(16)];
+        let name = format!("lora_shrink_slots_{infix}{}", suffix(t));
+        self.launch("lora_shrink_slots", &name, grid, threads, 0, args)?.overlaps = hopper;
+        Ok(ready)
+    }
+
+    /// With `tells` returns the flag of [`Self::lora_spread`].
+    pub fn lora_shrink(&mut self, s: &Shrink, tells: bool) -> Result<u64> {
+        let (r, t) = (self.rows(s.x), self.activation(&[s.x, s.parts[0].1])?);
+        let (mut a, mut out) = ([0; 3], [0; 3]);
+        for (i, part) in s.parts.iter().enumerate() {
+            (a[i], out[i]) = (self.at(part.0)?, self.at(part.1)?);
+        }
+        let groups = s.parts.len();
         let whole = r.cols.is_multiple_of(8);
         let (grid, tile, threads, [partials, counters]) = match self.narrow_fast(t, r.cols) && s.rank <= MAX_RANK {
             // A block for each number of the result, f32 arithmetic.
@@ -140,13 +148,14 @@ impl Recorder<'_> {
         };
         let args = Args::new().ptr(self.at(s.x)?).ptrs(&a).ptrs(&out).ptr(self.maybe(s.slots)?);
         let args = args.ptrs(&[partials, counters]).ptr(self.counts()?).u32(r.which);
-        let args = args.u32(r.rows).u32(r.cols).u32(s.rank).u32(groups).ptr(scales).u32(spread);
+        let args = args.u32(r.rows).u32(r.cols).u32(s.rank).u32(groups);
         let (norm, eps) = s.norm.unwrap_or_default();
-        let args = args.ptr(norm).f32(eps);
+        let [ready, next] = if tells && tile == "one" && self.caps.hopper() { self.flags() } else { [0; 2] };
+        let args = args.ptr(norm).f32(eps).ptr(ready).ptr(next);
         let file = format!("lora_shrink/{}", self.part(s.parts[0].0, t)?);
         let overlaps = self.caps.hopper();
         self.launch(&file, &format!("lora_shrink_{tile}_{}", suffix(t)), grid, threads, 0, args)?.overlaps = overlaps;
-        Ok(())
+        Ok(ready)
     }
 
     /// Part of the kernels' file: 0 for an adapter of f32, 1 for one of the activations' type.

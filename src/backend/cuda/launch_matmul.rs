@@ -70,6 +70,8 @@ pub struct RowAdapters {
     /// Of the bank.
     pub count: usize,
     pub rank: usize,
+    /// The flag that says when x is there, or 0: when all kernels ahead have ended.
+    pub ready: u64,
 }
 
 impl RowAdapters {
@@ -119,7 +121,7 @@ impl Recorder<'_> {
             }
             Op::MatMulDw { dy, x, scale, dw } => self.matmul_dw(dy, x, scale, dw),
             Op::LoraShrink { x, a, slots, rank, out } => {
-                self.lora_shrink(&Shrink { x, parts: &[(a, out)], slots, rank, spread: None, norm: None })
+                self.lora_shrink(&Shrink { x, parts: &[(a, out)], slots, rank, norm: None }, false).map(drop)
             }
             Op::LoraExpand { u, b, slots, scales, rank, y } => {
                 self.lora_expand(&Expand { parts: &[[u, b, scales, y]], slots, rank })
@@ -335,6 +337,7 @@ impl Recorder<'_> {
             out_f32: u32::from(out_f32),
             act: 0,
             slots: adapters.map_or(0, |a| a.slots),
+            ready: adapters.map_or(0, |a| a.ready),
         };
         let args = Args::new().bytes(args.bytes());
         if small {
@@ -356,7 +359,9 @@ impl Recorder<'_> {
             return Ok(());
         }
         let name = format!("sm90_matmul_n{}c{}_{}", tile.columns, tile.cluster, suffix(t));
-        self.launch(file, &name, [tile.grid, 1, 1], 384, tile.shared, args).map(drop)
+        let launch = self.launch(file, &name, [tile.grid, 1, 1], 384, tile.shared, args)?;
+        launch.overlaps = constant && adapters.is_some();
+        Ok(())
     }
 
     /// Launches a Hopper product of gradients: up to six terms of one result.
@@ -370,6 +375,7 @@ impl Recorder<'_> {
             out_f32: 0,
             act: 0,
             slots: 0,
+            ready: 0,
         };
         let tile = hopper_tile(r.rows, &[r.cols], self.caps.multiprocessors as usize);
         let name = format!("sm90_matmul_dx_n{}c{}_{}", tile.columns, tile.cluster, suffix(t));

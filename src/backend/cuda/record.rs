@@ -37,6 +37,8 @@ pub struct Extra<T> {
     pub workspace: T,
     /// Zeros that kernels which count arrivals leave as zeros.
     pub counters: T,
+    /// Words by which one kernel tells the next that those ahead have ended.
+    pub flags: T,
     /// Copies of the adapters in the activations' type.
     pub shadows: T,
     /// The list of these copies, as `kernels/lora_expand_cast.cu` reads it.
@@ -203,6 +205,15 @@ impl<'a> Recorder<'a> {
     pub fn counters(&mut self, count: usize) -> u64 {
         self.needed.counters = self.needed.counters.max(4 * count);
         self.extra.counters
+    }
+
+    /// For a launch that tells the next one when all ahead of itself have ended: the flag that it raises and that of the next
+    /// such launch, which it lowers. A step's first has none (0), as nobody would lower it.
+    pub fn flags(&mut self) -> [u64; 2] {
+        let at = self.needed.flags;
+        self.needed.flags += size_of::<u32>();
+        let next = self.extra.flags + self.needed.flags as u64;
+        [if at == 0 { 0 } else { self.extra.flags + at as u64 }, next]
     }
 
     /// Address of a copy of the f32 matrix `of` in the type `dtype`, times the number that `scale` holds; made at the start

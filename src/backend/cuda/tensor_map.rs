@@ -134,6 +134,8 @@ pub struct MatmulArgs<const O: usize, const P: usize> {
     pub act: u32,
     /// u32 `[rows]`, where the second products are of each row's own adapter; else 0.
     pub slots: u64,
+    /// The flag that says when the first products' operands are there, or 0: when all kernels ahead have ended.
+    pub ready: u64,
 }
 
 impl<const O: usize, const P: usize> MatmulArgs<O, P> {
