@@ -1276,7 +1276,19 @@ fn gradients_match_finite_differences() {
         let loss = b.output("out", rows, 1, Live::Tokens);
         let dx = b.output("dx", rows, k, Live::Tokens);
         let weights = None;
-        b.push(Op::HeadLoss { x, weight, labels: ids, scale, weights, smoothing, logits, loss, dx: Some(dx) }).unwrap();
+        b.push(Op::HeadLoss {
+            x,
+            weight,
+            labels: ids,
+            scale,
+            weights,
+            smoothing,
+            logits,
+            loss,
+            dx: Some(dx),
+            dw: None,
+        })
+        .unwrap();
         loss_gradient(b.finish(), labels.clone());
     }
 }
