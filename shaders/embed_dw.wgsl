@@ -32,6 +32,11 @@ fn main(ids: Ids) {
     if id == p.skip || id < p.first || id >= p.first + p.n {
         return;
     }
+    // Workgroup memory holds anything at first.
+    if ids.lid == 0u {
+        atomicStore(&seen, 0u);
+    }
+    workgroupBarrier();
     for (var s = ids.lid; s < t; s += ${WG}u) {
         if tokens[s] == id {
             atomicStore(&seen, 1u);

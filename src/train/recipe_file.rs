@@ -247,6 +247,10 @@ mod tests {
         assert_eq!(again, recipe);
         let changed = recipe.with(json!({"lr": 1e-3}).as_object().cloned().unwrap_or_default()).unwrap();
         assert_eq!((changed.lr, changed.dropout), (1e-3, 0.1));
+        let (recipe, _) = file("r.yaml", "finetuning_type: full\nlearning_rate: 1e-5\n").unwrap();
+        assert!(recipe.full_finetuning);
+        let (recipe, _) = file("r.yaml", "finetuning_type: lora\nadditional_target: embed_tokens, lm_head\n").unwrap();
+        assert_eq!((recipe.full_finetuning, recipe.modules_to_save.len()), (false, 2));
     }
 
     #[test]
@@ -256,6 +260,8 @@ mod tests {
         refused("lr: 1\nlearning_rate: 2", "'learning_rate' is 2, but lr has been given as 1");
         refused("load_in_4bit: true", "'load_in_4bit' is true");
         refused("use_dora: true", "DoRA is not built");
+        refused("finetuning_type: freeze", "there are lora and full");
+        refused("full_finetuning: true\nfinetuning_type: lora", "full_finetuning has been given as true");
         refused("optim: adafactor", "optim: unsupported: optim 'adafactor'");
         refused("- 1", "expected fields");
         refused("lr: [", "");
