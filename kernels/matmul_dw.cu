@@ -15,7 +15,8 @@
 // eight columns of four rows and pairs the rows in registers.
 //
 // Plain kernels for everything else (f32, bf16, f16): matmul_dw_plain_TYPE, grid = (ceil(k / 64), ceil(n / 64)), 256
-// threads.
+// threads; rows of dy are `pitch` elements apart, and the sum runs over the live ones of a chunk of `rows` rows from `row0` on.
+// Whole weights in 16 bits: matmul_dw_tile.cu.
 //
 // H100, November 2026, bf16, rank 16, share of a copy's 3.0 TB/s: rows × width 2048 × 4096 12.6 µs (45 %, mostly
 // latency), 2048 × 12288 24.5 µs (68 %), 8192 × 4096 31.0 µs (72 %); rank 64: 18.6, 52.7, 45.9 µs.
@@ -166,7 +167,7 @@ template <typename T, int RT, bool SWAPPED> DEVICE void dw(const Dw& p) {
 
 // A block makes 64 × 64 elements, a thread 4 × 4 of them, 16 rows at a time.
 template <typename T>
-DEVICE void dw_plain(const T* dy, const T* x, const float* scale, float* dw, u32 live, u32 n, u32 k) {
+DEVICE void dw_plain(const T* dy, u32 pitch, const T* x, const float* scale, float* dw, u32 live, u32 n, u32 k) {
     __shared__ float left[16][64], right[16][64];
     u32 first_n = blockIdx.y * 64, first_k = blockIdx.x * 64;
     int down = threadIdx.x / 16 * 4, across = threadIdx.x % 16 * 4;
@@ -175,7 +176,7 @@ DEVICE void dw_plain(const T* dy, const T* x, const float* scale, float* dw, u32
         for (int i = threadIdx.x; i < 16 * 64; i += 256) {
             u32 row = first + i / 64, column = i % 64;
             u32 across_n = first_n + column, across_k = first_k + column;
-            left[i / 64][column] = row < live && across_n < n ? to_float(dy[(u64)row * n + across_n]) : 0;
+            left[i / 64][column] = row < live && across_n < n ? to_float(dy[(u64)row * pitch + across_n]) : 0;
             right[i / 64][column] = row < live && across_k < k ? to_float(x[(u64)row * k + across_k]) : 0;
         }
         __syncthreads();
@@ -229,8 +230,9 @@ TILES(f16, f16)
 
 #define PLAIN(name, T)                                                                                                \
     extern "C" __global__ void __launch_bounds__(256)                                                                 \
-        name(const T* dy, const T* x, const float* scale, float* dw, const u32* counts, u32 which, u32 rows, u32 n,   \
-             u32 k) {                                                                                                 \
-        dw_plain<T>(dy, x, scale, dw, live_rows(counts, which, rows), n, k);                                          \
+        name(const T* dy, u32 pitch, const T* x, const float* scale, float* dw, const u32* counts, u32 which,         \
+             u32 row0, u32 rows, u32 n, u32 k) {                                                                      \
+        u32 end = live_rows(counts, which, row0 + rows);                                                              \
+        dw_plain<T>(dy, pitch, x, scale, dw, end > row0 ? end - row0 : 0, n, k);                                      \
     }
 INSTANTIATE(PLAIN, matmul_dw_plain)

@@ -1,11 +1,12 @@
-// dw[n, k] += scale · Σ_t dy[t, n] · x[t, k]: the gradient of a trainable weight (LoRA's A and B).
-// dy [rows, n], x [rows, k], dw [n, k], all f32; SCALE multiplies by scale[0]. One workgroup a tile of BM
+// dw[n, k] += scale · Σ_t dy[t, col0 + n] · x[x_row0 + t, k]: the gradient of a trainable weight, or of n of its rows.
+// dy [rows, ldy], x [·, k], dw [n, k], all f32; SCALE multiplies by scale[0]. One workgroup a tile of BM
 // rows (n) × BN columns (k); the sum runs over the live rows in steps of BK. SPLIT: dw [parts, n, k] holds sums
-// over `chunk` rows each, which matmul_sum_parts.wgsl adds up in order. Launched by launch_matmul.rs.
+// over `chunk` rows each, which matmul_sum_parts.wgsl adds up in order. Launched by launch_weights.rs.
 
 struct Params {
     rows: u32, live: u32, row0: u32, k: u32,
-    n: u32, chunk: u32, pad0: u32, pad1: u32,
+    n: u32, chunk: u32, ldy: u32, col0: u32,
+    x_row0: u32, pad0: u32, pad1: u32, pad2: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 #bind counts array<u32>
@@ -52,7 +53,7 @@ fn main(ids: Ids) {
             let t = t0 + e / ${BM}u;
             var v = 0.0;
             if t < end {
-                v = dy[t * p.n + min(r0 + m, p.n - 1u)];
+                v = dy[t * p.ldy + p.col0 + min(r0 + m, p.n - 1u)];
             }
             put_a(m, e / ${BM}u, v);
         }
@@ -61,7 +62,7 @@ fn main(ids: Ids) {
             let t = t0 + e / ${BN}u;
             var v = 0.0;
             if t < end {
-                v = x[t * p.k + min(c0 + m, p.k - 1u)];
+                v = x[(p.x_row0 + t) * p.k + min(c0 + m, p.k - 1u)];
             }
             put_b(m, e / ${BN}u, v);
         }

@@ -19,7 +19,9 @@ use runtime::backend::wgpu::Variants;
 use runtime::backend::{BackendChoice, Bindings, BufferDesc, ComputeType, Device, cpu, wgpu};
 use runtime::model::config::Activation;
 use runtime::program::cache::{encode, row_len, scale_of};
-use runtime::program::{Builder, Geometry, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId, dynamic_map};
+use runtime::program::{
+    Builder, Geometry, HeadDw, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId, dynamic_map,
+};
 use runtime::tensor::{DType, HostBytes, HostTensor};
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -792,6 +794,84 @@ fn rotary_and_its_gradient() {
     }
 }
 
+/// Gradients of weights that are no products, and products with weights that lie in a State buffer.
+#[test]
+fn whole_weights_and_their_gradients() {
+    for (rows, live, k, d) in [(7, 6, 48, 16), (70, 67, 40, 8), (200, 131, 264, 128)] {
+        for scaled in [false, true] {
+            let (vocab, heads, n) = (150, 3, 24);
+            let mut b = Builder::new("weights");
+            let x = live_input(&mut b, "x", rows, k);
+            let dy = live_input(&mut b, "dy", rows, k);
+            let scale = scaled.then(|| b.input("scale", DType::F32, 1, 1));
+            let trained =
+                |b: &mut Builder, name: &str, rows: usize, cols: usize| b.state(name, name, 64, DType::F32, rows, cols);
+            let ids = b.input("ids", DType::U32, 1, rows);
+            let table = trained(&mut b, "table", vocab, k);
+            let row = b.output("row", rows, k, Live::Tokens);
+            b.push(Op::Embed { table, ids, out: row }).unwrap();
+            let dw = trained(&mut b, "d.table", vocab, k);
+            b.push(Op::EmbedDw { ids, dy, skip: scaled.then_some(5), scale, dw }).unwrap();
+            let dw = trained(&mut b, "d.norm", 1, k);
+            b.push(Op::RmsNormDw { x, eps: 1e-5, dy, scale, dw }).unwrap();
+            let out = trained(&mut b, "d.bias", 1, k);
+            b.push(Op::ColumnSum { x: dy, scale, out }).unwrap();
+            let (weight, bias) = (trained(&mut b, "w", n, k), trained(&mut b, "bias", 1, n));
+            let y = b.output("y", rows, n, Live::Tokens);
+            b.push(Op::MatMul { x, weight, bias: Some(bias), residual: None, out: y }).unwrap();
+            let dout = live_input(&mut b, "dout", rows, n);
+            let dx = b.output("dx", rows, k, Live::Tokens);
+            b.push(Op::MatMulDx { dy: dout, weight, scale: None, dx, accumulate: false }).unwrap();
+            let dw = trained(&mut b, "d.w", n, k);
+            b.push(Op::MatMulDw { dy: dout, x, scale, dw }).unwrap();
+            let q = live_input(&mut b, "q", rows, heads * d);
+            let dq = live_input(&mut b, "dq", rows, heads * d);
+            let positions = b.input("positions", DType::U32, 1, rows);
+            let rope = b.input("rope", DType::F32, 32, d / 2);
+            let dw = trained(&mut b, "d.q_norm", 1, d);
+            b.push(Op::QkNormDw { x: q, eps: 1e-6, head_dim: d, positions, rope, dout: dq, scale, dw }).unwrap();
+            let mut given = counts(live, 0, 1);
+            given.insert("ids", (0..rows as u32).map(|i| i * i % 37 % vocab as u32).collect());
+            given.insert("positions", (0..rows as u32).map(|i| i * 7 % 32).collect());
+            check(&format!("whole weights {rows}x{k} {scaled}"), b.finish(), &given, 5e-6);
+        }
+    }
+}
+
+/// Large enough for the tensor cores' tiles, and cut where the rows end.
+#[test]
+fn gradients_of_large_weights_on_cuda() {
+    if nvidia().is_empty() {
+        return;
+    }
+    for (rows, live, n, k) in [(64, 64, 264, 320), (100, 77, 512, 264), (300, 290, 2056, 1032), (130, 1, 328, 776)] {
+        let mut b = Builder::new("dw");
+        let (x, dy) = (live_input(&mut b, "x", rows, k), live_input(&mut b, "dy", rows, n));
+        let scale = b.input("scale", DType::F32, 1, 1);
+        let dw = b.state("dw", "dw", 0, DType::F32, n, k);
+        b.push(Op::MatMulDw { dy, x, scale: Some(scale), dw }).unwrap();
+        check_cuda(&format!("dw {rows}x{n}x{k}"), &b.finish(), &counts(live, 0, 1), 2e-5);
+        // The head's, over chunks.
+        let mut b = Builder::new("loss");
+        let x = live_input(&mut b, "x", rows, k);
+        let weight = b.state("w", "w", 0, DType::F32, n, k);
+        let labels = b.input("labels", DType::U32, 1, rows);
+        let scale = b.input("scale", DType::F32, 1, 1);
+        let logits = b.temp("logits", 48, n, Live::All);
+        let loss = b.output("loss", rows, 1, Live::Tokens);
+        let dx = Some(b.output("dx", rows, k, Live::Tokens));
+        let dw = Some(HeadDw { dw: b.state("dw", "dw", 0, DType::F32, n, k), scale: None });
+        let (weights, smoothing) = (None, 0.0);
+        b.push(Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx, dw }).unwrap();
+        let mut given = counts(live, 0, 1);
+        given.insert(
+            "labels",
+            (0..rows as u32).map(|i| if i % 5 == 0 { u32::MAX } else { i * 37 % n as u32 }).collect(),
+        );
+        check_rounded(&format!("loss dw {rows}x{n}x{k}"), &b.finish(), &given, 2e-5, 3.0);
+    }
+}
+
 #[test]
 fn loss_in_chunks() {
     for (dtype, k, smoothing) in [(DType::F32, 40, 0.0), (DType::Q8_0, 64, 0.0), (DType::F32, 40, 0.1)] {
@@ -806,7 +886,10 @@ fn loss_in_chunks() {
             let logits = b.temp("logits", chunk, vocab, Live::All);
             let loss = b.output("loss", rows, 1, Live::Tokens);
             let dx: Option<TensorId> = gradient.then(|| b.output("dx", rows, k, Live::Tokens));
-            b.push(Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx }).unwrap();
+            // A head that is trained gains its gradient, too.
+            let dw = (gradient && dtype == DType::F32)
+                .then(|| HeadDw { dw: b.state("dw", "dw", 0, DType::F32, vocab, k), scale: weighted.then_some(scale) });
+            b.push(Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx, dw }).unwrap();
             let mut given = counts(9, 0, 1);
             given.insert("labels", vec![5, 132, u32::MAX, 0, 7, 8, 9, u32::MAX, 100, 3]);
             check(&format!("loss {dtype} {gradient} {weighted} {smoothing}"), b.finish(), &given, 5e-6);
@@ -1164,6 +1247,40 @@ fn gradients_match_finite_differences() {
     };
     pair("rms_norm", b.finish(), vec!["x"], vec!["dx"], counts(5, 0, 1));
 
+    // Gradients of weights: those are inputs here, so that they can be moved.
+    let mut b = Builder::new("norm");
+    let x = live_input(&mut b, "x", rows, k);
+    let dy = live_input(&mut b, "dy", rows, k);
+    let weight = b.input("w", DType::F32, 1, k);
+    let out = b.output("out", rows, k, Live::Tokens);
+    let dw = b.output("dw", 1, k, Live::All);
+    b.push(Op::RmsNorm { x, weight, eps: 1e-5, out }).unwrap();
+    b.push(Op::RmsNormDw { x, eps: 1e-5, dy, scale: None, dw }).unwrap();
+    pair("rms_norm_dw", b.finish(), vec!["w"], vec!["dw"], counts(5, 0, 1));
+
+    let mut b = Builder::new("embed");
+    let table = b.input("w", DType::F32, 9, k);
+    let ids = b.input("ids", DType::U32, 1, rows);
+    let dy = live_input(&mut b, "dy", rows, k);
+    let out = b.output("out", rows, k, Live::Tokens);
+    let dw = b.output("dw", 9, k, Live::All);
+    b.push(Op::Embed { table, ids, out }).unwrap();
+    b.push(Op::EmbedDw { ids, dy, skip: None, scale: None, dw }).unwrap();
+    let mut given = counts(5, 0, 1);
+    given.insert("ids", vec![3, 0, 3, 8, 3]);
+    pair("embed_dw", b.finish(), vec!["w"], vec!["dw"], given);
+
+    let mut b = Builder::new("bias");
+    let x = live_input(&mut b, "x", rows, k);
+    let (weight, bias) = (b.input("w", DType::F32, 7, k), b.input("bias", DType::F32, 1, 7));
+    let dy = live_input(&mut b, "dy", rows, 7);
+    let out = b.output("out", rows, 7, Live::Tokens);
+    let (dw, db) = (b.output("dw", 7, k, Live::All), b.output("db", 1, 7, Live::All));
+    b.push(Op::MatMul { x, weight, bias: Some(bias), residual: None, out }).unwrap();
+    b.push(Op::MatMulDw { dy, x, scale: None, dw }).unwrap();
+    b.push(Op::ColumnSum { x: dy, scale: None, out: db }).unwrap();
+    pair("matmul_dw, column_sum", b.finish(), vec!["w", "bias"], vec!["dw", "db"], counts(5, 0, 1));
+
     for activation in [Activation::Silu, Activation::GeluTanh] {
         let mut b = Builder::new("glu");
         let gate = live_input(&mut b, "gate", rows, k);
@@ -1198,8 +1315,8 @@ fn gradients_match_finite_differences() {
         let v = live_input(&mut b, "v", rows, kv * d);
         let positions = b.input("positions", DType::U32, 1, rows);
         let rope = b.input("rope", DType::F32, 16, d);
-        let q_norm = norms.then(|| b.weight("q_norm", DType::F32, 1, d));
-        let k_norm = norms.then(|| b.weight("k_norm", DType::F32, 1, d));
+        let q_norm = norms.then(|| b.input("q_norm", DType::F32, 1, d));
+        let k_norm = norms.then(|| b.input("k_norm", DType::F32, 1, d));
         let q_out = b.output("out", rows, heads * d, Live::Tokens);
         let k_out = b.output("k_out", rows, kv * d, Live::Tokens);
         let dq_out = live_input(&mut b, "dy", rows, heads * d);
@@ -1225,6 +1342,10 @@ fn gradients_match_finite_differences() {
         .unwrap();
         b.push(Op::QkNormRopeBackward { q, k, q_norm, k_norm, eps, head_dim, positions, rope, dq_out, dk_out, dq, dk })
             .unwrap();
+        for (x, dout, name) in [(q, dq_out, "dq_norm"), (k, dk_out, "dk_norm")] {
+            let dw = b.output(name, 1, d, Live::All);
+            b.push(Op::QkNormDw { x, eps, head_dim, positions, rope, dout, scale: None, dw }).unwrap();
+        }
         let program = b.finish();
         let mut given = counts(5, 0, 1);
         given.insert("positions", vec![0, 3, 9, 15, 2]);
@@ -1233,7 +1354,11 @@ fn gradients_match_finite_differences() {
             check_gradient(Pair { name, program, inputs: vec![input], gradients: vec![gradient], out, dy, given });
         };
         side("q", "dq", "out", "dy", given.clone());
-        side("k", "dk", "k_out", "dk_out", given);
+        side("k", "dk", "k_out", "dk_out", given.clone());
+        if norms {
+            side("q_norm", "dq_norm", "out", "dy", given.clone());
+            side("k_norm", "dk_norm", "k_out", "dk_out", given);
+        }
     }
 
     for g in [geometry(4, 2, 8, None, None), geometry(2, 1, 16, Some(3), Some(2.0))] {
@@ -1267,7 +1392,7 @@ fn gradients_match_finite_differences() {
     for smoothing in [0.0, 0.2] {
         let mut b = Builder::new("loss");
         let x = live_input(&mut b, "x", rows, k);
-        let weight = b.weight("w", DType::F32, vocab, k);
+        let weight = b.input("w", DType::F32, vocab, k);
         let ids = b.input("labels", DType::U32, 1, rows);
         let scale = b.input("scale", DType::F32, 1, 1);
         // Every row's loss enters the sum with the same factor, so dy is a constant here.
@@ -1275,8 +1400,10 @@ fn gradients_match_finite_differences() {
         let logits = b.temp("logits", 2, vocab, Live::All);
         let loss = b.output("out", rows, 1, Live::Tokens);
         let dx = b.output("dx", rows, k, Live::Tokens);
+        let dw = Some(HeadDw { dw: b.output("dw", vocab, k, Live::All), scale: None });
         let weights = None;
-        b.push(Op::HeadLoss { x, weight, labels: ids, scale, weights, smoothing, logits, loss, dx: Some(dx) }).unwrap();
+        b.push(Op::HeadLoss { x, weight, labels: ids, scale, weights, smoothing, logits, loss, dx: Some(dx), dw })
+            .unwrap();
         loss_gradient(b.finish(), labels.clone());
     }
 }
@@ -1285,24 +1412,27 @@ fn gradients_match_finite_differences() {
 fn loss_gradient(program: Program, labels: Vec<u32>) {
     let cpu = cpu::open(ComputeType::F32).unwrap();
     let program = Arc::new(program);
-    let mut random = Random(5);
-    let decl = program.decl(program.find("x").unwrap());
-    let x: Vec<f32> = (0..decl.len()).map(|_| random.number()).collect();
-    let direction: Vec<f32> = x.iter().map(|_| random.number()).collect();
-    let run = |step: f32| {
-        let mut given = counts(5, 0, 1);
-        given.insert("labels", labels.clone());
-        given.insert("scale", vec![0.5f32.to_bits()]);
-        given.insert("x", x.iter().zip(&direction).map(|(x, d)| (x + step * d).to_bits()).collect());
-        let list = results(cpu.as_ref(), &program, &given, 7);
-        let of = |wanted: &str| list.iter().find(|(n, ..)| n == wanted).map(|(_, t, b)| numbers(*t, b)).unwrap();
-        (of("out").iter().map(|l| 0.5 * f64::from(*l)).sum::<f64>(), of("dx"))
-    };
-    let want = (run(1e-2).0 - run(-1e-2).0) / 2e-2;
-    let dx = run(0.0).1;
-    let got: f64 = dx.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
-    let size: f64 = dx.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-    assert!(size > 0.0 && (got - want).abs() <= 2e-3 * size, "head_loss: {got}, by differences {want}, norm {size}");
+    for (input, gradient) in [("x", "dx"), ("w", "dw")] {
+        let mut random = Random(5);
+        let decl = program.decl(program.find(input).unwrap());
+        let x: Vec<f32> = (0..decl.len()).map(|_| random.number()).collect();
+        let direction: Vec<f32> = x.iter().map(|_| random.number()).collect();
+        let run = |step: f32| {
+            let mut given = counts(5, 0, 1);
+            given.insert("labels", labels.clone());
+            given.insert("scale", vec![0.5f32.to_bits()]);
+            given.insert(input, x.iter().zip(&direction).map(|(x, d)| (x + step * d).to_bits()).collect());
+            let list = results(cpu.as_ref(), &program, &given, 7);
+            let of = |wanted: &str| list.iter().find(|(n, ..)| n == wanted).map(|(_, t, b)| numbers(*t, b)).unwrap();
+            (of("out").iter().map(|l| 0.5 * f64::from(*l)).sum::<f64>(), of(gradient))
+        };
+        let want = (run(1e-2).0 - run(-1e-2).0) / 2e-2;
+        let found = run(0.0).1;
+        let got: f64 = found.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+        let size: f64 = found.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        let label = format!("head_loss: {gradient}");
+        assert!(size > 0.0 && (got - want).abs() <= 2e-3 * size, "{label}: {got}, by differences {want}, norm {size}");
+    }
 }
 
 #[test]

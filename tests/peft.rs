@@ -85,7 +85,8 @@ fn features_that_are_not_implemented_are_named() {
     for (key, value) in [
         ("use_dora", json!(true)),
         ("bias", json!("all")),
-        ("modules_to_save", json!(["lm_head"])),
+        ("ensure_weight_tying", json!(true)),
+        ("modules_to_save", json!("lm_head")),
         ("lora_bias", json!(true)),
         ("fan_in_fan_out", json!(true)),
         ("layer_replication", json!([[0, 1]])),

@@ -93,7 +93,7 @@ fn accumulation_and_recomputation_change_nothing() {
         let gradients = |recipe: &Recipe| {
             let mut job = Job::new(&model, recipe).unwrap();
             let sum = job.accumulate(&|| false).unwrap().unwrap();
-            (sum.loss, tensors(&job.gradients().unwrap()))
+            (sum.loss, tensors(&job.gradients().unwrap().into_adapter().unwrap()))
         };
         let (loss, expected) = gradients(&whole);
         for other in

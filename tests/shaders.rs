@@ -104,7 +104,11 @@ fn variants() -> Vec<(&'static str, Set)> {
     let norms = || vec![vec![], vec![("Q_NORM", 1), ("K_NORM", 1), ("NORMS", 1)], vec![("K_NORM", 1), ("NORMS", 1)]];
     let table: Vec<(&'static str, Vec<Vec<Set>>)> = vec![
         ("embed", vec![weights(), group()]),
+        ("embed_dw", vec![group(), flag("SCALE")]),
         ("rms_norm", vec![reductions()]),
+        ("rms_norm_dw", vec![reductions()]),
+        ("qk_norm_dw", vec![reductions()]),
+        ("column_sum", vec![group()]),
         ("rms_norm_backward", vec![reductions(), flag("ACCUMULATE")]),
         (
             "matmul",

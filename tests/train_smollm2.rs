@@ -40,7 +40,7 @@ fn initial(case: &Value, config: &ModelConfig) -> Adapter {
         (name, weights)
     };
     let modules = (0..config.layers).flat_map(|l| Projection::ALL.map(|p| module(l, p))).collect();
-    Adapter { config: AdapterConfig::new(rank, alpha, TargetModules::List(names)), modules }
+    Adapter { config: AdapterConfig::new(rank, alpha, TargetModules::List(names)), modules, saved: Default::default() }
 }
 
 /// The 261 numbers of a gradient summary.

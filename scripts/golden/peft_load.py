@@ -42,8 +42,8 @@ def load_adapter(model, path):
     with safe_open(path / "adapter_model.safetensors", "pt") as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     model = PeftModel.from_pretrained(model, path)
-    wanted = {name.replace(".default.", "."): tuple(value.shape)
-              for name, value in model.named_parameters() if "lora_" in name}
+    wanted = {name.replace(".default.", ".").replace(".modules_to_save.", "."): tuple(value.shape)
+              for name, value in model.named_parameters() if "lora_" in name or ".modules_to_save." in name}
     if stored != wanted:
         missing, extra = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
         shapes = sorted(n for n in wanted.keys() & stored.keys() if wanted[n] != stored[n])

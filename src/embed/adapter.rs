@@ -160,7 +160,11 @@ fn mix(parts: &[(Content, f32)]) -> Result<peft::Adapter> {
         modules.insert(module.to_owned(), LoraWeights { a, b, scale: 1.0 });
     }
     let names = modules.keys().cloned().collect();
-    Ok(peft::Adapter { config: AdapterConfig::new(largest, largest as f64, TargetModules::List(names)), modules })
+    Ok(peft::Adapter {
+        config: AdapterConfig::new(largest, largest as f64, TargetModules::List(names)),
+        modules,
+        saved: BTreeMap::new(),
+    })
 }
 
 fn numbers(tensor: &HostTensor) -> Result<Vec<f32>> {

@@ -145,6 +145,11 @@ impl Training {
     pub fn new(model: &Arc<Model>, recipe: Recipe, init: Option<Arc<Adapter>>, userdata: u64) -> Result<Arc<Self>> {
         model.ready()?;
         recipe.validate()?;
+        if recipe.full_finetuning {
+            return Err(Error::unsupported(
+                "full_finetuning in a job beside sessions: they hear of adapters on the model as it was loaded",
+            ));
+        }
         let inner = Inner { state: TrainingState::Open, recipe, rows: Vec::new(), init, job: None, started: false };
         let work = Work {
             inner: Mutex::new(inner),

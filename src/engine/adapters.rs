@@ -181,6 +181,7 @@ fn encode(dtype: DType, numbers: &[f32]) -> Result<Cow<'_, [u8]>> {
 }
 
 fn check(layout: &LoraLayout, dtype: DType, name: &str, adapter: &Adapter) -> Result<()> {
+    adapter.only_low_rank(name)?;
     for (module, weights) in &adapter.modules {
         let entry = layout.entries.iter().find(|e| e.module == *module).ok_or_else(|| {
             Error::invalid(format!("adapter '{name}': module '{module}' is not a projection of this model"))

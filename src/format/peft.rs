@@ -1,7 +1,8 @@
 //! LoRA adapters in PEFT's format: a folder with adapter_config.json and adapter_model.safetensors.
 //!
 //! Tensor names: `base_model.model.` + module path + `.lora_A.weight` (`[r, in]`) and `.lora_B.weight`
-//! (`[out, r]`); older files carry the adapter's name, `.lora_A.default.weight`.
+//! (`[out, r]`); older files carry the adapter's name, `.lora_A.default.weight`. Weights of `modules_to_save` stand under their
+//! own names behind the same prefix: `base_model.model.model.embed_tokens.weight`.
 
 use super::checkpoint::read_json;
 use super::quant::dequantise_row;
@@ -10,7 +11,7 @@ use super::safetensors_write::{write_file, write_json};
 use super::source::Source;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
-use crate::model::weights::module_shape;
+use crate::model::weights::{module_shape, saved_tensors};
 use crate::tensor::{DType, HostTensor};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,6 +32,9 @@ pub struct Adapter {
     pub config: AdapterConfig,
     /// By full module path, for example `model.layers.0.self_attn.q_proj`.
     pub modules: BTreeMap<String, LoraWeights>,
+    /// Weights that take the place of the model's (`modules_to_save`), f32, by their names in a checkpoint:
+    /// `model.embed_tokens.weight`.
+    pub saved: Tensors,
 }
 
 /// What is added to one module: `scale · B · A`.
@@ -49,7 +53,7 @@ impl Adapter {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Format`] naming key or tensor where the files are corrupt or do not fit the
-    /// model; [`Error::Unsupported`] naming features that are not implemented (DoRA, saved modules, …).
+    /// model; [`Error::Unsupported`] naming features that are not implemented (DoRA, …).
     pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self> {
         let config_path = folder.join(CONFIG);
         let raw = read_json(&config_path)?;
@@ -68,7 +72,8 @@ impl Adapter {
     /// As [`Adapter::read`].
     pub fn from_parts(config: AdapterConfig, weights: &Source, model: &ModelConfig) -> Result<Self> {
         let file = weights.name();
-        let tensors = safetensors::read(weights, &|_| false)?;
+        let mut tensors = safetensors::read(weights, &|_| false)?;
+        let saved = take_saved(file, &config, &mut tensors, model)?;
         let mut modules = BTreeMap::new();
         for (module, (a, b)) in pair(file, tensors)? {
             let place = |side: &str| format!("tensor '{PREFIX}{module}.lora_{side}.weight'");
@@ -85,10 +90,23 @@ impl Adapter {
             modules.insert(module, LoraWeights { a: to_f32(&a)?, b: to_f32(&b)?, scale });
         }
         // PEFT creates what the file leaves out, with B = 0: no effect. A file without anything is a mistake.
-        if modules.is_empty() {
+        if modules.is_empty() && saved.is_empty() {
             return Err(Error::format(file, "header", "found no LoRA tensor"));
         }
-        Ok(Self { config, modules })
+        Ok(Self { config, modules, saved })
+    }
+
+    /// Refuses what only low-rank products can be used for. `name` appears in the message.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the adapter has saved modules, saying what can be done with it.
+    pub fn only_low_rank(&self, name: &str) -> Result<()> {
+        let Some(tensor) = self.saved.keys().next() else { return Ok(()) };
+        Err(Error::unsupported(format!(
+            "adapter '{name}' has modules_to_save ({}, first tensor {tensor}): an adapter beside others is low-rank only; \
+             merge it into its model (runtime merge --model … --adapter … --output …) and serve that",
+            self.config.modules_to_save.join(", ")
+        )))
     }
 
     /// Writes the folder that `PeftModel.from_pretrained` loads. The weights come first, so that a reader who
@@ -103,9 +121,38 @@ impl Adapter {
             tensors.insert(format!("{PREFIX}{module}.lora_A.weight"), w.a.clone());
             tensors.insert(format!("{PREFIX}{module}.lora_B.weight"), w.b.clone());
         }
+        tensors.extend(self.saved.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor.clone())));
         write_file(&folder.join(WEIGHTS), tensors.iter().map(|(n, t)| (n.as_str(), t)))?;
         write_json(&folder.join(CONFIG), &self.config.to_json())
     }
+}
+
+/// Takes out the tensors of `modules_to_save`; older files have that word and the adapter's name in theirs.
+fn take_saved(file: &str, config: &AdapterConfig, tensors: &mut Tensors, model: &ModelConfig) -> Result<Tensors> {
+    let mut saved = Tensors::new();
+    if config.modules_to_save.is_empty() {
+        return Ok(saved);
+    }
+    let known = saved_tensors(model, &config.modules_to_save)
+        .map_err(|e| Error::format(file, "header", format!("of adapter_config.json: {e}")))?;
+    for (name, shape) in known {
+        let (module, kind) = name.rsplit_once('.').unwrap_or((&name, ""));
+        let forms = [
+            format!("{PREFIX}{name}"),
+            format!("{PREFIX}{module}.modules_to_save.{kind}"),
+            format!("{PREFIX}{module}.modules_to_save.default.{kind}"),
+        ];
+        let Some(tensor) = forms.iter().find_map(|form| tensors.remove(form)) else {
+            let message = "missing, and its module is among modules_to_save";
+            return Err(Error::format(file, format!("tensor '{PREFIX}{name}'"), message));
+        };
+        if tensor.shape != shape {
+            let message = format!("found shape {:?}, expected {shape:?}", tensor.shape);
+            return Err(Error::format(file, format!("tensor '{PREFIX}{name}'"), message));
+        }
+        saved.insert(name, to_f32(&tensor)?);
+    }
+    Ok(saved)
 }
 
 /// Groups the tensors by module; each module needs both sides, and nothing else is accepted.

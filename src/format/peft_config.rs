@@ -43,6 +43,8 @@ pub struct AdapterConfig {
     pub alpha_pattern: BTreeMap<String, f64>,
     /// Name of the base model.
     pub base_model: Option<String>,
+    /// Modules whose weights are trained and saved whole: those whose path ends in one of these.
+    pub modules_to_save: Vec<String>,
 }
 
 /// Features that change the result and are not implemented. Absent, null, false, zero, empty, and the
@@ -52,7 +54,7 @@ const REFUSED: [(&str, &str); 22] = [
     ("use_dora", ""),
     ("lora_bias", ""),
     ("fan_in_fan_out", ""),
-    ("modules_to_save", ""),
+    ("ensure_weight_tying", ""),
     ("layer_replication", ""),
     ("layers_to_transform", ""),
     ("layers_pattern", ""),
@@ -84,6 +86,7 @@ impl AdapterConfig {
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
             base_model: None,
+            modules_to_save: Vec::new(),
         }
     }
 
@@ -133,6 +136,12 @@ impl AdapterConfig {
             rank_pattern,
             alpha_pattern,
             base_model: keys.str("base_model_name_or_path")?.map(str::to_owned),
+            modules_to_save: keys
+                .strings("modules_to_save")?
+                .unwrap_or_default()
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
         })
     }
 
@@ -152,7 +161,6 @@ impl AdapterConfig {
             "layers_to_transform",
             "lora_ga_config",
             "megatron_config",
-            "modules_to_save",
             "monteclora_config",
             "revision",
             "target_parameters",
@@ -166,6 +174,8 @@ impl AdapterConfig {
             all.insert(key.into(), Value::Bool(false));
         }
         let mut set = |key: &str, value: Value| drop(all.insert(key.into(), value));
+        let saved = (!self.modules_to_save.is_empty()).then_some(&self.modules_to_save);
+        set("modules_to_save", json!(saved));
         set("base_model_name_or_path", json!(self.base_model));
         set("bias", json!("none"));
         set("inference_mode", json!(true));

@@ -92,7 +92,11 @@ pub fn random_adapter(model: &ModelConfig, rank: usize) -> Result<Adapter> {
             modules.insert(format!("{module}_proj"), LoraWeights { a, b, scale: 1.0 });
         }
     }
-    Ok(Adapter { config: AdapterConfig::new(rank, rank as f64, TargetModules::AllLinear), modules })
+    Ok(Adapter {
+        config: AdapterConfig::new(rank, rank as f64, TargetModules::AllLinear),
+        modules,
+        saved: BTreeMap::new(),
+    })
 }
 
 /// Qwen3's published sizes.

@@ -97,6 +97,8 @@ fn check(recipe: &Recipe, options: &GrpoOptions) -> Result<usize> {
         ("eval_data", !recipe.eval_data.is_empty()),
         ("save_steps", recipe.save_steps.is_some()),
         ("dropout", recipe.dropout > 0.0),
+        ("full_finetuning", recipe.full_finetuning),
+        ("modules_to_save", !recipe.modules_to_save.is_empty()),
     ];
     if let Some((name, _)) = without.iter().find(|(_, set)| *set) {
         return Err(Error::unsupported(format!("{name} in a GRPO run")));
@@ -136,6 +138,7 @@ pub fn run(
     let start = match &recipe.init_adapter {
         Some(folder) => {
             let adapter = Adapter::read(folder, model.config())?;
+            adapter.only_low_rank(&folder.display().to_string())?;
             existing(&adapter, &folder.display().to_string(), recipe, model.config())?
         }
         None => fresh(recipe, model.config())?,

@@ -11,6 +11,8 @@ pub use objective::{BaseProgram, Objective, ObjectiveInputs, base_program};
 use super::choice::logits;
 use super::config::ModelConfig;
 use super::lora::{LoraLayout, Projection};
+use super::weights::{EMBED, HEAD};
+use super::whole::{TrainLayout, WholeLayout};
 use crate::backend::Limits;
 use crate::error::Result;
 use crate::program::cache::row_len;
@@ -24,7 +26,7 @@ use crate::tensor::DType;
 pub mod buffers {
     /// (cos, sin) pairs by position, f32 `[max_len, rope_dim]`.
     pub const ROPE: &str = "rope";
-    /// The flat adapter buffer ([`super::LoraLayout`]).
+    /// The flat buffer of what is trained or served as adapters ([`super::LoraLayout`], [`super::TrainLayout`]).
     pub const LORA: &str = "lora";
     /// Its gradients.
     pub const LORA_GRADS: &str = "lora.grads";
@@ -216,6 +218,7 @@ pub fn serve_program(model: &ModelShape, shape: &ServeShape, lora: Option<&LoraL
         smoothing: 0.0,
         dropout: 0.0,
         salt: 0,
+        whole: None,
     };
     let h = decoder.body(ids)?;
     let head = if shape.gathered == 0 {
@@ -244,7 +247,7 @@ pub fn serve_program(model: &ModelShape, shape: &ServeShape, lora: Option<&LoraL
 ///
 /// # Errors
 /// As [`serve_program`]; [`crate::Error::Invalid`] where nothing is trainable.
-pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) -> Result<TrainProgram> {
+pub fn train_program(model: &ModelShape, shape: &TrainShape, layout: &TrainLayout) -> Result<TrainProgram> {
     let mut b = Builder::new("train").with_activations(model.limits.activations);
     let rows = shape.rows;
     let ids = b.input("ids", DType::U32, 1, rows);
@@ -267,12 +270,13 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
         positions,
         seqs,
         kv,
-        lora: Some(lora),
+        lora: Some(&layout.lora),
         adapters: None,
         noise,
         smoothing,
         dropout,
         salt: 0,
+        whole: Some(&layout.whole),
     };
     let h = decoder.body(ids)?;
     let (loss, objective) = decoder.objective(h, [labels, loss_scale, bounds], shape.objective)?;
@@ -296,7 +300,7 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, lora: &LoraLayout) 
     let trainable: Vec<Trainable> = forward
         .ids()
         .filter(|id| matches!(&forward.decl(*id).place, Place::State { buffer, .. } if buffer == buffers::LORA))
-        .map(|tensor| Trainable { tensor, grads: buffers::LORA_GRADS.into() })
+        .map(|tensor| Trainable { tensor, grads: buffers::LORA_GRADS.into(), skip: layout.whole.padding })
         .collect();
     let mut program = differentiate(forward, &trainable, unscale)?;
     if shape.recompute {
@@ -331,13 +335,15 @@ struct Decoder<'a> {
     dropout: f32,
     /// Counts dropout sites, so that each has its own mask.
     salt: u32,
+    /// Weights that are trained themselves.
+    whole: Option<&'a WholeLayout>,
 }
 
 impl Decoder<'_> {
     /// Embedding, all layers, final norm: `[rows, hidden]`.
     fn body(&mut self, ids: TensorId) -> Result<TensorId> {
         let c = self.model.config;
-        let table = self.weight("model.embed_tokens.weight", c.vocab, c.hidden);
+        let table = self.weight(EMBED, c.vocab, c.hidden);
         let mut h = self.temp("embedding", c.hidden);
         self.b.push(Op::Embed { table, ids, out: h })?;
         if let Some(noise) = self.noise {
@@ -518,8 +524,15 @@ impl Decoder<'_> {
 
     fn head_weight(&mut self) -> TensorId {
         let c = self.model.config;
-        let name = if c.tied_head { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        self.weight(name, c.vocab, c.hidden)
+        let name = if c.tied_head { EMBED } else { HEAD };
+        match self.whole {
+            // Beside an embedding that is trained alone, the head stays the file's table.
+            Some(whole) if c.tied_head && !whole.tied_head => match self.trained(HEAD, c.vocab, c.hidden) {
+                Some(own) => own,
+                None => self.b.weight(EMBED, (self.model.dtype)(EMBED), c.vocab, c.hidden),
+            },
+            _ => self.weight(name, c.vocab, c.hidden),
+        }
     }
 
     fn norm(&mut self, name: &str, x: TensorId) -> Result<TensorId> {
@@ -531,12 +544,20 @@ impl Decoder<'_> {
     }
 
     fn weight(&mut self, name: &str, rows: usize, cols: usize) -> TensorId {
-        self.b.weight(name, (self.model.dtype)(name), rows, cols)
+        let trained = self.trained(name, rows, cols);
+        trained.unwrap_or_else(|| self.b.weight(name, (self.model.dtype)(name), rows, cols))
     }
 
     /// Norm weights and biases: f32 on every device.
     fn vector(&mut self, name: &str, cols: usize) -> TensorId {
-        self.b.weight(name, DType::F32, 1, cols)
+        self.trained(name, 1, cols).unwrap_or_else(|| self.b.weight(name, DType::F32, 1, cols))
+    }
+
+    /// A weight's place in the flat buffer, where it is trained itself.
+    fn trained(&mut self, name: &str, rows: usize, cols: usize) -> Option<TensorId> {
+        let at = self.whole?.entry(name)?.at;
+        let own = format!("trained.{name}");
+        Some(self.b.find(&own).unwrap_or_else(|| self.b.state(&own, buffers::LORA, at, DType::F32, rows, cols)))
     }
 
     fn temp(&mut self, name: &str, cols: usize) -> TensorId {

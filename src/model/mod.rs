@@ -12,6 +12,7 @@ mod quantise;
 pub mod rope;
 mod rope_config;
 pub mod weights;
+pub mod whole;
 
 pub use config::{Activation, Family, ModelConfig, RopeScaling};
 pub use loaded::{LoadOptions, LoadedModel, text_tools};

@@ -1,6 +1,6 @@
-//! The optimizer step as a program over the flat adapter buffer: norm, clip, update, gradients back to zero.
+//! The optimizer step as a program over the flat buffer of what is trained: norm, clip, update, gradients back to zero.
 //!
-//! The buffer may be cut into spans that have a learning rate each (LoRA+). Where the moments stay in host memory
+//! The buffer may be cut into spans that have a learning rate each (LoRA+), or no decay (norms and biases). Where the moments stay in host memory
 //! ("paged") each span is a program of its own, whose moments are brought and taken away by the host.
 
 use super::decoder::buffers;
@@ -11,6 +11,17 @@ use std::ops::Range;
 
 /// Where a span may start, in elements: there the maxima of 8-bit moments are aligned, too.
 pub const SPAN_ALIGN: usize = STATE_ALIGN * MOMENT_BLOCK;
+
+/// Neighbouring parameters that are treated alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Span {
+    /// Which, from a multiple of [`SPAN_ALIGN`] on.
+    pub range: Range<usize>,
+    /// What the learning rate is multiplied by.
+    pub lr_ratio: f64,
+    /// Whether weight decay applies.
+    pub decays: bool,
+}
 
 /// How parameters follow from gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Which tensors a configuration implies, with their shapes, under Hugging Face names.
 
 use super::config::ModelConfig;
+use crate::error::{Error, Result};
 
 /// Embedding table, `[vocab, hidden]`.
 pub const EMBED: &str = "model.embed_tokens.weight";
@@ -89,6 +90,30 @@ fn layer_tensors(config: &ModelConfig, i: usize) -> Vec<(String, Vec<usize>)> {
         }
     }
     out
+}
+
+/// The tensors of the modules whose path ends in one of `names`, with their shapes: PEFT's `modules_to_save`. A head that is
+/// the embedding counts as a module of its own.
+///
+/// # Errors
+/// [`Error::Invalid`] for a name that selects nothing.
+pub fn saved_tensors(config: &ModelConfig, names: &[String]) -> Result<Vec<(String, Vec<usize>)>> {
+    let module = |tensor: &str| tensor.rsplit_once('.').map_or(String::new(), |(module, _)| module.to_owned());
+    let mut all: Vec<(String, Vec<usize>)> = expected_tensors(config).collect();
+    if config.tied_head {
+        all.push((HEAD.to_owned(), vec![config.vocab, config.hidden]));
+    }
+    if let Some(name) =
+        names.iter().find(|name| name.is_empty() || !all.iter().any(|(t, _)| module(t).ends_with(*name)))
+    {
+        let (embed, head) = (module(EMBED), module(HEAD));
+        return Err(Error::invalid(format!(
+            "modules_to_save: the model has no module '{name}'; there are {}, {head}, norm, input_layernorm and the like",
+            embed.trim_start_matches("model.")
+        )));
+    }
+    all.retain(|(tensor, _)| names.iter().any(|name| module(tensor).ends_with(name)));
+    Ok(all)
 }
 
 /// Buffers that old checkpoints carry and that are recomputed here: rotary frequencies and causal masks.

@@ -1,7 +1,7 @@
 //! Builds a [`Program`] op by op, checking shapes as it goes.
 
 use super::cache::row_len;
-use super::{Live, MOMENT_BLOCK, Node, Op, Place, Program, STATE_ALIGN, TensorDecl, TensorId};
+use super::{HeadDw, Live, MOMENT_BLOCK, Node, Op, Place, Program, STATE_ALIGN, TensorDecl, TensorId};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
@@ -115,11 +115,11 @@ impl Builder {
         Ok(())
     }
 
-    /// Makes the loss at node `index` write `dx` too.
-    pub(super) fn set_loss_gradient(&mut self, index: usize, gradient: TensorId) -> Result<()> {
+    /// Makes the loss at node `index` write the gradients of its input and of its weight too.
+    pub(super) fn set_loss_gradient(&mut self, index: usize, x: Option<TensorId>, w: Option<HeadDw>) -> Result<()> {
         match self.program.nodes.get_mut(index).map(|node| &mut node.op) {
-            Some(Op::HeadLoss { dx, .. }) => {
-                *dx = Some(gradient);
+            Some(Op::HeadLoss { dx, dw, .. }) => {
+                (*dx, *dw) = (x, w);
                 Ok(())
             }
             _ => Err(Error::internal("set_loss_gradient: not a head_loss")),
@@ -167,6 +167,20 @@ impl Builder {
             Op::Embed { table, ids, out } => {
                 shape(*ids, 1, d(*out).rows)?;
                 shape(*out, d(*ids).cols, d(*table).cols)
+            }
+            Op::EmbedDw { ids, dy, dw, .. } => {
+                shape(*ids, 1, d(*dy).rows)?;
+                shape(*dw, d(*dw).rows, d(*dy).cols)
+            }
+            Op::RmsNormDw { x, dy, dw, .. } => {
+                same(*dy, *x)?;
+                shape(*dw, 1, d(*x).cols)
+            }
+            Op::ColumnSum { x, out, .. } => shape(*out, 1, d(*x).cols),
+            Op::QkNormDw { x, head_dim, dout, dw, .. } => {
+                same(*dout, *x)?;
+                shape(*x, d(*x).rows, d(*x).cols / head_dim * head_dim)?;
+                shape(*dw, 1, *head_dim)
             }
             Op::RmsNorm { x, weight, out, .. } => {
                 same(*out, *x)?;
@@ -246,13 +260,14 @@ impl Builder {
                 Ok(())
             }
             Op::GatherRows { x, rows, out } => shape(*out, d(*rows).cols, d(*x).cols),
-            Op::HeadLoss { x, weight, labels, weights, logits, loss, dx, .. } => {
+            Op::HeadLoss { x, weight, labels, weights, logits, loss, dx, dw, .. } => {
                 shape(*weight, d(*weight).rows, d(*x).cols)?;
                 shape(*labels, 1, d(*x).rows)?;
                 shape(*logits, d(*logits).rows, d(*weight).rows)?;
                 shape(*loss, d(*x).rows, 1)?;
                 weights.map_or(Ok(()), |weights| shape(weights, 1, d(*x).rows))?;
-                dx.map_or(Ok(()), |dx| same(dx, *x))
+                dx.map_or(Ok(()), |dx| same(dx, *x))?;
+                dw.map_or(Ok(()), |head| same(head.dw, *weight))
             }
             Op::PreferenceLoss { loss, kinds, bounds, reference, hyper, weights, pairs } => {
                 let (rows, count) = (d(*loss).rows, d(*pairs).rows);

@@ -3,7 +3,7 @@
 //! A frozen weight never gets a gradient: branches that reach no trainable tensor are dropped before
 //! anything is emitted. An op without a backward is refused here, never skipped.
 
-use super::{Access, Builder, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId};
+use super::{Access, Builder, HeadDw, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId};
 use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet};
 
@@ -13,12 +13,14 @@ pub struct Trainable {
     pub tensor: TensorId,
     /// Name of the gradient buffer in the bindings.
     pub grads: String,
+    /// Of an embedding's table: the row that lookups give no gradient (see [`Op::EmbedDw`]).
+    pub skip: Option<u32>,
 }
 
-/// What gradients of adapters are multiplied by where the loss was scaled for the sake of small types: tensors f32 `[1, 1]`.
+/// What gradients of parameters are multiplied by where the loss was scaled for the sake of small types: tensors f32 `[1, 1]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Unscale {
-    /// 1 / the loss's scale: of matrices whose product is not scaled (A).
+    /// 1 / the loss's scale: of what is not scaled itself (A, whole weights).
     pub plain: TensorId,
     /// The adapter's scale / the loss's: of those whose product is (B).
     pub scaled: TensorId,
@@ -34,15 +36,16 @@ pub fn differentiate(forward: Program, trainable: &[Trainable], unscale: Option<
     let nodes = forward.nodes.clone();
     let mut walk =
         Walk { b: Builder::resume(Program { forward_len, ..forward }), grads: HashMap::new(), needed, unscale };
+    let skips: HashMap<TensorId, u32> = trainable.iter().filter_map(|t| Some((t.tensor, t.skip?))).collect();
     for t in trainable {
         walk.declare_parameter_grad(t)?;
     }
     for (index, node) in nodes.iter().enumerate().rev() {
         walk.b.segment(node.segment);
-        if let (Op::HeadLoss { x, .. }, true) = (&node.op, index + 1 == nodes.len()) {
-            walk.seed_loss(index, *x)?;
-        } else {
-            walk.vjp(&node.op)?;
+        match &node.op {
+            Op::HeadLoss { x, weight, .. } if index + 1 == nodes.len() => walk.seed_loss(index, *x, *weight)?,
+            Op::Embed { table, ids, out } => walk.embed_vjp(*table, *ids, *out, skips.get(table).copied())?,
+            op => walk.vjp(op)?,
         }
     }
     Ok(walk.b.finish())
@@ -88,13 +91,26 @@ impl Walk {
         Ok(())
     }
 
-    /// The loss is the root: it writes its own input's gradient while it has the logits at hand.
-    fn seed_loss(&mut self, index: usize, x: TensorId) -> Result<()> {
-        if !self.needed.contains(&x) {
+    /// The loss is the root: it writes the gradients of its input and of the head while it has the logits at hand.
+    fn seed_loss(&mut self, index: usize, x: TensorId, weight: TensorId) -> Result<()> {
+        let dx = self.wants(x).then(|| self.grad_of(x).0);
+        let scale = self.weight_scale();
+        let dw = self.wants(weight).then(|| HeadDw { dw: self.grad_of(weight).0, scale });
+        if dx.is_none() && dw.is_none() {
             return Err(Error::invalid("nothing to train: no trainable tensor reaches the loss"));
         }
-        let (grad, _) = self.grad_of(x);
-        self.b.set_loss_gradient(index, grad)
+        self.b.set_loss_gradient(index, dx, dw)
+    }
+
+    fn embed_vjp(&mut self, table: TensorId, ids: TensorId, out: TensorId, skip: Option<u32>) -> Result<()> {
+        let Some(dy) = self.incoming(out).filter(|_| self.wants(table)) else { return Ok(()) };
+        let (dw, _) = self.grad_of(table);
+        self.b.push(Op::EmbedDw { ids, dy, skip, scale: self.weight_scale(), dw })
+    }
+
+    /// What the gradient of a whole weight is multiplied by.
+    fn weight_scale(&self) -> Option<TensorId> {
+        self.unscale.map(|u| u.plain)
     }
 
     fn wants(&self, id: TensorId) -> bool {
@@ -156,16 +172,23 @@ impl Walk {
     fn vjp(&mut self, op: &Op) -> Result<()> {
         match op {
             Op::RmsNorm { x, weight, eps, out } => {
-                self.refuse(op, *weight)?;
-                let Some(dy) = self.incoming(*out).filter(|_| self.wants(*x)) else { return Ok(()) };
+                let Some(dy) = self.incoming(*out) else { return Ok(()) };
+                if self.wants(*weight) {
+                    let (dw, _) = self.grad_of(*weight);
+                    self.b.push(Op::RmsNormDw { x: *x, eps: *eps, dy, scale: self.weight_scale(), dw })?;
+                }
+                if !self.wants(*x) {
+                    return Ok(());
+                }
                 let (dx, accumulate) = self.grad_of(*x);
                 self.b.push(Op::RmsNormBackward { x: *x, weight: *weight, eps: *eps, dy, dx, accumulate })
             }
             Op::MatMul { x, weight, bias, residual, out } => {
-                if let Some(bias) = bias {
-                    self.refuse(op, *bias)?;
-                }
                 let Some(dy) = self.incoming(*out) else { return Ok(()) };
+                if let Some(bias) = bias.filter(|bias| self.wants(*bias)) {
+                    let (db, _) = self.grad_of(bias);
+                    self.b.push(Op::ColumnSum { x: dy, scale: self.weight_scale(), out: db })?;
+                }
                 self.product_vjp(dy, *x, *weight, None)?;
                 match residual {
                     Some(r) if self.wants(*r) => self.pass_through(*r, dy),
@@ -200,12 +223,19 @@ impl Walk {
                 v_out: None,
                 ..
             } => {
-                for norm in [q_norm, k_norm].into_iter().flatten() {
-                    self.refuse(op, *norm)?;
-                }
                 let (Some(dq_out), Some(dk_out)) = (self.incoming(*q_out), self.incoming(*k_out)) else {
                     return Ok(());
                 };
+                for (x, norm, dout) in [(*q, *q_norm, dq_out), (*k, *k_norm, dk_out)] {
+                    let Some(norm) = norm.filter(|norm| self.wants(*norm)) else { continue };
+                    let (dw, _) = self.grad_of(norm);
+                    let (eps, head_dim, positions, rope) = (*eps, *head_dim, *positions, *rope);
+                    let scale = self.weight_scale();
+                    self.b.push(Op::QkNormDw { x, eps, head_dim, positions, rope, dout, scale, dw })?;
+                }
+                if !self.wants(*q) && !self.wants(*k) {
+                    return Ok(());
+                }
                 let (dq, add_q) = self.overwriting(*q);
                 let (dk, add_k) = self.overwriting(*k);
                 self.b.push(Op::QkNormRopeBackward {
@@ -257,7 +287,8 @@ impl Walk {
                 self.b.push(Op::GluBackward { gate: *gate, up: *up, activation: *activation, dout, dgate, dup })?;
                 self.push_all([add_gate, add_up])
             }
-            Op::Embed { table, .. } => self.refuse(op, *table),
+            // Noise on the embeddings: what is added is not trained, and the sum's gradient is the embeddings'.
+            Op::Accumulate { x, .. } => self.refuse(op, *x),
             // What works out the last loss's weights: that is its derivative already.
             Op::HeadLoss { .. } | Op::PreferenceLoss { .. } => Ok(()),
             other => {

@@ -14,7 +14,7 @@ mod runs;
 
 pub use builder::Builder;
 pub use differentiate::{Trainable, Unscale, differentiate};
-pub use op::{Access, Geometry, IMPOSSIBLE, KvLayout, MOMENT_BLOCK, Op, SEEN, dropout_keeps, dynamic_map};
+pub use op::{Access, Geometry, HeadDw, IMPOSSIBLE, KvLayout, MOMENT_BLOCK, Op, SEEN, dropout_keeps, dynamic_map};
 pub use plan::{MemoryPlan, Slot, plan, plan_groups};
 pub use recompute::{recompute, recompute_cheap};
 pub use runs::{NormProducts, RunProduct, norm_products, reads};

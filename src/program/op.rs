@@ -55,22 +55,38 @@ pub enum KvLayout {
     },
 }
 
+/// Where the gradient of the head's weight goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadDw {
+    /// f32 `[V, K]`.
+    pub dw: TensorId,
+    /// f32 `[1, 1]`: what the gradient is multiplied by before it is added; 1 where absent.
+    pub scale: Option<TensorId>,
+}
+
 /// One fused op. See the module's note on shapes.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // each variant's formula names its fields
 pub enum Op {
     /// `out[t] = table[ids[t]]`: table any weight dtype `[V, K]`, ids u32 `[1, T]`, out `[T, K]`.
     Embed { table: TensorId, ids: TensorId, out: TensorId },
+    /// `dw[ids[t]] += scale · dy[t]`, in the order of t: the gradient of [`Op::Embed`]'s table. dy `[T, K]`, dw f32 `[V, K]`,
+    /// scale f32 `[1, 1]`. Rows whose id is `skip` are left out (`padding_idx` of PyTorch's embedding).
+    EmbedDw { ids: TensorId, dy: TensorId, skip: Option<u32>, scale: Option<TensorId>, dw: TensorId },
     /// `out = x / sqrt(mean(x²) + eps) · weight`: x, out `[T, K]`, weight f32 `[1, K]`.
     RmsNorm { x: TensorId, weight: TensorId, eps: f32, out: TensorId },
     /// `dx (+)= ∂/∂x of RmsNorm`, given dy; dx is added to where `accumulate`.
     RmsNormBackward { x: TensorId, weight: TensorId, eps: f32, dy: TensorId, dx: TensorId, accumulate: bool },
+    /// `dw += scale · Σ_t dy[t] · x[t] / sqrt(mean(x[t]²) + eps)`: the gradient of RmsNorm's weight, f32 `[1, K]`.
+    RmsNormDw { x: TensorId, eps: f32, dy: TensorId, scale: Option<TensorId>, dw: TensorId },
     /// `out = x · weightᵀ (+ bias) (+ residual)`: x `[T, K]`, weight any dtype `[N, K]`, bias f32 `[1, N]`.
     MatMul { x: TensorId, weight: TensorId, bias: Option<TensorId>, residual: Option<TensorId>, out: TensorId },
     /// `dx (+)= scale · dy · weight`: dy `[T, N]`, weight any dtype `[N, K]`, dx `[T, K]`, scale f32 `[1, 1]`.
     MatMulDx { dy: TensorId, weight: TensorId, scale: Option<TensorId>, dx: TensorId, accumulate: bool },
     /// `dw += scale · dyᵀ · x`: dy `[T, N]`, x `[T, K]`, dw f32 `[N, K]`. Always accumulates.
     MatMulDw { dy: TensorId, x: TensorId, scale: Option<TensorId>, dw: TensorId },
+    /// `out += scale · Σ_t x[t]`: x `[T, K]`, out f32 `[1, K]`, scale f32 `[1, 1]`. The gradient of a bias.
+    ColumnSum { x: TensorId, scale: Option<TensorId>, out: TensorId },
     /// `out[t] = x[t] · A[slot(t)]ᵀ`: a f32 or as x `[slots · rank, K]`, out `[T, rank]`. `slots` u32 `[1, T]` names the
     /// adapter of each row, `u32::MAX` for none (the row becomes 0); without it every row has slot 0.
     LoraShrink { x: TensorId, a: TensorId, slots: Option<TensorId>, rank: usize, out: TensorId },
@@ -115,6 +131,18 @@ pub enum Op {
         dq: TensorId,
         dk: TensorId,
     },
+    /// The gradient of one of QkNormRopeKv's norms, f32 `[1, D]`: x `[T, heads · D]` is q or k, dout the gradient of q_out or
+    /// k_out. `dw += scale · Σ back(dout[t, h]) · x[t, h] / sqrt(mean(x[t, h]²) + eps)`, where back undoes the rotation.
+    QkNormDw {
+        x: TensorId,
+        eps: f32,
+        head_dim: usize,
+        positions: TensorId,
+        rope: TensorId,
+        dout: TensorId,
+        scale: Option<TensorId>,
+        dw: TensorId,
+    },
     /// Causal softmax attention of variable length: q, out `[T, H·D]`; k, v rows of `[·, G·D]` (or of a cache of 8-bit
     /// codes, `program::cache`) found through `layout`; seqs u32 `[1, T]` is each row's sequence, positions u32 `[1, T]` its position (with a packed
     /// layout the position is the row's distance from its sequence's first row and `positions` is not read).
@@ -156,6 +184,7 @@ pub enum Op {
     /// row chunks so that the logits never exist whole: `logits` `[chunk, V]` is scratch. `loss` f32 `[T, 1]` in
     /// nat. Where `dx` is there, `dx = scale · weights[t] · (softmax − onehot) · weight`, scale f32 `[1, 1]`, weights f32
     /// `[1, T]` (all 1 where absent).
+    /// Where `dw` is there, its tensor (f32, of weight's shape) gains the gradient of weight, times its own scale.
     /// With `smoothing` ε the label is `(1 − ε) · onehot + ε / V` instead, in loss and gradient (transformers' `LabelSmoother`).
     HeadLoss {
         x: TensorId,
@@ -167,6 +196,7 @@ pub enum Op {
         logits: TensorId,
         loss: TensorId,
         dx: Option<TensorId>,
+        dw: Option<HeadDw>,
     },
     /// The loss of pairs of sequences, a preferred one c and a rejected one r after it, and its derivative with respect to
     /// each token's cross-entropy. Sequence s has the rows `bounds[s] .. bounds[s + 1]` (u32 `[1, 2 · pairs + 1]`) of
@@ -257,16 +287,20 @@ impl Op {
     pub fn name(&self) -> &'static str {
         match self {
             Op::Embed { .. } => "embed",
+            Op::EmbedDw { .. } => "embed_dw",
             Op::RmsNorm { .. } => "rms_norm",
             Op::RmsNormBackward { .. } => "rms_norm_backward",
+            Op::RmsNormDw { .. } => "rms_norm_dw",
             Op::MatMul { .. } => "matmul",
             Op::MatMulDx { .. } => "matmul_dx",
             Op::MatMulDw { .. } => "matmul_dw",
+            Op::ColumnSum { .. } => "column_sum",
             Op::LoraShrink { .. } => "lora_shrink",
             Op::LoraExpand { .. } => "lora_expand",
             Op::Dropout { .. } => "dropout",
             Op::QkNormRopeKv { .. } => "qk_norm_rope_kv",
             Op::QkNormRopeBackward { .. } => "qk_norm_rope_backward",
+            Op::QkNormDw { .. } => "qk_norm_dw",
             Op::Attention { .. } => "attention",
             Op::AttentionBackward { .. } => "attention_backward",
             Op::Glu { .. } => "glu",
@@ -298,6 +332,12 @@ impl Op {
                 f(ids, Read);
                 f(out, Write);
             }
+            Op::EmbedDw { ids, dy, scale, dw, .. } => {
+                f(ids, Read);
+                f(dy, Read);
+                visit_all([scale], f);
+                f(dw, ReadWrite);
+            }
             Op::RmsNorm { x, weight, out, .. } => {
                 f(x, Read);
                 f(weight, Read);
@@ -308,6 +348,12 @@ impl Op {
                 f(weight, Read);
                 f(dy, Read);
                 f(dx, grown(accumulate));
+            }
+            Op::RmsNormDw { x, dy, scale, dw, .. } => {
+                f(x, Read);
+                f(dy, Read);
+                visit_all([scale], f);
+                f(dw, ReadWrite);
             }
             Op::MatMul { x, weight, bias, residual, out } => {
                 f(x, Read);
@@ -326,6 +372,11 @@ impl Op {
                 f(x, Read);
                 visit_all([scale], f);
                 f(dw, ReadWrite);
+            }
+            Op::ColumnSum { x, scale, out } => {
+                f(x, Read);
+                visit_all([scale], f);
+                f(out, ReadWrite);
             }
             Op::LoraShrink { x, a, slots, out, .. } => {
                 f(x, Read);
@@ -371,6 +422,13 @@ impl Op {
                 f(dq, Write);
                 f(dk, Write);
             }
+            Op::QkNormDw { x, positions, rope, dout, scale, dw, .. } => {
+                for id in [x, positions, rope, dout] {
+                    f(id, Read);
+                }
+                visit_all([scale], f);
+                f(dw, ReadWrite);
+            }
             Op::Attention { q, k, v, seqs, positions, layout, out, lse, .. } => {
                 f(q, Read);
                 f(k, Read);
@@ -411,7 +469,7 @@ impl Op {
                 f(rows, Read);
                 f(out, Write);
             }
-            Op::HeadLoss { x, weight, labels, scale, weights, logits, loss, dx, .. } => {
+            Op::HeadLoss { x, weight, labels, scale, weights, logits, loss, dx, dw, .. } => {
                 for id in [x, weight, labels, scale] {
                     f(id, Read);
                 }
@@ -420,6 +478,10 @@ impl Op {
                 f(loss, Write);
                 if let Some(dx) = dx {
                     f(dx, Write);
+                }
+                if let Some(HeadDw { dw, scale }) = dw {
+                    visit_all([scale], f);
+                    f(dw, ReadWrite);
                 }
             }
             Op::PreferenceLoss { loss, kinds, bounds, reference, hyper, weights, pairs } => {

@@ -1,10 +1,12 @@
 //! The adapter of a run: where it comes from, and its way between PEFT's form and the flat device buffer.
 
 use super::recipe::{DEFAULT_ALPHA, DEFAULT_RANK, Recipe};
+use super::whole;
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, AdapterConfig, LoraWeights, TargetModules};
 use crate::model::ModelConfig;
 use crate::model::lora::{LoraEntry, LoraLayout, Projection};
+use crate::model::whole::TrainLayout;
 use crate::tensor::HostTensor;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -15,7 +17,7 @@ pub struct Start {
     /// What adapter_config.json will say.
     pub config: AdapterConfig,
     /// Places in the flat buffer.
-    pub layout: LoraLayout,
+    pub layout: TrainLayout,
     /// alpha / rank, or alpha / √rank.
     pub scale: f32,
     /// The flat buffer.
@@ -42,7 +44,7 @@ pub fn fresh(recipe: &Recipe, model: &ModelConfig) -> Result<Start> {
         let bound = 1.0 / (entry.inputs as f32).sqrt();
         params[entry.a..entry.a + rank * entry.inputs].fill_with(|| rng.random_range(-bound..bound));
     }
-    Ok(Start { config, layout, scale: scale as f32, params })
+    Ok(Start { config, layout: layout.into(), scale: scale as f32, params })
 }
 
 /// The same decimal number in f64: 0.1f32 becomes 0.1, not 0.10000000149.
@@ -65,6 +67,11 @@ pub fn existing(adapter: &Adapter, origin: &str, recipe: &Recipe, model: &ModelC
     }
     if let Some(a) = recipe.alpha.filter(|a| *a != alpha) {
         return Err(differs("alpha", a.to_string(), alpha.to_string()));
+    }
+    let saved = &adapter.config.modules_to_save;
+    if !recipe.modules_to_save.is_empty() && recipe.modules_to_save != *saved {
+        let theirs = if saved.is_empty() { "none".to_owned() } else { saved.join(", ") };
+        return Err(differs("modules_to_save", recipe.modules_to_save.join(", "), theirs));
     }
     let theirs = adapter.config.use_rslora;
     if let Some(wanted) = recipe.use_rslora.filter(|wanted| *wanted != theirs) {
@@ -100,7 +107,7 @@ pub fn existing(adapter: &Adapter, origin: &str, recipe: &Recipe, model: &ModelC
     }
     let Some(scale) = scale else { return unsupported("it has no weights".into()) };
     let config = AdapterConfig { lora_dropout: decimal(recipe.dropout), ..adapter.config.clone() };
-    Ok(Start { config, layout, scale, params })
+    Ok(Start { config, layout: layout.into(), scale, params })
 }
 
 /// Where A lies in the flat buffer.
@@ -127,7 +134,9 @@ fn write(tensor: &HostTensor, to: &mut [f32]) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Internal`] for a buffer that is shorter than its layout.
-pub fn to_adapter(config: &AdapterConfig, layout: &LoraLayout, scale: f32, flat: &[f32]) -> Result<Adapter> {
+pub fn to_adapter(config: &AdapterConfig, layout: &TrainLayout, scale: f32, flat: &[f32]) -> Result<Adapter> {
+    let saved = whole::tensors(layout, flat)?;
+    let layout = &layout.lora;
     let short = || Error::internal("the adapter buffer is shorter than its layout");
     let mut modules = BTreeMap::new();
     for entry in &layout.entries {
@@ -140,5 +149,5 @@ pub fn to_adapter(config: &AdapterConfig, layout: &LoraLayout, scale: f32, flat:
         };
         modules.insert(entry.module.clone(), weights);
     }
-    Ok(Adapter { config: config.clone(), modules })
+    Ok(Adapter { config: config.clone(), modules, saved })
 }

@@ -1,17 +1,18 @@
-//! Checkpoints: the adapter, AdamW's moments and the place in the data.
+//! Checkpoints: the adapter (or the model), AdamW's moments and the place in the data.
 //!
-//! `checkpoint-N/` holds PEFT's two files (so it loads like any adapter), `optimizer.safetensors` (the moments `m` and
+//! `checkpoint-N/` holds PEFT's two files (so it loads like any adapter), in full fine-tuning those of a Hugging Face model in f32, `optimizer.safetensors` (the moments `m` and
 //! `v` as the device's buffers hold them; those of 8 bits as u32 words of four codes, with `m_max` and `v_max`) and `trainer_state.json`. Order of rows and dropout masks
 //! follow from the seed and the step, so there is no generator state to keep.
 
+use super::outcome::Outcome;
 use super::recipe::Recipe;
 use super::rows::Rows;
 use crate::error::{Error, Result};
-use crate::format::peft::Adapter;
+use crate::format::Checkpoint;
 use crate::format::safetensors::{self, Tensors};
 use crate::format::safetensors_write::{write_file, write_json};
 use crate::format::source::Source;
-use crate::model::ModelConfig;
+use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -53,7 +54,7 @@ pub struct Saved {
     /// The checkpoint's folder; the parent folder when writing.
     pub folder: PathBuf,
     /// Parameters.
-    pub adapter: Adapter,
+    pub outcome: Outcome,
     /// What `Trainer::moments` gave.
     pub moments: Tensors,
     /// Steps done.
@@ -68,7 +69,7 @@ impl Saved {
     /// # Errors
     /// [`Error::Invalid`] where there is none, or recipe or data differ from those it was made with, naming what;
     /// [`Error::Format`] for corrupt files.
-    pub fn read(folder: &Path, recipe: &Recipe, model: &ModelConfig, rows: &Rows) -> Result<Self> {
+    pub fn read(folder: &Path, recipe: &Recipe, base: &Checkpoint, rows: &Rows) -> Result<Self> {
         let folder = locate(folder)?;
         let path = folder.join(STATE);
         let file = path.display().to_string();
@@ -89,9 +90,9 @@ impl Saved {
             );
             return Err(Error::invalid(message));
         }
-        let adapter = Adapter::read(&folder, model)?;
+        let outcome = Outcome::read(&folder, base, recipe.full_finetuning)?;
         let source = Source::open(&folder.join(OPTIMIZER))?;
-        Ok(Self { moments: safetensors::read_state(&source)?, folder, adapter, step: state.step, best: state.best })
+        Ok(Self { moments: safetensors::read_state(&source)?, folder, outcome, step: state.step, best: state.best })
     }
 }
 
@@ -167,11 +168,12 @@ pub fn prune(folder: &Path, limit: usize, best: &Best) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn write(saved: &Saved, recipe: &Recipe, rows: &Rows, position: usize) -> Result<PathBuf> {
+pub fn write(saved: &Saved, base: &Checkpoint, recipe: &Recipe, rows: &Rows, position: usize) -> Result<PathBuf> {
     let name = format!("checkpoint-{}", saved.step);
     let (done, partial) = (saved.folder.join(&name), saved.folder.join(format!("{name}.partial")));
     remove(&partial)?;
-    saved.adapter.write(&partial)?;
+    // In f32 whatever the model's type: a run goes on from the very numbers that it had.
+    saved.outcome.write(&partial, base, Some(DType::F32))?;
     write_file(&partial.join(OPTIMIZER), saved.moments.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
     let state = State {
         format: FORMAT,

@@ -12,9 +12,11 @@ use crate::error::{Error, Result};
 use crate::format::lazy::{Bytes, LazyTensor};
 use crate::format::peft::{Adapter, LoraWeights};
 use crate::format::quant::{dequantise_row, quantise_row};
+use crate::format::safetensors::Tensors;
 use crate::format::safetensors_write::{MAX_SHARD_BYTES, write_folder_lazy, write_json};
 use crate::format::{Checkpoint, TokenizerSource};
 use crate::model::text_tools;
+use crate::model::weights::{EMBED, HEAD};
 use crate::tensor::{DType, HostTensor};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -45,25 +47,71 @@ pub fn merge(
     folder: &Path,
     dtype: Option<DType>,
 ) -> Result<MergeReport> {
-    let dtype = dtype.unwrap_or_else(|| own_dtype(checkpoint));
-    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    // The source is memory-mapped: overwriting it would tear it from under us.
+    check_modules(checkpoint, adapter)?;
+    write_merged(checkpoint, &whole_of(checkpoint, adapter), adapter, folder, dtype)
+}
+
+/// The model with every tensor of `trained` in the place of its own, as [`merge`] writes it.
+///
+/// # Errors
+/// As [`merge`].
+pub fn merge_tensors(
+    checkpoint: &Checkpoint,
+    trained: &Tensors,
+    folder: &Path,
+    dtype: Option<DType>,
+) -> Result<MergeReport> {
+    let tensors = checkpoint.tensors.iter().map(|(name, own)| (name.as_str(), trained.get(name).unwrap_or(own)));
+    write_merged(checkpoint, &tensors.collect(), None, folder, dtype)
+}
+
+/// Refuses the model's own folder: its files are memory-mapped, and overwriting them would tear them from under us.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn not_its_own(checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
     let source = &checkpoint.path;
     if same(source, folder) || source.parent().is_some_and(|parent| source.is_file() && same(parent, folder)) {
         return Err(Error::invalid(format!("{}: is the model's own folder; name another one", folder.display())));
     }
-    check_modules(checkpoint, adapter)?;
-    let tensors: Vec<LazyTensor> = checkpoint
-        .tensors
+    Ok(())
+}
+
+/// The model's tensors, those of the adapter's saved modules in their places. A head that was the embedding is one of its own
+/// where either was saved: they are no longer equal.
+fn whole_of<'a>(checkpoint: &'a Checkpoint, adapter: Option<&'a Adapter>) -> BTreeMap<&'a str, &'a HostTensor> {
+    let mut tensors: BTreeMap<&str, &HostTensor> = checkpoint.tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let Some(adapter) = adapter else { return tensors };
+    if adapter.saved.keys().any(|name| name == EMBED || name == HEAD)
+        && let Some(table) = tensors.get(EMBED).copied()
+    {
+        tensors.entry(HEAD).or_insert(table);
+    }
+    tensors.extend(adapter.saved.iter().map(|(name, tensor)| (name.as_str(), tensor)));
+    tensors
+}
+
+fn write_merged(
+    checkpoint: &Checkpoint,
+    tensors: &BTreeMap<&str, &HostTensor>,
+    adapter: Option<&Adapter>,
+    folder: &Path,
+    dtype: Option<DType>,
+) -> Result<MergeReport> {
+    let dtype = dtype.unwrap_or_else(|| own_dtype(checkpoint));
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    not_its_own(checkpoint, folder)?;
+    let tied = checkpoint.config.tied_head && !tensors.contains_key(HEAD);
+    let tensors: Vec<LazyTensor> = tensors
         .iter()
         .map(|(name, tensor)| {
             let lora = lora_of(adapter, name);
-            LazyTensor::new(name, dtype, tensor.shape.clone(), move || merged(name, tensor, lora, dtype))
+            LazyTensor::new(*name, dtype, tensor.shape.clone(), move || merged(name, tensor, lora, dtype))
         })
         .collect();
     write_folder_lazy(folder, &tensors, MAX_SHARD_BYTES)?;
-    write_json(&folder.join("config.json"), &config_json(checkpoint, dtype))?;
+    write_json(&folder.join("config.json"), &config_json(checkpoint, dtype, tied))?;
     write_json(&folder.join("generation_config.json"), &generation_json(checkpoint))?;
     write_tokenizer(checkpoint, folder)?;
     Ok(MergeReport { dtype, bytes: tensors.iter().filter_map(LazyTensor::byte_len).map(|bytes| bytes as u64).sum() })
@@ -74,6 +122,15 @@ fn check_modules(checkpoint: &Checkpoint, adapter: Option<&Adapter>) -> Result<(
     for module in adapter.iter().flat_map(|adapter| adapter.modules.keys()) {
         if !checkpoint.tensors.contains_key(&format!("{module}.weight")) {
             return Err(Error::invalid(format!("the adapter changes '{module}', which the model does not have")));
+        }
+    }
+    for (name, tensor) in adapter.iter().flat_map(|adapter| &adapter.saved) {
+        let own = checkpoint.tensors.get(if name == HEAD && checkpoint.config.tied_head { EMBED } else { name });
+        if own.is_none_or(|own| own.shape != tensor.shape) {
+            return Err(Error::invalid(format!(
+                "the adapter's saved '{name}' {:?} does not fit the model",
+                tensor.shape
+            )));
         }
     }
     Ok(())
@@ -141,7 +198,7 @@ fn encode(name: &str, values: &[f32], cols: usize, dtype: DType) -> Result<Vec<u
     Ok(parts.concat())
 }
 
-fn config_json(checkpoint: &Checkpoint, dtype: DType) -> Value {
+fn config_json(checkpoint: &Checkpoint, dtype: DType, tied: bool) -> Value {
     let mut config = checkpoint.raw_config.clone();
     let name = match dtype {
         DType::F16 => "float16",
@@ -152,7 +209,7 @@ fn config_json(checkpoint: &Checkpoint, dtype: DType) -> Value {
         // transformers 5 calls it `dtype` and still reads the older name.
         let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         config.insert(key.into(), name.into());
-        config.insert("tie_word_embeddings".into(), checkpoint.config.tied_head.into());
+        config.insert("tie_word_embeddings".into(), tied.into());
         config.remove("quantization_config");
     }
     config

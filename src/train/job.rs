@@ -9,11 +9,13 @@ use super::batch::{MicroBatch, Order};
 use super::checkpoint::{self, Best, Saved};
 use super::data::{self, DataReport, Row};
 use super::evaluate::Evaluation;
+use super::outcome::Outcome;
 use super::preference::{self, PairReport};
 use super::recipe::{DEFAULT_EPOCHS, Recipe};
 use super::report::{EvalReport, MemoryReport, StepReport};
 use super::rows::Rows;
 use super::trainer::{Reference, Trainer, TrainerOptions, Update, live_peak};
+use super::whole;
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, AdapterConfig};
 use crate::model::LoadedModel;
@@ -34,6 +36,7 @@ const MERGED_BYTES: usize = 1 << 30;
 /// A run between two optimizer steps.
 pub struct Job {
     recipe: Recipe,
+    model: Arc<LoadedModel>,
     config: AdapterConfig,
     scale: f32,
     trainer: Trainer,
@@ -151,15 +154,8 @@ impl Job {
             Some(auto) if auto == Path::new("auto") => checkpoint::latest(&recipe.output),
             given => given.map(Path::to_owned),
         };
-        let saved = saved.map(|folder| Saved::read(&folder, recipe, config, &rows)).transpose()?;
-        let start = match (&saved, init, &recipe.init_adapter) {
-            (Some(saved), ..) => existing(&saved.adapter, &saved.folder.display().to_string(), recipe, config)?,
-            (None, Some(adapter), _) => existing(adapter, "the given adapter", recipe, config)?,
-            (None, None, Some(folder)) => {
-                existing(&Adapter::read(folder, config)?, &folder.display().to_string(), recipe, config)?
-            }
-            (None, None, None) => fresh(recipe, config)?,
-        };
+        let saved = saved.map(|folder| Saved::read(&folder, recipe, &model.checkpoint, &rows)).transpose()?;
+        let start = start(model, recipe, saved.as_ref(), init)?;
         let Start { config: mut adapter, layout, scale, params } = start;
         adapter.base_model.get_or_insert_with(|| model.name.clone());
         let per_step = recipe.batch_size * recipe.grad_accum;
@@ -208,6 +204,7 @@ impl Job {
         }
         Ok(Self {
             recipe: recipe.clone(),
+            model: model.clone(),
             config: adapter,
             scale,
             trainer,
@@ -393,17 +390,33 @@ impl Job {
     /// The adapter as it is now.
     ///
     /// # Errors
-    /// [`Error::Device`].
+    /// [`Error::Device`]; [`Error::Unsupported`] in full fine-tuning.
     pub fn adapter(&self) -> Result<Adapter> {
-        to_adapter(&self.config, self.trainer.layout(), self.scale, &self.trainer.params()?)
+        self.outcome()?.into_adapter()
     }
 
-    /// The gradients added up so far, under the names and in the shapes of the adapter.
+    /// What has been trained, as it is now.
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub fn gradients(&self) -> Result<Adapter> {
-        to_adapter(&self.config, self.trainer.layout(), self.scale, &self.trainer.gradients()?)
+    pub fn outcome(&self) -> Result<Outcome> {
+        self.named(&self.trainer.params()?)
+    }
+
+    /// The gradients added up so far, under the names and in the shapes of what is trained.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn gradients(&self) -> Result<Outcome> {
+        self.named(&self.trainer.gradients()?)
+    }
+
+    fn named(&self, flat: &[f32]) -> Result<Outcome> {
+        let layout = self.trainer.layout();
+        Ok(match self.recipe.full_finetuning {
+            true => Outcome::Model(whole::tensors(layout, flat)?),
+            false => Outcome::Adapter(to_adapter(&self.config, layout, self.scale, flat)?),
+        })
     }
 
     /// Writes `checkpoint-N` into `folder`: what [`Recipe::resume`] needs. Gives its path.
@@ -414,13 +427,13 @@ impl Job {
         let moments = self.trainer.moments()?;
         let saved = Saved {
             folder: folder.to_owned(),
-            adapter: self.adapter()?,
+            outcome: self.outcome()?,
             moments,
             step: self.done,
             best: self.best.clone(),
         };
         let position = self.position(self.done);
-        let path = checkpoint::write(&saved, &self.recipe, &self.rows, position)?;
+        let path = checkpoint::write(&saved, &self.model.checkpoint, &self.recipe, &self.rows, position)?;
         if let Some(limit) = self.recipe.save_total_limit {
             checkpoint::prune(folder, limit, &self.best)?;
         }
@@ -492,6 +505,35 @@ impl Job {
         }
         let step = self.done + 1;
         Err(Error::invalid(format!("step {step}: the {what} is {value}; a lower lr or a longer warm-up may help")))
+    }
+}
+
+/// What a run starts from: a checkpoint, an adapter, or the model alone.
+fn start(model: &Arc<LoadedModel>, recipe: &Recipe, saved: Option<&Saved>, init: Option<&Adapter>) -> Result<Start> {
+    if recipe.full_finetuning {
+        if init.is_some() {
+            return Err(Error::invalid("full_finetuning trains the model's own weights: it starts from no adapter"));
+        }
+        return whole::full(model, saved.map(|saved| saved.outcome.whole()));
+    }
+    let (checkpoint, config) = (&model.checkpoint, model.config());
+    let go_on = |adapter: &Adapter, origin: &str| {
+        let given = (!adapter.config.modules_to_save.is_empty()).then_some(&adapter.saved);
+        whole::beside(existing(adapter, origin, recipe, config)?, recipe, checkpoint, given)
+    };
+    match (saved, init, &recipe.init_adapter) {
+        (Some(Saved { outcome: Outcome::Adapter(adapter), folder, .. }), ..) => {
+            go_on(adapter, &folder.display().to_string())
+        }
+        (Some(saved), ..) => {
+            let folder = saved.folder.display();
+            Err(Error::invalid(format!(
+                "{folder} is a checkpoint of full_finetuning, which this recipe does not ask for"
+            )))
+        }
+        (None, Some(adapter), _) => go_on(adapter, "the given adapter"),
+        (None, None, Some(folder)) => go_on(&Adapter::read(folder, config)?, &folder.display().to_string()),
+        (None, None, None) => whole::beside(fresh(recipe, config)?, recipe, checkpoint, None),
     }
 }
 

@@ -1,4 +1,4 @@
-//! LoRA fine-tuning over the model's own program.
+//! Fine-tuning over the model's own program: LoRA, whole modules beside it, or every weight.
 //!
 //! [`run`] does a whole run from a [`Recipe`]; [`Job`] is the same step by step. The base model is the copy that
 //! also serves: it is borrowed, never changed.
@@ -8,7 +8,7 @@
 //! - `preference`: pairs of answers
 //! - `trainer`: programs and buffers on the device
 //! - `evaluate`, `optimizer`, `noise`: losses of other rows, updates, NEFTune
-//! - `adapter`, `checkpoint`, `export`: from and to files
+//! - `adapter`, `whole`, `outcome`, `checkpoint`, `export`: from and to files
 //! - `run`, `report`, `log`, `tensorboard`, `plot`: a whole run, and what it says about itself
 
 pub(crate) mod adapter;
@@ -25,6 +25,7 @@ mod job;
 mod log;
 mod noise;
 mod optimizer;
+mod outcome;
 pub mod plot;
 pub mod preference;
 mod recipe;
@@ -35,12 +36,14 @@ mod run;
 mod schedule;
 mod tensorboard;
 pub mod trainer;
+pub(crate) mod whole;
 
 pub use checkpoint::Best;
 pub use data::DataReport;
 pub use files::DataFile;
 pub use job::{Accumulated, Job};
 pub use optimizer::OptimizerOptions;
+pub use outcome::Outcome;
 pub use preference::{PairReport, Preference, PreferenceLoss};
 pub use recipe::{BadRows, DEFAULT_ALPHA, DEFAULT_EPOCHS, DEFAULT_RANK, LossOn, Optim, Recipe};
 pub use report::{EvalReport, MemoryReport, Observer, StepReport, Summary};

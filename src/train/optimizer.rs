@@ -6,7 +6,9 @@ use super::trainer::Update;
 use crate::backend::{Bindings, Buffer, BufferDesc, Device, Executable};
 use crate::error::{Error, Result};
 use crate::format::safetensors::Tensors;
-use crate::model::optimizer::{OptimizerProgram, Rule, SPAN_ALIGN, norm_program, optimizer_program, span_program};
+use crate::model::optimizer::{
+    OptimizerProgram, Rule, SPAN_ALIGN, Span, norm_program, optimizer_program, span_program,
+};
 use crate::program::{TensorId, dynamic_map};
 use crate::tensor::{DType, HostBytes, HostTensor};
 use std::ops::Range;
@@ -39,9 +41,7 @@ struct Step {
     executable: Box<dyn Executable>,
     program: OptimizerProgram,
     /// Of the parameters.
-    spans: Vec<Range<usize>>,
-    /// What the learning rate of each span is multiplied by.
-    ratios: Vec<f64>,
+    spans: Vec<Span>,
 }
 
 /// One kind of moment where it is kept.
@@ -52,7 +52,7 @@ enum Kept {
     Host { piece: Buffer, bytes: Vec<u8>, dtype: DType, len: usize },
 }
 
-/// An optimizer over the flat adapter buffer.
+/// An optimizer over the flat buffer of what is trained.
 pub struct Optimizer {
     device: Arc<dyn Device>,
     options: OptimizerOptions,
@@ -64,8 +64,7 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// Allocates the moments and compiles. `bindings` has the parameters and gradients, `len` numbers each; B's begin at
-    /// `b_start`.
+    /// Allocates the moments and compiles. `bindings` has the parameters and gradients, `len` numbers each, in `spans`.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Device`].
@@ -73,14 +72,10 @@ impl Optimizer {
         device: Arc<dyn Device>,
         bindings: &Bindings,
         len: usize,
-        b_start: usize,
+        spans: Vec<Span>,
         options: OptimizerOptions,
     ) -> Result<Self> {
         let (rule, paged) = (options.optim.rule(), options.optim.paged());
-        let spans: Vec<(Range<usize>, f64)> = match options.b_lr_ratio {
-            Some(ratio) => vec![(0..b_start, 1.0), (b_start..len, ratio)],
-            None => vec![(0..len, 1.0)],
-        };
         let page = PAGE.next_multiple_of(SPAN_ALIGN).min(len);
         let mut bindings = bindings.clone();
         let mut moments = Vec::new();
@@ -95,25 +90,25 @@ impl Optimizer {
                 false => Kept::Device(buffer),
             });
         }
-        let compile = |program: OptimizerProgram, spans: Vec<(Range<usize>, f64)>| -> Result<Step> {
+        let compile = |program: OptimizerProgram, spans: Vec<Span>| -> Result<Step> {
             let executable = device.compile(Arc::new(program.program.clone()), &bindings)?;
-            let (spans, ratios) = spans.into_iter().unzip();
-            Ok(Step { executable, program, spans, ratios })
+            Ok(Step { executable, program, spans })
         };
         let (norm, steps) = if paged {
-            let pieces: Vec<(Range<usize>, f64)> = spans
-                .iter()
-                .flat_map(|(span, ratio)| span.clone().step_by(page).map(|at| (at..(at + page).min(span.end), *ratio)))
-                .collect();
+            let cut = |span: &Span| -> Vec<Span> {
+                let starts = span.range.clone().step_by(page);
+                starts.map(|at| Span { range: at..(at + page).min(span.range.end), ..span.clone() }).collect()
+            };
+            let pieces: Vec<Span> = spans.iter().flat_map(cut).collect();
             let last = pieces.len().saturating_sub(1);
             let steps = pieces
                 .into_iter()
                 .enumerate()
-                .map(|(i, piece)| compile(span_program(rule, len, &piece.0, i == last)?, vec![piece]));
+                .map(|(i, piece)| compile(span_program(rule, len, &piece.range, i == last)?, vec![piece]));
             let steps = steps.collect::<Result<_>>()?;
             (Some(compile(norm_program(len)?, vec![])?), steps)
         } else {
-            let ranges: Vec<_> = spans.iter().map(|(span, _)| span.clone()).collect();
+            let ranges: Vec<_> = spans.iter().map(|span| span.range.clone()).collect();
             (None, vec![compile(optimizer_program(rule, len, &ranges)?, spans)?])
         };
         let mut me = Self { device, options, rule, norm, steps, moments };
@@ -147,8 +142,8 @@ impl Optimizer {
         }
         let paged = self.norm.is_some();
         for step in &mut self.steps {
-            for (hyper, ratio) in step.program.hyper.iter().zip(&step.ratios) {
-                step.executable.write(*hyper, bytemuck::cast_slice(&numbers(&self.options, update, *ratio)))?;
+            for (hyper, span) in step.program.hyper.iter().zip(&step.spans) {
+                step.executable.write(*hyper, bytemuck::cast_slice(&numbers(&self.options, update, span)))?;
             }
             if !paged {
                 step.executable.run()?;
@@ -158,13 +153,13 @@ impl Optimizer {
             step.executable.write(step.program.norm, bytemuck::bytes_of(&norm))?;
             for kept in &self.moments {
                 if let Kept::Host { piece, bytes, .. } = kept {
-                    self.device.write(piece, 0, &bytes[place(self.rule, piece, &step.spans[0])])?;
+                    self.device.write(piece, 0, &bytes[place(self.rule, piece, &step.spans[0].range)])?;
                 }
             }
             step.executable.run()?;
             for kept in &mut self.moments {
                 if let Kept::Host { piece, bytes, .. } = kept {
-                    let place = place(self.rule, piece, &step.spans[0]);
+                    let place = place(self.rule, piece, &step.spans[0].range);
                     self.device.read(piece, 0, &mut bytes[place])?;
                 }
             }
@@ -246,15 +241,15 @@ fn place(rule: Rule, buffer: &Buffer, span: &Range<usize>) -> Range<usize> {
 }
 
 /// The eight numbers of the optimizer's ops, see [`crate::program::Op::AdamW`].
-fn numbers(options: &OptimizerOptions, update: &Update, ratio: f64) -> [f32; 8] {
+fn numbers(options: &OptimizerOptions, update: &Update, span: &Span) -> [f32; 8] {
     let (beta1, beta2) = options.betas;
     let correction = |beta: f64| 1.0 - beta.powf(update.step as f64);
     [
-        update.lr * ratio,
+        update.lr * span.lr_ratio,
         beta1,
         beta2,
         options.epsilon,
-        update.weight_decay,
+        if span.decays { update.weight_decay } else { 0.0 },
         correction(beta1),
         correction(beta2),
         update.max_grad_norm,

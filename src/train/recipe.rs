@@ -160,7 +160,7 @@ pub struct Recipe {
     pub data: Vec<DataFile>,
     /// What becomes of rows that cannot be read.
     pub bad_rows: BadRows,
-    /// Folder for the adapter and the checkpoints.
+    /// Folder for the adapter, or the model, and the checkpoints.
     pub output: PathBuf,
     /// LoRA rank; `None`: the initial adapter's, else [`DEFAULT_RANK`].
     pub rank: Option<usize>,
@@ -173,6 +173,11 @@ pub struct Recipe {
     /// Projections that get an adapter (`q_proj`, …, or `all-linear`); empty: the initial adapter's, else all seven.
     #[serde(deserialize_with = "one_or_many")]
     pub target_modules: Vec<String>,
+    /// Train every weight of the model instead of adapters; what comes out is a model.
+    pub full_finetuning: bool,
+    /// Modules that are trained whole beside the adapters, by the ends of their paths: `embed_tokens`, `lm_head`, `norm`, ….
+    #[serde(deserialize_with = "one_or_many")]
+    pub modules_to_save: Vec<String>,
     /// LoRA+ (<https://arxiv.org/abs/2402.12354>): B's learning rate is so many times A's.
     pub loraplus_lr_ratio: Option<f64>,
     /// NEFTune's α: noise on the embeddings while training.
@@ -276,6 +281,8 @@ impl Default for Recipe {
             use_rslora: None,
             dropout: 0.0,
             target_modules: Vec::new(),
+            full_finetuning: false,
+            modules_to_save: Vec::new(),
             loraplus_lr_ratio: None,
             neftune_noise_alpha: None,
             batch_size: 2,
@@ -431,7 +438,35 @@ impl Recipe {
             must(!self.packing, "packing", &self.packing, "false with pairs of answers")?;
             must(self.loss == LossOn::Assistant, "loss", &"all", "assistant with pairs of answers")?;
         }
+        self.check_whole()?;
         self.projections().map(drop)
+    }
+
+    /// What cannot go with weights that are trained whole.
+    fn check_whole(&self) -> Result<()> {
+        let adapters = [
+            ("rank", self.rank.is_some()),
+            ("alpha", self.alpha.is_some()),
+            ("use_rslora", self.use_rslora == Some(true)),
+            ("dropout", self.dropout > 0.0),
+            ("target_modules", !self.target_modules.is_empty()),
+            ("modules_to_save", !self.modules_to_save.is_empty()),
+            ("loraplus_lr_ratio", self.loraplus_lr_ratio.is_some()),
+            ("init_adapter", self.init_adapter.is_some()),
+        ];
+        if let Some((field, _)) = adapters.into_iter().find(|(_, set)| *set && self.full_finetuning) {
+            return Err(Error::invalid(format!(
+                "{field} is set, and full_finetuning trains every weight without adapters: leave one of the two out"
+            )));
+        }
+        let whole = if self.full_finetuning { "full_finetuning" } else { "modules_to_save" };
+        if self.sample_steps.is_some() && (self.full_finetuning || !self.modules_to_save.is_empty()) {
+            return Err(Error::unsupported(format!(
+                "sample_prompts with {whole}: answers on the way come from an engine that adds low-rank adapters to the \
+                 model as it was loaded"
+            )));
+        }
+        Ok(())
     }
 
     /// The target modules, in the order of the forward pass; `None` where the recipe leaves them open.
@@ -474,10 +509,10 @@ impl Recipe {
     }
 
     /// The first field in which a checkpoint's recipe would make this run's numbers differ, with both values.
-    /// Length of the run, paths, what is only watched, and recomputation may change on the way; rank, alpha and target
-    /// modules are compared with the checkpoint's adapter.
+    /// Length of the run, paths, what is only watched, and recomputation may change on the way; rank, alpha, target
+    /// and saved modules are compared with the checkpoint's adapter.
     pub(super) fn conflict(&self, saved: &Self) -> Option<String> {
-        const FREE: [&str; 25] = [
+        const FREE: [&str; 26] = [
             "bad_rows",
             "model",
             "output",
@@ -485,6 +520,7 @@ impl Recipe {
             "alpha",
             "use_rslora",
             "target_modules",
+            "modules_to_save",
             "max_steps",
             "epochs",
             "recompute",

@@ -15,6 +15,8 @@ pub const NAMES: &[(&str, &[&str])] = &[
     ("dropout", &["lora_dropout"]),
     ("use_rslora", &["rslora"]),
     ("target_modules", &["lora_target_modules", "lora_target"]),
+    ("full_finetuning", &["full_finetune"]),
+    ("modules_to_save", &["lora_modules_to_save", "additional_target"]),
     ("neftune_noise_alpha", &["neftune_alpha"]),
     ("batch_size", &["per_device_train_batch_size", "micro_batch_size", "train_batch_size"]),
     ("grad_accum", &["gradient_accumulation_steps"]),
@@ -40,9 +42,7 @@ const WITHOUT_EFFECT: &[(&str, &[&str], &str)] = &[
     ("task_type", &["CAUSAL_LM"], "that is what is trained"),
     ("load_in_8bit", &["false"], "the model's file decides"),
     ("load_in_4bit", &["false"], "it is an option of the command line, --load-in-4bit"),
-    ("full_finetuning", &["false"], "adapters are trained"),
     ("use_dora", &["false"], "DoRA is not built"),
-    ("modules_to_save", &["null", "[]"], "whole modules are not trained"),
     ("loftq_config", &["null", "{}"], "LoftQ is not built"),
     ("init_lora_weights", &["true"], "that is how an adapter starts"),
     ("logging_steps", &["*"], "every step is logged"),
@@ -110,6 +110,25 @@ pub fn parse(fields: Map<String, Value>) -> Result<(Recipe, Vec<String>)> {
             }
             ("assistant_only_loss" | "completion_only_loss" | "train_on_responses_only", Value::Bool(only)) => {
                 add(&given, "loss", json!(if *only { "assistant" } else { "all" }))?;
+                continue;
+            }
+            // LLaMA-Factory's.
+            ("finetuning_type", Value::String(kind)) => {
+                let full = match kind.as_str() {
+                    "full" => true,
+                    "lora" => false,
+                    other => {
+                        return Err(Error::unsupported(format!("'{given}' is {other}: there are lora and full")));
+                    }
+                };
+                add(&given, "full_finetuning", json!(full))?;
+                continue;
+            }
+            // LLaMA-Factory's lists are texts with commas.
+            ("additional_target" | "lora_target", Value::String(list)) if list.contains(',') => {
+                let field = if name == "lora_target" { "target_modules" } else { "modules_to_save" };
+                let names: Vec<&str> = list.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+                add(&given, field, json!(names))?;
                 continue;
             }
             ("train_on_inputs", Value::Bool(all)) => {
@@ -228,6 +247,10 @@ mod tests {
         assert_eq!(again, recipe);
         let changed = recipe.with(json!({"lr": 1e-3}).as_object().cloned().unwrap_or_default()).unwrap();
         assert_eq!((changed.lr, changed.dropout), (1e-3, 0.1));
+        let (recipe, _) = file("r.yaml", "finetuning_type: full\nlearning_rate: 1e-5\n").unwrap();
+        assert!(recipe.full_finetuning);
+        let (recipe, _) = file("r.yaml", "finetuning_type: lora\nadditional_target: embed_tokens, lm_head\n").unwrap();
+        assert_eq!((recipe.full_finetuning, recipe.modules_to_save.len()), (false, 2));
     }
 
     #[test]
@@ -237,6 +260,8 @@ mod tests {
         refused("lr: 1\nlearning_rate: 2", "'learning_rate' is 2, but lr has been given as 1");
         refused("load_in_4bit: true", "'load_in_4bit' is true");
         refused("use_dora: true", "DoRA is not built");
+        refused("finetuning_type: freeze", "there are lora and full");
+        refused("full_finetuning: true\nfinetuning_type: lora", "full_finetuning has been given as true");
         refused("optim: adafactor", "optim: unsupported: optim 'adafactor'");
         refused("- 1", "expected fields");
         refused("lr: [", "");

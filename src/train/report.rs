@@ -11,9 +11,9 @@ use std::path::PathBuf;
 /// Bytes that a run takes on the device, known before its first step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MemoryReport {
-    /// The frozen base model, in its file's types.
+    /// The model as it was loaded, in its file's types.
     pub weights: u64,
-    /// Adapters, f32.
+    /// Adapters and weights that are trained whole, f32.
     pub adapters: u64,
     /// Their gradients.
     pub gradients: u64,
@@ -140,7 +140,7 @@ pub struct Summary {
     pub best: Option<(usize, f64)>,
     /// Loss of the last step, `None` where no step ran.
     pub loss: Option<f64>,
-    /// The adapter's folder; `None` for a run that was stopped.
+    /// The folder of the adapter, or of the model; `None` for a run that was stopped.
     pub adapter: Option<PathBuf>,
     /// What `resume` takes; `None` where nothing was done.
     pub checkpoint: Option<PathBuf>,

@@ -1,20 +1,20 @@
 //! A whole run: steps, evaluations, checkpoints, logs, and what is left at the end.
 
-use super::export::{Card, write_card};
+use super::export::{Card, not_its_own, write_card};
 use super::job::Job;
 use super::log::Logs;
+use super::outcome::Outcome;
 use super::recipe::Recipe;
 use super::report::{Observer, Summary};
 use crate::error::{Error, Result};
-use crate::format::peft::Adapter;
 use crate::model::LoadedModel;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A whole run: adapter, model card and checkpoints go to `recipe.output`, a line for each step to `recipe.log`.
+/// A whole run: adapter (or model), model card and checkpoints go to `recipe.output`, a line for each step to `recipe.log`.
 ///
-/// A run that the observer stops leaves a checkpoint and no adapter.
+/// A run that the observer stops leaves a checkpoint and nothing else.
 ///
 /// # Errors
 /// Those of [`Job::new`] and [`Job::step`]; [`Error::Io`] for output and logs; [`Error::Invalid`] for a recipe without
@@ -27,6 +27,10 @@ pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer
     }
     if recipe.data.is_empty() {
         return Err(Error::invalid("data is empty, expected a file of training rows"));
+    }
+    if recipe.full_finetuning {
+        // Before hours of training rather than after.
+        not_its_own(&model.checkpoint, output)?;
     }
     let mut job = Job::new(&model, recipe)?;
     observer.data(job.data());
@@ -69,7 +73,7 @@ pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer
     let adapter = if stopped {
         None
     } else {
-        last_adapter(&job, recipe, &model)?.write(output)?;
+        last(&job, recipe, &model)?.write(output, &model.checkpoint, None)?;
         let (data, data_hash) = (job.data(), job.data_hash());
         let (base_model, losses) = (&model.name, logs.losses());
         write_card(output, &Card { base_model, recipe, data, data_hash: &data_hash, losses })?;
@@ -81,10 +85,10 @@ pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer
     Ok(Summary { steps: job.steps_done(), stopped, stopped_early, best, loss, adapter, checkpoint, elapsed_s })
 }
 
-/// The adapter as it is now, or that of the best evaluation.
-fn last_adapter(job: &Job, recipe: &Recipe, model: &LoadedModel) -> Result<Adapter> {
+/// What has been trained as it is now, or as it was at the best evaluation.
+fn last(job: &Job, recipe: &Recipe, model: &LoadedModel) -> Result<Outcome> {
     let best = job.best().step.filter(|step| recipe.load_best_model_at_end && *step != job.steps_done());
-    let Some(step) = best else { return job.adapter() };
+    let Some(step) = best else { return job.outcome() };
     let folder: PathBuf = recipe.output.join(format!("checkpoint-{step}"));
-    Adapter::read(&folder, model.config())
+    Outcome::read(&folder, &model.checkpoint, recipe.full_finetuning)
 }

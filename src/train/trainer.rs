@@ -1,4 +1,4 @@
-//! The device side of a run: adapter buffers, the training program and the optimizer program.
+//! The device side of a run: the buffers of what is trained, the training program and the optimizer program.
 //!
 //! Knows nothing of text, files or epochs: takes micro-batches, gives losses.
 
@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::format::safetensors::Tensors;
 use crate::model::ModelConfig;
 use crate::model::decoder::{ModelShape, Objective, TrainProgram, TrainShape, buffers, train_program};
-use crate::model::lora::LoraLayout;
 use crate::model::rope::rope_table;
+use crate::model::whole::TrainLayout;
 use crate::program::plan;
 use crate::tensor::DType;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ fn program(
     device: &dyn Device,
     config: &ModelConfig,
     weights: &Bindings,
-    layout: &LoraLayout,
+    layout: &TrainLayout,
     options: &TrainerOptions,
     gradients: bool,
 ) -> Result<TrainProgram> {
@@ -125,16 +125,16 @@ pub fn live_peak(
     device: &dyn Device,
     config: &ModelConfig,
     weights: &Bindings,
-    layout: &LoraLayout,
+    layout: &TrainLayout,
     options: &TrainerOptions,
 ) -> Result<usize> {
     peak(&program(device, config, weights, layout, options, true)?)
 }
 
-/// Adapters in training on one device.
+/// Adapters, or whole weights, in training on one device.
 pub struct Trainer {
     device: Arc<dyn Device>,
-    layout: LoraLayout,
+    layout: TrainLayout,
     params: Buffer,
     grads: Buffer,
     train: Box<dyn Executable>,
@@ -159,9 +159,10 @@ impl Trainer {
         device: Arc<dyn Device>,
         config: &ModelConfig,
         weights: &Bindings,
-        layout: LoraLayout,
+        layout: impl Into<TrainLayout>,
         options: &TrainerOptions,
     ) -> Result<Self> {
+        let layout: TrainLayout = layout.into();
         let inputs = program(&*device, config, weights, &layout, options, true)?;
         let allocate = |name: &str, rows: usize, cols: usize| {
             device.allocate(BufferDesc { name: name.into(), dtype: DType::F32, rows, cols })
@@ -186,7 +187,13 @@ impl Trainer {
             let forward = program(&*device, config, weights, &layout, options, false)?;
             evaluate = Some((device.compile(Arc::new(forward.program.clone()), &bindings)?, forward));
         }
-        let optimizer = Optimizer::new(device.clone(), &bindings, layout.len, layout.b_start, options.optim)?;
+        let optimizer = Optimizer::new(
+            device.clone(),
+            &bindings,
+            layout.len,
+            layout.spans(options.optim.b_lr_ratio),
+            options.optim,
+        )?;
         let evaluating = evaluate.as_ref().map_or(0, |(executable, _)| executable.arena_bytes());
         let (moments, host) = optimizer.bytes();
         let flat_bytes = params.desc().bytes() as u64;
@@ -224,8 +231,8 @@ impl Trainer {
         &self.memory
     }
 
-    /// Where each adapter matrix lies in the flat buffers.
-    pub fn layout(&self) -> &LoraLayout {
+    /// Where each adapter and each whole weight lies in the flat buffers.
+    pub fn layout(&self) -> &TrainLayout {
         &self.layout
     }
 
@@ -305,7 +312,7 @@ impl Trainer {
         self.write(&self.grads, &vec![0.0; self.layout.len])
     }
 
-    /// The flat adapter buffer.
+    /// The flat buffer of what is trained.
     ///
     /// # Errors
     /// [`Error::Device`].
@@ -313,7 +320,7 @@ impl Trainer {
         self.read(&self.params)
     }
 
-    /// Replaces the adapters.
+    /// Replaces what is trained.
     ///
     /// # Errors
     /// [`Error::Internal`] for another length than the layout's.

@@ -3,6 +3,7 @@
 //! Disjointness is checked at every step by construction (slices are split off one by one), so an overlap in
 //! a memory plan shows up here as an error instead of as wrong numbers.
 
+use super::gemm::{Mat, gemm};
 use super::weight::Weight;
 use crate::error::{Error, Result};
 use std::ops::Range;
@@ -72,12 +73,42 @@ impl<'a> Args<'a> {
     }
 }
 
-/// A weight from the checkpoint, or a dense f32 matrix (an adapter).
+/// A weight from the checkpoint, or a dense f32 matrix (one that is trained).
 pub enum WeightArg<'a> {
     /// In its file's type.
     File(&'a Weight),
     /// f32, row-major.
     Dense(&'a [f32]),
+}
+
+impl WeightArg<'_> {
+    /// `out[t, n] = x[t, k] · selfᵀ`.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for shapes that do not fit.
+    pub fn product(&self, x: &[f32], k: usize, out: &mut [f32]) -> Result<()> {
+        match self {
+            Self::File(weight) => weight.product(x, out),
+            Self::Dense(w) => {
+                let (rows, n) = (x.len() / k.max(1), w.len() / k.max(1));
+                gemm((rows, n, k), out, n, false, 1.0, Mat::rows(x, k), Mat::rows(w, k).t(), true)
+            }
+        }
+    }
+
+    /// `dx[t, k] (+)= alpha · dy[t, n] · self`.
+    ///
+    /// # Errors
+    /// As [`WeightArg::product`].
+    pub fn product_dx(&self, dy: &[f32], k: usize, alpha: f32, dx: &mut [f32], accumulate: bool) -> Result<()> {
+        match self {
+            Self::File(weight) => weight.product_dx(dy, alpha, dx, accumulate),
+            Self::Dense(w) => {
+                let (rows, n) = (dx.len() / k.max(1), w.len() / k.max(1));
+                gemm((rows, k, n), dx, k, accumulate, alpha, Mat::rows(dy, n), Mat::rows(w, k), true)
+            }
+        }
+    }
 }
 
 /// Splits `pool` into the given ranges, each tagged with its operand's position.

@@ -45,6 +45,7 @@ impl Recorder<'_> {
                 None => self.norm_and_products(at),
                 fused => Ok(fused),
             },
+            Op::MatMul { weight, .. } if self.is_trained(weight) => Ok(None),
             Op::MatMul { .. } => match self.products_of_many_adapters(at)? {
                 None => match self.products_of_one_input(at)? {
                     None => self.product_and_adapter(at),
@@ -272,7 +273,7 @@ impl Recorder<'_> {
     /// The product at `at` with the adapter after it, where it reads `x`.
     fn adapted(&self, at: usize, x: TensorId, t: DType) -> Result<Option<Adapted>> {
         let Some(Op::MatMul { x: from, weight, bias, residual, out }) = self.op(at) else { return Ok(None) };
-        if *from != x || self.decl(*out).dtype != t {
+        if *from != x || self.decl(*out).dtype != t || self.is_trained(*weight) {
             return Ok(None);
         }
         let product = self.product(x, *weight, *bias, *residual, *out)?;

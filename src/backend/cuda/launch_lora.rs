@@ -1,4 +1,4 @@
-//! Products with the adapters' matrices: f32, and narrow (the rank) on one side.
+//! Products with the adapters' matrices: f32, and narrow (the rank) on one side. Gradients of whole weights, too.
 
 use super::launch::Args;
 use super::places::suffix;
@@ -49,6 +49,21 @@ pub struct Spread<'a> {
 
 /// Most rows for which the blocks of a [`Spread`] have eight rows each: with more they would read the adapters too often.
 const EIGHT_ROWS: usize = 512;
+
+/// `dw += scale · dyᵀ · x` of a whole weight f32 `[n, k]`, by addresses.
+pub struct DenseDw {
+    pub dy: u64,
+    /// Elements from row to row of dy.
+    pub pitch: usize,
+    pub x: u64,
+    pub scale: u64,
+    pub dw: u64,
+    /// First of the rows among all of which some are live, and how many there are.
+    pub row0: usize,
+    pub rows: Rows,
+    pub n: usize,
+    pub k: usize,
+}
 
 /// `y += scale · u · Bᵀ` for up to three (u, B, scales, y).
 pub struct Expand<'a> {
@@ -263,10 +278,24 @@ impl Recorder<'_> {
             self.launch(file, &name, [across, splits, deep], 256, 0, args)?;
             return Ok(());
         }
-        let args = Args::new().ptrs(&[self.at(dy)?, self.at(x)?, scale, self.at(dw)?, counts]);
-        let args = args.u32(r.which).u32(r.rows).u32(n).u32(k);
-        let name = format!("matmul_dw_plain_{}", suffix(t));
-        self.launch(file, &name, [k.div_ceil(64), n.div_ceil(64), 1], 256, 0, args)?;
-        Ok(())
+        let (dy, x, dw) = (self.at(dy)?, self.at(x)?, self.at(dw)?);
+        self.dense_dw(&DenseDw { dy, pitch: n, x, scale, dw, row0: 0, rows: r, n, k }, t)
+    }
+
+    /// The same for a whole weight.
+    pub fn dense_dw(&mut self, d: &DenseDw, t: DType) -> Result<()> {
+        let &DenseDw { dy, pitch, x, scale, dw, row0, rows: r, n, k } = d;
+        let args = Args::new().ptr(dy).u32(pitch).ptrs(&[x, scale, dw, self.counts()?]);
+        let args = args.u32(r.which).u32(row0).u32(r.rows).u32(n).u32(k);
+        if t == DType::F32 || ![n, k, pitch].iter().all(|size| size.is_multiple_of(8)) {
+            let name = format!("matmul_dw_plain_{}", suffix(t));
+            return self.launch("matmul_dw", &name, [k.div_ceil(64), n.div_ceil(64), 1], 256, 0, args).map(drop);
+        }
+        let large = n.div_ceil(128) * k.div_ceil(128) >= self.caps.multiprocessors as usize;
+        let (tile, side, threads, shared) =
+            if large { ("128x128", 128, 256, 49_152) } else { ("64x64", 64, 128, 24_576) };
+        let name = format!("matmul_dw_tile_{tile}_{}", suffix(t));
+        let grid = [n.div_ceil(side), k.div_ceil(side), 1];
+        self.launch("matmul_dw_tile", &name, grid, threads, shared, args).map(drop)
     }
 }

@@ -12,12 +12,12 @@ use super::candidates::Dense;
 use super::context::Caps;
 use super::cublaslt::Shape;
 use super::launch::Args;
-use super::launch_lora::{Expand, MAX_RANK, Shrink};
+use super::launch_lora::{DenseDw, Expand, MAX_RANK, Shrink};
 use super::places::{WeightView, suffix};
 use super::record::{Recorder, Rows};
 use super::tensor_map::{MatmulArgs, MatmulOutput, TensorMap};
 use crate::error::{Error, Result};
-use crate::program::{Op, Place, TensorId};
+use crate::program::{HeadDw, Op, Place, TensorId};
 use crate::tensor::DType;
 
 /// A product that has its addresses: `out = x · Wᵀ (+ bias) (+ residual)`.
@@ -93,7 +93,8 @@ impl Recorder<'_> {
         match *op {
             Op::MatMul { x, weight, bias, residual, out } => {
                 let t = self.activation(&[x])?;
-                let product = self.product(x, weight, bias, residual, out)?;
+                let (view, dtype) = self.product_weight(weight, t)?;
+                let product = Product { weight: view, dtype, ..self.product(x, weight, bias, residual, out)? };
                 self.matmul(&product, t)
             }
             Op::MatMulDx { dy, weight, scale, dx, accumulate } => {
@@ -106,11 +107,12 @@ impl Recorder<'_> {
                     return self.lora_dx(dy, weight, scale, dx, accumulate);
                 }
                 let (r, t) = (self.rows(dy), self.activation(&[dy, dx])?);
+                let (view, dtype) = self.product_weight(weight, t)?;
                 let product = ProductDx {
                     dy: self.at(dy)?,
                     dy_pitch: None,
-                    weight: self.weight(weight)?,
-                    dtype: decl.dtype,
+                    weight: view,
+                    dtype,
                     scale: self.maybe(scale)?,
                     dx: self.at(dx)?,
                     accumulate,
@@ -126,8 +128,8 @@ impl Recorder<'_> {
             Op::LoraExpand { u, b, slots, scales, rank, y } => {
                 self.lora_expand(&Expand { parts: &[[u, b, scales, y]], slots, rank })
             }
-            Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx } => {
-                self.head_loss(x, weight, [labels, scale, logits, loss], weights, smoothing, dx)
+            Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx, dw } => {
+                self.head_loss(x, weight, [labels, scale, logits, loss], weights, smoothing, (dx, dw))
             }
             ref other => Err(Error::internal(format!("cuda: '{}' is no product", other.name()))),
         }
@@ -391,11 +393,11 @@ impl Recorder<'_> {
         ids: [TensorId; 4],
         weights: Option<TensorId>,
         smoothing: f32,
-        dx: Option<TensorId>,
+        (dx, dw): (Option<TensorId>, Option<HeadDw>),
     ) -> Result<()> {
         let [labels, scale, logits, loss] = ids;
         let (r, t) = (self.rows(x), self.activation(&[x])?);
-        let (view, dtype) = (self.weight(weight)?, self.decl(weight).dtype);
+        let (view, dtype) = self.product_weight(weight, t)?;
         let (chunk, vocab) = (self.decl(logits).rows, self.decl(logits).cols);
         let at_logits = self.at(logits)?;
         // Quantised heads are decoded once, before the chunks.
@@ -405,7 +407,7 @@ impl Recorder<'_> {
         // go to scratch.
         let spaced = self.caps.hopper() && self.dense(weight, dtype, t)?.is_some();
         let (gradient, pitch) = match t {
-            _ if dx.is_none() => (0, vocab),
+            _ if dx.is_none() && dw.is_none() => (0, vocab),
             DType::F32 => (at_logits, vocab),
             _ if spaced => (at_logits, 2 * vocab),
             _ => (self.scratch(decoded + chunk * vocab * 2) + decoded as u64, vocab),
@@ -429,6 +431,20 @@ impl Recorder<'_> {
             let args = Args::new().ptrs(&ids);
             let args = self.live(args.u32(pitch).u32(rows).u32(vocab).u32(row0).u32(r.rows), r)?.f32(smoothing);
             self.launch("head_loss", &format!("head_loss_{}", suffix(t)), [rows, 1, 1], 1024, 0, args)?;
+            if let Some(HeadDw { dw, scale }) = dw {
+                let dw = DenseDw {
+                    dy: gradient,
+                    pitch,
+                    x: self.at(x)? + row0 as u64 * row_bytes,
+                    scale: self.maybe(scale)?,
+                    dw: self.at(dw)?,
+                    row0,
+                    rows: Rows { rows, ..r },
+                    n: vocab,
+                    k: r.cols,
+                };
+                self.dense_dw(&dw, t)?;
+            }
             if let Some(dx) = dx {
                 let product = ProductDx {
                     dy: gradient,

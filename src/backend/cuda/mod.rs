@@ -22,6 +22,7 @@ mod launch_glu;
 mod launch_lora;
 mod launch_matmul;
 mod launch_rows;
+mod launch_weights;
 pub mod library;
 mod memory;
 pub mod nvrtc;

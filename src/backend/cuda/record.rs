@@ -5,7 +5,7 @@ use super::context::{Caps, Context};
 use super::launch::{Args, Launch, Work};
 use super::places::{Places, WeightView, suffix};
 use crate::error::{Error, Result};
-use crate::program::{Access, Live, Op, Program, TensorDecl, TensorId};
+use crate::program::{Access, Live, Op, Place, Program, TensorDecl, TensorId};
 use crate::tensor::DType;
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub struct Recorder<'a> {
     extra: Extra<u64>,
     /// Bytes of it that they need.
     pub needed: Extra<usize>,
-    /// The adapters' matrices that are kept in the activations' type during a step.
+    /// The trained matrices that are kept in the activations' type during a step.
     shadows: Vec<Shadow>,
 }
 
@@ -39,7 +39,7 @@ pub struct Extra<T> {
     pub counters: T,
     /// Words by which one kernel tells the next that those ahead have ended.
     pub flags: T,
-    /// Copies of the adapters in the activations' type.
+    /// Copies of what is trained in the activations' type.
     pub shadows: T,
     /// The list of these copies, as `kernels/lora_expand_cast.cu` reads it.
     pub segments: T,
@@ -123,6 +123,9 @@ impl<'a> Recorder<'a> {
             | Op::AdamW8bit { .. }
             | Op::Lion { .. }
             | Op::Sgd { .. } => self.flat_ops(op),
+            Op::EmbedDw { .. } | Op::RmsNormDw { .. } | Op::ColumnSum { .. } | Op::QkNormDw { .. } => {
+                self.weight_gradients(op)
+            }
             _ => self.row_ops(op),
         }?;
         Ok(1)
@@ -151,6 +154,23 @@ impl<'a> Recorder<'a> {
     /// A weight of any type.
     pub fn weight(&self, id: TensorId) -> Result<WeightView> {
         self.places.weight(self.program, id)
+    }
+
+    /// Whether a weight is trained itself: f32, in a State buffer.
+    pub fn is_trained(&self, id: TensorId) -> bool {
+        let decl = self.decl(id);
+        decl.dtype == DType::F32 && matches!(decl.place, Place::State { .. })
+    }
+
+    /// A weight as products of activations of type `t` take it, with its type: beside 16-bit ones a trained weight is read as
+    /// its copy in their type, which follows it from step to step.
+    pub fn product_weight(&mut self, id: TensorId, t: DType) -> Result<(WeightView, DType)> {
+        let (view, dtype) = (self.weight(id)?, self.decl(id).dtype);
+        if t == DType::F32 || !self.is_trained(id) {
+            return Ok((view, dtype));
+        }
+        let data = self.shadow(id, t, None)?;
+        Ok((WeightView { data, ..view }, t))
     }
 
     /// The rows of a tensor.
@@ -196,9 +216,10 @@ impl<'a> Recorder<'a> {
         self.extra.workspace
     }
 
-    /// Whether an address is that of the scratch, which kernels of the step write.
+    /// Whether an address is that of the scratch or of a copy of what is trained, which kernels of the step write.
     pub fn is_scratch(&self, address: u64) -> bool {
-        address == self.extra.scratch
+        let copies = self.extra.shadows..self.extra.shadows + self.needed.shadows as u64;
+        address == self.extra.scratch || copies.contains(&address)
     }
 
     /// Reserves counters that are zero before and after every launch.
@@ -244,7 +265,8 @@ impl<'a> Recorder<'a> {
         let Some(first) = self.shadows.first() else { return Ok(()) };
         let name = format!("lora_expand_cast_{}", suffix(first.dtype));
         let longest = self.shadows.iter().map(|s| self.decl(s.of).len()).max().unwrap_or(0);
-        let grid = [longest.div_ceil(4 * 2048), self.shadows.len(), 1];
+        let most = 4 * self.caps.multiprocessors as usize;
+        let grid = [longest.div_ceil(4 * 2048).min(most), self.shadows.len(), 1];
         let args = Args::new().ptr(self.extra.segments);
         self.launch("lora_expand_cast", &name, grid, 256, 0, args)?;
         self.launches.rotate_right(1);

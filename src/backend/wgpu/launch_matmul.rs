@@ -9,7 +9,7 @@ use super::places::WeightView;
 use super::record::{Bind, Recorder, defines};
 use super::template::Defines;
 use crate::error::{Error, Result};
-use crate::program::{Op, TensorId};
+use crate::program::{HeadDw, Op, TensorId};
 
 /// An `x · wᵀ` with what goes around it.
 struct Product {
@@ -45,44 +45,12 @@ impl Recorder<'_> {
                 self.product_dx(*dy, *weight, *scale, *dx, *accumulate, head, 0, 0)
             }
             Op::MatMulDw { dy, x, scale, dw } => {
-                let (n, k) = self.shape(*dw);
-                let mut params = self.head(*dy, k);
-                params.push(n as u32);
-                let rows = self.shape(*dy).0;
-                // LoRA's tensors are thin on one side: a tile of 16 there.
-                let (bm, bn) = if n <= 16 {
-                    (16, 64)
-                } else if k <= 16 {
-                    (64, 16)
-                } else {
-                    (64, 64)
-                };
-                let mut set = tile(bm, bn, 16);
-                let groups = n.div_ceil(bm) * k.div_ceil(bn);
-                let work = (rows * n * k) as u64;
-                if let Some(split) = self.split(groups, rows, n * k) {
-                    params.push(split.chunk as u32);
-                    set.insert("SPLIT", 1);
-                    let mut bindings = self.binds(&[self.program.counts, *dy, *x])?;
-                    bindings.push(self.parts(split, n * k));
-                    self.dispatch("matmul_dw", set, bindings, &params, (groups * split.parts) as u64, work)?;
-                    self.label_last(format!("{n}x{k}"));
-                    let head = [n as u32, 2, 0, k as u32];
-                    let total = Total { out: *dw, head, col0: 0, row0: 0, scale: *scale, accumulate: true };
-                    return self.sum_parts(split, &total);
-                }
-                let mut bindings = self.binds(&[self.program.counts, *dy, *x, *dw])?;
-                if let Some(scale) = scale {
-                    set.insert("SCALE", 1);
-                    bindings.push(self.bind(*scale)?);
-                }
-                self.dispatch("matmul_dw", set, bindings, &params, groups as u64, work)?;
-                self.label_last(format!("{n}x{k}"));
-                Ok(())
+                let head = self.head(*dy, 0);
+                self.product_dw([*dy, *x, *dw], *scale, [head[0], head[1], head[2]], 0)
             }
             Op::LoraShrink { x, a, slots, rank, out } => self.lora_shrink(*x, *a, *slots, *rank, *out),
             Op::LoraExpand { u, b, slots, scales, rank, y } => self.lora_expand(*u, *b, *slots, *scales, *rank, *y),
-            Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx } => {
+            Op::HeadLoss { x, weight, labels, scale, weights, smoothing, logits, loss, dx, dw } => {
                 let (rows, k) = self.shape(*x);
                 let (chunk, vocab) = self.shape(*logits);
                 for row0 in (0..rows).step_by(chunk) {
@@ -104,13 +72,16 @@ impl Recorder<'_> {
                     params[3] = vocab as u32;
                     params.push(smoothing.to_bits());
                     let mut set = self.reducing(256);
-                    set.insert("GRADIENT", dx.is_some().into());
+                    set.insert("GRADIENT", (dx.is_some() || dw.is_some()).into());
                     let mut bindings = self.binds(&[self.program.counts, *logits, *labels, *loss, *scale])?;
                     if let Some(weights) = weights {
                         set.insert("WEIGHTED", 1);
                         bindings.push(self.bind(*weights)?);
                     }
                     self.dispatch("head_loss", set, bindings, &params, count as u64, (count * vocab * 8) as u64)?;
+                    if let Some(HeadDw { dw, scale }) = dw {
+                        self.product_dw([*logits, *x, *dw], *scale, [head[0], head[1], head[2]], row0)?;
+                    }
                     if let Some(dx) = dx {
                         self.product_dx(*logits, *weight, None, *dx, false, head, row0, count)?;
                     }
@@ -368,7 +339,7 @@ fn eights(part: &WeightView, ldy: usize) -> i64 {
 }
 
 /// Constants of `tile.wgsl` with 4 × 4 sums an invocation.
-fn tile(bm: usize, bn: usize, bk: i64) -> Defines {
+pub fn tile(bm: usize, bn: usize, bk: i64) -> Defines {
     let threads = (bm / 4 * (bn / 4)) as i64;
     defines(&[
         ("BM", bm as i64),

@@ -16,6 +16,7 @@ mod launch_matmul;
 mod launch_rows;
 mod launch_split;
 mod launch_vec;
+mod launch_weights;
 pub mod library;
 mod places;
 mod profile;

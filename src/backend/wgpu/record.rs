@@ -78,6 +78,9 @@ impl<'a> Recorder<'a> {
             | Op::AdamW8bit { .. }
             | Op::Lion { .. }
             | Op::Sgd { .. } => self.flat_ops(op),
+            Op::EmbedDw { .. } | Op::RmsNormDw { .. } | Op::ColumnSum { .. } | Op::QkNormDw { .. } => {
+                self.weight_gradients(op)
+            }
             _ => self.row_ops(op),
         }
     }
@@ -100,9 +103,26 @@ impl<'a> Recorder<'a> {
         ids.iter().map(|id| self.bind(*id)).collect()
     }
 
-    /// The parts of a weight.
+    /// The parts of a weight. One that lies in a State buffer (it is trained) is cut where it is larger than a binding.
     pub fn weight(&self, id: TensorId) -> Result<Vec<WeightView>> {
-        self.places.weight(self.program, id)
+        let list = self.places.weight(self.program, id)?;
+        let [whole] = &list[..] else { return Ok(list) };
+        if whole.view.size <= self.caps.max_binding || whole.view.read_only {
+            return Ok(list);
+        }
+        let row = self.program.decl(id).bytes() as u64 / whole.rows.max(1) as u64;
+        // 64 rows of 4-byte elements keep parts aligned, whatever their width.
+        let step = usize::try_from(self.caps.max_binding / row.max(1)).unwrap_or(0) / 64 * 64;
+        if step == 0 {
+            return self.bind(id).map(|_| list);
+        }
+        let part = |first: usize| {
+            let rows = step.min(whole.rows - first);
+            let (offset, size) = (whole.view.offset + first as u64 * row, rows as u64 * row);
+            let view = View { buffer: whole.view.buffer.clone(), offset, size, read_only: false };
+            WeightView { view, dtype: whole.dtype, first, rows, layout: whole.layout }
+        };
+        Ok((0..whole.rows).step_by(step).map(part).collect())
     }
 
     /// Rows and columns of a tensor.

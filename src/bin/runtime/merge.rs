@@ -36,9 +36,10 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let report = export::merge(&checkpoint, Some(&adapter), &args.output, dtype)?;
     eprintln!(
-        "{} modules of rank up to {} merged; {} in {} at {}",
+        "{} modules of rank up to {} merged, {} tensors replaced; {} in {} at {}",
         adapter.modules.len(),
         largest_rank(&adapter),
+        adapter.saved.len(),
         common::bytes(report.bytes),
         report.dtype,
         args.output.display()

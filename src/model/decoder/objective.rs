@@ -76,6 +76,7 @@ impl Decoder<'_> {
                     logits,
                     loss: first,
                     dx: None,
+                    dw: None,
                 })?;
                 let place = Place::Temp;
                 let (name, dtype, live) = ("token_weights".into(), DType::F32, Live::All);
@@ -99,7 +100,8 @@ impl Decoder<'_> {
         let weight = self.head_weight();
         let loss = self.b.output("loss", self.rows, 1, Live::Tokens);
         let smoothing = self.smoothing;
-        self.b.push(Op::HeadLoss { x: h, weight, labels, scale, weights, smoothing, logits, loss, dx: None })?;
+        let (dx, dw) = (None, None);
+        self.b.push(Op::HeadLoss { x: h, weight, labels, scale, weights, smoothing, logits, loss, dx, dw })?;
         Ok(loss)
     }
 
@@ -159,6 +161,7 @@ pub fn base_program(model: &ModelShape, rows: usize, seqs: usize) -> Result<Base
         smoothing: 0.0,
         dropout: 0.0,
         salt: 0,
+        whole: None,
     };
     let h = decoder.body(ids)?;
     let (loss, _) = decoder.objective(h, [labels, scale, bounds], Objective::Tokens)?;

@@ -1,4 +1,4 @@
-//! The model card: README.md beside an adapter, in the form that the Hugging Face hub reads.
+//! The model card: README.md beside an adapter or a model, in the form that the Hugging Face hub reads.
 
 use crate::error::{Error, Result};
 use crate::train::{DataReport, Recipe};
@@ -35,13 +35,28 @@ pub fn write_card(folder: &Path, card: &Card) -> Result<()> {
 fn text(card: &Card) -> Result<String> {
     let internal = |e: serde_json::Error| Error::internal(e.to_string());
     let base = serde_json::to_string(card.base_model).map_err(internal)?;
+    let (name, recipe) = (card.base_model, card.recipe);
+    let (library, tags) = match recipe.full_finetuning {
+        true => ("transformers", format!("- base_model:finetune:{name}")),
+        false => ("peft", format!("- lora\n- base_model:adapter:{name}")),
+    };
     let mut out = format!(
-        "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n- base_model:adapter:{}\n---\n\n",
-        card.base_model
+        "---\nbase_model: {base}\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n{tags}\n---\n\n"
     );
     let data = card.data;
-    out += &format!("# LoRA adapter for {}\n\n", card.base_model);
-    out += "Loads with PEFT (`PeftModel.from_pretrained`) and with `runtime serve --adapter NAME=FOLDER`.\n\n";
+    out += &match (recipe.full_finetuning, recipe.modules_to_save.is_empty()) {
+        (true, _) => format!(
+            "# {name}, fine-tuned\n\nLoads with transformers (`AutoModelForCausalLM.from_pretrained`) and with `runtime serve FOLDER`.\n\n"
+        ),
+        (false, true) => format!(
+            "# LoRA adapter for {name}\n\nLoads with PEFT (`PeftModel.from_pretrained`) and with `runtime serve --adapter NAME=FOLDER`.\n\n"
+        ),
+        (false, false) => format!(
+            "# LoRA adapter and whole modules ({}) for {name}\n\nLoads with PEFT (`PeftModel.from_pretrained`); `runtime merge` \
+             makes a model of it.\n\n",
+            recipe.modules_to_save.join(", ")
+        ),
+    };
     out += "## Data\n\n";
     out += &format!(
         "{} rows, {} tokens ({} counted by the loss), the longest {}; {} cut at max_length, {} left out. Hash of tokens and masks: `{}`.\n\n",
@@ -61,7 +76,7 @@ fn text(card: &Card) -> Result<String> {
             let _ = writeln!(out, "| {step} | {loss:.4} |");
         }
     }
-    let recipe = serde_json::to_value(card.recipe).map_err(internal)?;
+    let recipe = serde_json::to_value(recipe).map_err(internal)?;
     out += "\n## Recipe\n\n| field | value |\n|---|---|\n";
     for (field, value) in recipe.as_object().into_iter().flatten() {
         let unset = value.is_null() || value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty);

@@ -2,7 +2,7 @@
 //!
 //! Which tensor of a file type has which element type follows llama.cpp's `llama_tensor_get_type`.
 
-use super::{check_modules, floats, lora_of, merged};
+use super::{check_modules, floats, lora_of, merged, whole_of};
 use crate::error::{Error, Result};
 use crate::format::gguf::{GgufValue, write_gguf};
 use crate::format::lazy::{Bytes, LazyTensor};
@@ -59,11 +59,11 @@ impl FileType {
     }
 
     /// The type of one tensor.
-    fn dtype(self, name: &str, tensor: &HostTensor, config: &ModelConfig) -> DType {
+    fn dtype(self, name: &str, tensor: &HostTensor, layers: usize, tied_head: bool) -> DType {
         if tensor.shape.len() < 2 {
             return DType::F32;
         }
-        let is_head = name == HEAD || (name == EMBED && config.tied_head);
+        let is_head = name == HEAD || (name == EMBED && tied_head);
         let wanted = match self {
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,
@@ -71,7 +71,7 @@ impl FileType {
             Self::Q8_0 => DType::Q8_0,
             Self::Q4_0 | Self::Q4_K_M if is_head => DType::Q6_K,
             Self::Q4_0 => DType::Q4_0,
-            Self::Q4_K_M if more_bits(name, config.layers) => DType::Q6_K,
+            Self::Q4_K_M if more_bits(name, layers) => DType::Q6_K,
             Self::Q4_K_M => DType::Q4_K,
         };
         // Rows that are not whole blocks take the next type whose blocks are smaller.
@@ -145,14 +145,16 @@ pub fn write_model_gguf(
     {
         keys.push(("tokenizer.chat_template".into(), text(template)));
     }
-    let mut tensors = Vec::with_capacity(checkpoint.tensors.len() + 1);
+    let whole = whole_of(checkpoint, adapter);
+    let tied_head = config.tied_head && !whole.contains_key(HEAD);
+    let mut tensors = Vec::with_capacity(whole.len() + 1);
     if let Some(divisors) = to_gguf::rope_divisors(config) {
         let bytes: Vec<u8> = divisors.iter().flat_map(|x| x.to_le_bytes()).collect();
         let make = move || Ok(Bytes::Owned(bytes.clone()));
         tensors.push(LazyTensor::new(to_gguf::ROPE_FREQS, DType::F32, vec![divisors.len()], make));
     }
-    for (name, tensor) in &checkpoint.tensors {
-        let dtype = file_type.dtype(name, tensor, config);
+    for (name, tensor) in whole {
+        let dtype = file_type.dtype(name, tensor, config.layers, tied_head);
         let lora = lora_of(adapter, name);
         let make = move || {
             let bytes = merged(name, tensor, lora, dtype)?;
@@ -176,6 +178,7 @@ pub fn write_adapter_gguf(config: &ModelConfig, adapter: &Adapter, path: &Path, 
     if !matches!(dtype, DType::F32 | DType::F16) {
         return Err(Error::unsupported(format!("an adapter in {dtype}: GGUF adapters are f32 or f16")));
     }
+    adapter.only_low_rank("for a GGUF file of its own")?;
     let alpha = adapter.config.lora_alpha as f32;
     let keys = [
         ("general.architecture".to_owned(), text(to_gguf::architecture(config))),

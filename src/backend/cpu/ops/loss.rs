@@ -1,23 +1,34 @@
 //! head_loss: head product and cross-entropy in row chunks, and the gradient while the logits are at hand.
 
 use super::elementwise::exp;
-use crate::backend::cpu::args::{Args, WeightArg};
+use crate::backend::cpu::args::Args;
+use crate::backend::cpu::gemm::{Mat, gemm};
 use crate::backend::cpu::simd::dispatch;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
-pub fn head_loss(mut args: Args, has_weights: bool, has_dx: bool, smoothing: f32) -> Result<()> {
+/// Sizes, and which optional operands there are.
+pub struct Parts {
+    pub vocab: usize,
+    pub inputs: usize,
+    pub weights: bool,
+    pub dx: bool,
+    /// The head's gradient, and whether it has a scale.
+    pub dw: Option<bool>,
+}
+
+pub fn head_loss(mut args: Args, parts: &Parts, smoothing: f32) -> Result<()> {
     let x = args.read()?;
-    let WeightArg::File(weight) = args.weight()? else {
-        return Err(Error::internal("head_loss: the head must come from the checkpoint"));
-    };
+    let weight = args.weight()?;
     let labels = args.read_u32()?;
     let scale = args.read()?[0];
-    let weights = args.read_if(has_weights)?;
+    let weights = args.read_if(parts.weights)?;
     let scratch = args.write()?;
     let loss = args.write()?;
-    let mut dx = args.write_if(has_dx)?;
-    let (vocab, k) = (weight.n(), weight.k());
+    let mut dx = args.write_if(parts.dx)?;
+    let dw_scale = args.read_if(parts.dw == Some(true))?.map_or(1.0, |s| s[0]);
+    let mut dw = args.write_if(parts.dw.is_some())?;
+    let (vocab, k) = (parts.vocab, parts.inputs);
     let chunk = scratch.len() / vocab;
     loss.fill(0.0);
     if let Some(dx) = dx.as_deref_mut() {
@@ -30,7 +41,7 @@ pub fn head_loss(mut args: Args, has_weights: bool, has_dx: bool, smoothing: f32
         picked.clear();
         rows.iter().for_each(|t| picked.extend_from_slice(&x[t * k..(t + 1) * k]));
         let logits = &mut scratch[..rows.len() * vocab];
-        weight.product(&picked, logits)?;
+        weight.product(&picked, k, logits)?;
         let losses: Vec<f32> = logits
             .par_chunks_mut(vocab)
             .zip(rows)
@@ -39,8 +50,12 @@ pub fn head_loss(mut args: Args, has_weights: bool, has_dx: bool, smoothing: f32
         rows.iter().zip(losses).for_each(|(t, value)| loss[*t] = value);
         if let Some(dx) = dx.as_deref_mut() {
             gradient.resize(picked.len(), 0.0);
-            weight.product_dx(logits, 1.0, &mut gradient, false)?;
+            weight.product_dx(logits, k, 1.0, &mut gradient, false)?;
             rows.iter().zip(gradient.chunks_exact(k)).for_each(|(t, g)| dx[t * k..(t + 1) * k].copy_from_slice(g));
+        }
+        if let Some(dw) = dw.as_deref_mut() {
+            let (dy, x) = (Mat::rows(logits, vocab).t(), Mat::rows(&picked, k));
+            gemm((vocab, k, rows.len()), dw, k, true, dw_scale, dy, x, true)?;
         }
     }
     Ok(())

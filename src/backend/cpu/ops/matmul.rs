@@ -8,32 +8,35 @@ use crate::error::{Error, Result};
 use rayon::prelude::*;
 
 /// `out[t] = table[ids[t]]`
-pub fn embed(mut args: Args) -> Result<()> {
-    let WeightArg::File(table) = args.weight()? else {
-        return Err(Error::internal("embed: the table must be a weight"));
-    };
+pub fn embed(mut args: Args, k: usize) -> Result<()> {
+    let table = args.weight()?;
     let ids = args.read_u32()?;
     let out = args.write()?;
-    for (row, id) in out.chunks_exact_mut(table.k()).zip(ids) {
-        if *id as usize >= table.n() {
-            return Err(Error::internal(format!("embed: token {id} is outside the vocabulary of {}", table.n())));
+    let vocab = match &table {
+        WeightArg::File(table) => table.n(),
+        WeightArg::Dense(table) => table.len() / k,
+    };
+    for (row, id) in out.chunks_exact_mut(k).zip(ids) {
+        let at = *id as usize;
+        if at >= vocab {
+            return Err(Error::internal(format!("embed: token {id} is outside the vocabulary of {vocab}")));
         }
-        table.decode(*id as usize, row);
+        match &table {
+            WeightArg::File(table) => table.decode(at, row),
+            WeightArg::Dense(table) => row.copy_from_slice(&table[at * k..(at + 1) * k]),
+        }
     }
     Ok(())
 }
 
 /// `out = x · Wᵀ (+ bias) (+ residual)`
-pub fn forward(mut args: Args, has_bias: bool, has_residual: bool) -> Result<()> {
+pub fn forward(mut args: Args, k: usize, has_bias: bool, has_residual: bool) -> Result<()> {
     let x = args.read()?;
     let weight = args.weight()?;
     let bias = if has_bias { Some(vector(args.weight()?)) } else { None };
     let residual = args.read_if(has_residual)?;
     let out = args.write()?;
-    let WeightArg::File(weight) = weight else {
-        return Err(Error::internal("matmul: the weight must come from the checkpoint"));
-    };
-    weight.product(x, out)?;
+    weight.product(x, k, out)?;
     if let Some(bias) = bias {
         for row in out.chunks_exact_mut(bias.len()) {
             row.iter_mut().zip(&*bias).for_each(|(o, b)| *o += b);
@@ -51,13 +54,7 @@ pub fn dx(mut args: Args, k: usize, has_scale: bool, accumulate: bool) -> Result
     let weight = args.weight()?;
     let scale = args.read_if(has_scale)?.map_or(1.0, |s| s[0]);
     let dx = args.write()?;
-    match weight {
-        WeightArg::File(weight) => weight.product_dx(dy, scale, dx, accumulate),
-        WeightArg::Dense(w) => {
-            let (rows, n) = (dx.len() / k, w.len() / k);
-            gemm((rows, k, n), dx, k, accumulate, scale, Mat::rows(dy, n), Mat::rows(w, k), true)
-        }
-    }
+    weight.product_dx(dy, k, scale, dx, accumulate)
 }
 
 /// `dw += scale · dyᵀ · x`

@@ -11,6 +11,7 @@ mod optim;
 mod preference;
 mod rope;
 mod sample;
+mod weights;
 
 use super::args::Args;
 use super::executable::Step;
@@ -23,8 +24,12 @@ const PARALLEL_ROWS: usize = 16;
 /// Runs one op.
 pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
     match op {
-        Op::Embed { .. } => matmul::embed(args),
-        Op::MatMul { bias, residual, .. } => matmul::forward(args, bias.is_some(), residual.is_some()),
+        Op::Embed { table, .. } => matmul::embed(args, step.cols(*table)),
+        Op::EmbedDw { dy, skip, scale, .. } => weights::embed_dw(args, step.cols(*dy), *skip, scale.is_some()),
+        Op::ColumnSum { scale, .. } => weights::column_sum(args, scale.is_some()),
+        Op::MatMul { x, bias, residual, .. } => {
+            matmul::forward(args, step.cols(*x), bias.is_some(), residual.is_some())
+        }
         Op::MatMulDx { weight, scale, accumulate, .. } => {
             matmul::dx(args, step.cols(*weight), scale.is_some(), *accumulate)
         }
@@ -32,6 +37,7 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
         Op::GatherRows { x, .. } => matmul::gather_rows(args, step.cols(*x)),
         Op::RmsNorm { eps, .. } => norm::forward(args, *eps),
         Op::RmsNormBackward { eps, accumulate, .. } => norm::backward(args, *eps, *accumulate),
+        Op::RmsNormDw { eps, scale, .. } => weights::rms_norm_dw(args, *eps, scale.is_some()),
         Op::LoraShrink { x, slots, rank, .. } => lora::shrink(args, step.cols(*x), *rank, slots.is_some()),
         Op::LoraExpand { y, slots, rank, .. } => lora::expand(args, step.cols(*y), *rank, slots.is_some()),
         Op::Dropout { p, salt, accumulate, .. } => elementwise::dropout(args, *p, *salt, step.seed, *accumulate),
@@ -50,13 +56,23 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
                 rope::Heads { q: step.cols(*q), k: step.cols(*k), dim: *head_dim, rope: step.cols(*rope), eps: *eps };
             rope::backward(args, &heads, (q_norm.is_some(), k_norm.is_some()))
         }
+        Op::QkNormDw { x, eps, rope, scale, .. } => {
+            weights::qk_norm_dw(args, [step.cols(*x), step.cols(*rope)], *eps, scale.is_some())
+        }
         Op::Attention { k, layout, geometry, lse, .. } => {
             let stored = attention::Stored { dtype: step.dtype(*k), layout };
             attention::forward(args, &stored, geometry, lse.is_some(), step)
         }
         Op::AttentionBackward { geometry, .. } => attention::backward(args, geometry),
-        Op::HeadLoss { weights, dx, smoothing, .. } => {
-            loss::head_loss(args, weights.is_some(), dx.is_some(), *smoothing)
+        Op::HeadLoss { x, logits, weights, dx, dw, smoothing, .. } => {
+            let parts = loss::Parts {
+                vocab: step.cols(*logits),
+                inputs: step.cols(*x),
+                weights: weights.is_some(),
+                dx: dx.is_some(),
+                dw: dw.map(|head| head.scale.is_some()),
+            };
+            loss::head_loss(args, &parts, *smoothing)
         }
         Op::PreferenceLoss { .. } => preference::forward(args, step.sequences),
         Op::Sample { logits, .. } => sample::forward(args, step.cols(*logits)),

@@ -26,7 +26,7 @@ pub struct Cache {
 }
 
 /// Norm and rotation of one head. `sign` −1 rotates back.
-fn rotate(x: &mut [f32], cos_sin: &[f32], sign: f32) {
+pub fn rotate(x: &mut [f32], cos_sin: &[f32], sign: f32) {
     let half = cos_sin.len() / 2;
     for i in 0..half {
         let (c, s) = (cos_sin[2 * i], cos_sin[2 * i + 1] * sign);
@@ -36,7 +36,8 @@ fn rotate(x: &mut [f32], cos_sin: &[f32], sign: f32) {
     }
 }
 
-fn angles(rope: &[f32], width: usize, position: u32) -> Result<&[f32]> {
+/// The (cos, sin) pairs of a position.
+pub fn angles(rope: &[f32], width: usize, position: u32) -> Result<&[f32]> {
     let at = position as usize * width;
     rope.get(at..at + width).ok_or_else(|| {
         Error::internal(format!("position {position} is beyond the {} prepared ones", rope.len() / width))

@@ -40,7 +40,7 @@ struct Fields {
     #[arg(long, value_name = "error|skip", alias = "bad_rows")]
     #[serde(skip_serializing_if = "Option::is_none")]
     bad_rows: Option<BadRows>,
-    /// Folder for the adapter (PEFT's format) and its checkpoints
+    /// Folder for the adapter (PEFT's format) or the model, and checkpoints
     #[arg(short, long, value_name = "DIR", aliases = ["output-dir", "output_dir"])]
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<PathBuf>,
@@ -64,6 +64,14 @@ struct Fields {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', alias = "target_modules")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     target_modules: Vec<String>,
+    /// Train every weight of the model instead of adapters: writes a model. Weights must be in 16 or 32 bits
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, aliases = ["full_finetuning", "full-finetune"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    full_finetuning: Option<bool>,
+    /// Modules that are trained whole beside the adapter, for example embed_tokens,lm_head
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', aliases = ["modules_to_save", "lora-modules-to-save", "additional-target", "additional_target"])]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    modules_to_save: Vec<String>,
     /// LoRA+: learning rate of B as a multiple of A's
     #[arg(long, value_name = "RATIO", alias = "loraplus_lr_ratio")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -35,6 +35,7 @@ pub fn run(args: &Args) -> Result<()> {
     let model = common::load(model, args.weights, args.device)?;
     eprintln!("{} on {}", model.name, model.device.info().name);
     let mut screen = Screen::new(stop, Arc::clone(&model), &recipe);
+    let what = if recipe.full_finetuning { "model" } else { "adapter" };
     let result = train::run(model, &recipe, &mut screen);
     screen.finish();
     let summary = result?;
@@ -47,7 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
         (Some(adapter), _) => {
             let loss = summary.loss.map(|loss| format!(", last loss {loss:.4}")).unwrap_or_default();
             let seconds = summary.elapsed_s;
-            eprintln!("{steps} steps in {seconds:.0} s{loss}; the adapter is in {}", adapter.display());
+            eprintln!("{steps} steps in {seconds:.0} s{loss}; the {what} is in {}", adapter.display());
         }
         (None, Some(checkpoint)) => {
             eprintln!("stopped after {steps} steps; go on with the same command and --resume {}", checkpoint.display())
