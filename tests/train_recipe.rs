@@ -55,7 +55,7 @@ fn variant(name: &str) -> (Recipe, Value) {
 /// Bar 1: 30 steps in f32 within 0.5 %.
 #[test]
 fn variants_like_peft() {
-    for name in ["rslora", "loraplus", "label_smoothing", "lion", "sgd"] {
+    for name in ["lora", "rslora", "loraplus", "label_smoothing", "lion", "sgd"] {
         let (recipe, case) = variant(name);
         let mut job = Job::new(&tiny(), &recipe).unwrap();
         let first = job.accumulate(&|| false).unwrap().unwrap();

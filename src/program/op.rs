@@ -78,8 +78,28 @@ pub enum Op {
     /// `[1, slots]`, y `[T, N]`.
     LoraExpand { u: TensorId, b: TensorId, slots: Option<TensorId>, scales: TensorId, rank: usize, y: TensorId },
     /// `out (+)= x · keep(t, c) / (1 − p)` where keep is 1 with probability 1 − p: bit `hash(counts[3], salt,
-    /// t · cols + c)` (see `dropout_keeps`). The same salt gives the same mask: it is its own backward.
-    Dropout { x: TensorId, p: f32, salt: u32, out: TensorId, accumulate: bool },
+    /// t · cols + c)` (see `dropout_keeps`). With `complement` the factor is 1 minus that: what dropout takes away from x.
+    /// The same salt gives the same mask: it is its own backward.
+    Dropout { x: TensorId, p: f32, salt: u32, complement: bool, out: TensorId, accumulate: bool },
+    /// `norms[n] = max(‖W[n] + scales[0] · B[n] · A‖, 1e-15)`, the length of each row of an adapted weight (DoRA,
+    /// <https://arxiv.org/abs/2402.09353>; a row of zeros has one, too, so that it can be divided by): weight any dtype `[N, K]`, a f32 `[rank, K]`, b f32 `[N, rank]`, scales f32
+    /// `[1, 1]`, norms f32 `[1, N]`.
+    DoraNorm { weight: TensorId, a: TensorId, b: TensorId, scales: TensorId, norms: TensorId },
+    /// `out[t] = x[t] · magnitude[slot(t)] / norms[slot(t)] (+ bias) (+ residual[t])`: x, residual, out `[T, N]`, bias f32
+    /// `[1, N]`, magnitude and norms f32 `[slots, N]`; slots as in [`Op::LoraShrink`], rows without one are multiplied by 1.
+    /// Without slots it is the backward of itself with respect to x (without bias and residual).
+    DoraScale {
+        x: TensorId,
+        magnitude: TensorId,
+        norms: TensorId,
+        slots: Option<TensorId>,
+        bias: Option<TensorId>,
+        residual: Option<TensorId>,
+        out: TensorId,
+    },
+    /// `dm[n] += scale · Σ_t dy[t, n] · x[t, n] / norms[n]`: dy, x `[T, N]`, norms and dm f32 `[1, N]`, scale f32 `[1, 1]`.
+    /// The norm counts as a constant, as in PEFT and section 4.3 of the paper.
+    DoraScaleBackward { dy: TensorId, x: TensorId, norms: TensorId, scale: Option<TensorId>, dm: TensorId },
     /// Norm of each head of q and k (where the model has it), rotary embedding in half-split order, and
     /// scatter of k and v to the cache, in one pass. q `[T, H·D]`, k, v `[T, G·D]`; norms f32 `[1, D]`;
     /// positions u32 `[1, T]`; rope f32 `[positions, rope_dim]` of (cos, sin) pairs; q_out `[T, H·D]`.
@@ -265,6 +285,9 @@ impl Op {
             Op::LoraShrink { .. } => "lora_shrink",
             Op::LoraExpand { .. } => "lora_expand",
             Op::Dropout { .. } => "dropout",
+            Op::DoraNorm { .. } => "dora_norm",
+            Op::DoraScale { .. } => "dora_scale",
+            Op::DoraScaleBackward { .. } => "dora_scale_backward",
             Op::QkNormRopeKv { .. } => "qk_norm_rope_kv",
             Op::QkNormRopeBackward { .. } => "qk_norm_rope_backward",
             Op::Attention { .. } => "attention",
@@ -343,6 +366,26 @@ impl Op {
             Op::Dropout { x, out, accumulate, .. } => {
                 f(x, Read);
                 f(out, grown(accumulate));
+            }
+            Op::DoraNorm { weight, a, b, scales, norms } => {
+                for id in [weight, a, b, scales] {
+                    f(id, Read);
+                }
+                f(norms, Write);
+            }
+            Op::DoraScale { x, magnitude, norms, slots, bias, residual, out } => {
+                for id in [x, magnitude, norms] {
+                    f(id, Read);
+                }
+                visit_all([slots, bias, residual], f);
+                f(out, Write);
+            }
+            Op::DoraScaleBackward { dy, x, norms, scale, dm } => {
+                for id in [dy, x, norms] {
+                    f(id, Read);
+                }
+                visit_all([scale], f);
+                f(dm, ReadWrite);
             }
             Op::QkNormRopeKv { q, k, v, q_norm, k_norm, positions, rope, slots, q_out, k_out, v_out, .. } => {
                 // With slots only some rows of the caches change, so they are updated, not overwritten.

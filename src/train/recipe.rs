@@ -168,6 +168,9 @@ pub struct Recipe {
     pub alpha: Option<f64>,
     /// Scale by alpha / √rank instead (<https://arxiv.org/abs/2312.03732>); `None`: as the initial adapter, else not.
     pub use_rslora: Option<bool>,
+    /// DoRA (<https://arxiv.org/abs/2402.09353>): the rows of a weight have lengths that are learned; `None`: as the initial
+    /// adapter, else not.
+    pub use_dora: Option<bool>,
     /// Dropout on the adapters' input.
     pub dropout: f32,
     /// Projections that get an adapter (`q_proj`, …, or `all-linear`); empty: the initial adapter's, else all seven.
@@ -274,6 +277,7 @@ impl Default for Recipe {
             rank: None,
             alpha: None,
             use_rslora: None,
+            use_dora: None,
             dropout: 0.0,
             target_modules: Vec::new(),
             loraplus_lr_ratio: None,
@@ -477,13 +481,14 @@ impl Recipe {
     /// Length of the run, paths, what is only watched, and recomputation may change on the way; rank, alpha and target
     /// modules are compared with the checkpoint's adapter.
     pub(super) fn conflict(&self, saved: &Self) -> Option<String> {
-        const FREE: [&str; 25] = [
+        const FREE: [&str; 26] = [
             "bad_rows",
             "model",
             "output",
             "rank",
             "alpha",
             "use_rslora",
+            "use_dora",
             "target_modules",
             "max_steps",
             "epochs",

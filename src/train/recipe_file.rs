@@ -14,6 +14,7 @@ pub const NAMES: &[(&str, &[&str])] = &[
     ("alpha", &["lora_alpha"]),
     ("dropout", &["lora_dropout"]),
     ("use_rslora", &["rslora"]),
+    ("use_dora", &["dora", "peft_use_dora"]),
     ("target_modules", &["lora_target_modules", "lora_target"]),
     ("neftune_noise_alpha", &["neftune_alpha"]),
     ("batch_size", &["per_device_train_batch_size", "micro_batch_size", "train_batch_size"]),
@@ -41,7 +42,6 @@ const WITHOUT_EFFECT: &[(&str, &[&str], &str)] = &[
     ("load_in_8bit", &["false"], "the model's file decides"),
     ("load_in_4bit", &["false"], "it is an option of the command line, --load-in-4bit"),
     ("full_finetuning", &["false"], "adapters are trained"),
-    ("use_dora", &["false"], "DoRA is not built"),
     ("modules_to_save", &["null", "[]"], "whole modules are not trained"),
     ("loftq_config", &["null", "{}"], "LoftQ is not built"),
     ("init_lora_weights", &["true"], "that is how an adapter starts"),
@@ -236,7 +236,6 @@ mod tests {
         refused("lr: fast", "lr: invalid type: string \"fast\"");
         refused("lr: 1\nlearning_rate: 2", "'learning_rate' is 2, but lr has been given as 1");
         refused("load_in_4bit: true", "'load_in_4bit' is true");
-        refused("use_dora: true", "DoRA is not built");
         refused("optim: adafactor", "optim: unsupported: optim 'adafactor'");
         refused("- 1", "expected fields");
         refused("lr: [", "");

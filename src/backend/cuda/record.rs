@@ -121,6 +121,7 @@ impl<'a> Recorder<'a> {
             | Op::AdamW8bit { .. }
             | Op::Lion { .. }
             | Op::Sgd { .. } => self.flat_ops(op),
+            Op::DoraNorm { .. } | Op::DoraScale { .. } | Op::DoraScaleBackward { .. } => self.dora_ops(op),
             _ => self.row_ops(op),
         }?;
         Ok(1)

@@ -163,6 +163,7 @@ pub fn engine(
         draft: speculation.draft,
         max_adapters: usize::from(adapter.is_some()),
         max_rank: adapter.as_ref().map_or(0, largest_rank),
+        dora: adapter.as_ref().is_some_and(|adapter| adapter.config.use_dora),
         ..EngineOptions::default()
     };
     let engine = Engine::start(model, options)?;

@@ -56,6 +56,10 @@ struct Fields {
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, alias = "use_rslora")]
     #[serde(skip_serializing_if = "Option::is_none")]
     use_rslora: Option<bool>,
+    /// DoRA: learn the lengths of the weights' rows besides
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, alias = "use_dora")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    use_dora: Option<bool>,
     /// Dropout on the adapter's input [default: 0]
     #[arg(long, value_name = "P", aliases = ["lora-dropout", "lora_dropout"])]
     #[serde(skip_serializing_if = "Option::is_none")]
