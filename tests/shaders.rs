@@ -266,6 +266,7 @@ fn variants() -> Vec<(&'static str, Set)> {
         ("lion", vec![group()]),
         ("sgd", vec![group()]),
         ("adamw_8bit", vec![reductions()]),
+        ("lion_8bit", vec![reductions()]),
     ];
     table.into_iter().flat_map(|(shader, axes)| product(&axes).into_iter().map(move |set| (shader, set))).collect()
 }

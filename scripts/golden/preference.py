@@ -1,4 +1,4 @@
-"""Preference tuning as TRL does it: DPO, its hinge and IPO forms, DPO with the chosen answers' likelihood, and ORPO.
+"""Preference tuning as TRL does it: DPO, DPO with label smoothing (cDPO), its hinge and IPO forms, DPO with the chosen answers' likelihood, and ORPO.
 
 Reads   tests/golden/tiny/chat.
 Writes  tests/golden/preference/
@@ -35,6 +35,7 @@ RANK, ALPHA, STEPS, PAIRS = 4, 8, 30, 60
 # name, file, β, learning rate, settings of the trainer
 CASES = [
     ("dpo", "messages", 0.1, 1e-3, dict(loss_type=["sigmoid"])),
+    ("cdpo", "messages", 0.1, 1e-3, dict(loss_type=["sigmoid"], label_smoothing=0.1)),
     ("hinge", "messages", 0.2, 1e-3, dict(loss_type=["hinge"])),
     ("ipo", "messages", 0.3, 1e-3, dict(loss_type=["ipo"])),
     ("rpo", "messages", 0.1, 1e-3, dict(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5])),

@@ -3,7 +3,7 @@
 //! [`run`] does a whole run from a [`Recipe`]; [`Job`] is the same step by step. The base model is the copy that
 //! also serves: it is borrowed, never changed.
 //!
-//! - `recipe`, `recipe_file`, `schedule`: what decides a run
+//! - `recipe`, `recipe_file`, `recipe_fields`, `schedule`: what decides a run
 //! - `files`, `data`, `encode`, `convert`: from files to rows of tokens; `rows` keeps them, `batch` puts them together
 //! - `preference`: pairs of answers
 //! - `trainer`: programs and buffers on the device
@@ -28,6 +28,7 @@ mod optimizer;
 pub mod plot;
 pub mod preference;
 mod recipe;
+mod recipe_fields;
 pub mod recipe_file;
 mod report;
 pub mod rows;
@@ -42,7 +43,9 @@ pub use files::DataFile;
 pub use job::{Accumulated, Job};
 pub use optimizer::OptimizerOptions;
 pub use preference::{PairReport, Preference, PreferenceLoss};
-pub use recipe::{BadRows, DEFAULT_ALPHA, DEFAULT_EPOCHS, DEFAULT_RANK, LossOn, Optim, Recipe};
+pub use recipe::{
+    BadRows, DEFAULT_ALPHA, DEFAULT_EPOCHS, DEFAULT_RANK, LossOn, Optim, Recipe, WEIGHT_TYPES, weight_type,
+};
 pub use report::{EvalReport, MemoryReport, Observer, StepReport, Summary};
 pub use run::run;
 pub use schedule::{LrCurve, Schedule};

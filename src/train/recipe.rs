@@ -7,7 +7,8 @@ use super::schedule::{LrCurve, Schedule};
 use crate::error::{Error, Result};
 use crate::model::lora::Projection;
 use crate::model::optimizer::Rule;
-use serde::{Deserialize, Serialize};
+use crate::tensor::DType;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -83,6 +84,12 @@ pub enum Optim {
     /// [`Optim::Lion`], paged.
     #[serde(rename = "paged_lion")]
     PagedLion,
+    /// Lion with its moment in 8 bits, as those of [`Optim::AdamW8bit`].
+    #[serde(rename = "lion_8bit")]
+    Lion8bit,
+    /// [`Optim::Lion8bit`], paged.
+    #[serde(rename = "paged_lion_8bit")]
+    PagedLion8bit,
 }
 
 impl Optim {
@@ -93,6 +100,7 @@ impl Optim {
             Self::AdamW | Self::PagedAdamW => Rule::AdamW,
             Self::AdamW8bit | Self::PagedAdamW8bit => Rule::AdamW8bit,
             Self::Lion | Self::PagedLion => Rule::Lion,
+            Self::Lion8bit | Self::PagedLion8bit => Rule::Lion8bit,
             Self::Sgd => Rule::Sgd,
         }
     }
@@ -100,7 +108,7 @@ impl Optim {
     /// True where the state is in host memory.
     #[must_use]
     pub fn paged(self) -> bool {
-        matches!(self, Self::PagedAdamW | Self::PagedAdamW8bit | Self::PagedLion)
+        matches!(self, Self::PagedAdamW | Self::PagedAdamW8bit | Self::PagedLion | Self::PagedLion8bit)
     }
 
     /// Decay rates of the moments where the recipe has none: those of `torch.optim.AdamW` and of bitsandbytes' Lion.
@@ -108,7 +116,7 @@ impl Optim {
     pub fn betas(self) -> (f64, f64) {
         match self.rule() {
             Rule::AdamW | Rule::AdamW8bit => (0.9, 0.999),
-            Rule::Lion => (0.9, 0.99),
+            Rule::Lion | Rule::Lion8bit => (0.9, 0.99),
             Rule::Sgd => (0.0, 0.0),
         }
     }
@@ -126,9 +134,11 @@ impl FromStr for Optim {
             "paged_adamw" | "paged_adamw_32bit" => Ok(Self::PagedAdamW),
             "paged_adamw_8bit" => Ok(Self::PagedAdamW8bit),
             "paged_lion" | "paged_lion_32bit" => Ok(Self::PagedLion),
+            "lion_8bit" => Ok(Self::Lion8bit),
+            "paged_lion_8bit" => Ok(Self::PagedLion8bit),
             other => Err(Error::unsupported(format!(
-                "optim '{other}'; there are adamw (f32 state), adamw_8bit, lion, sgd, and paged_adamw, paged_adamw_8bit, \
-                 paged_lion (state in host memory)"
+                "optim '{other}'; there are adamw (f32 state), adamw_8bit, lion, lion_8bit, sgd, and paged_adamw, \
+                 paged_adamw_8bit, paged_lion, paged_lion_8bit (state in host memory)"
             ))),
         }
     }
@@ -140,6 +150,30 @@ impl TryFrom<String> for Optim {
     fn try_from(text: String) -> Result<Self> {
         text.parse()
     }
+}
+
+/// What weights can be quantised to while a model is loaded; NF4 is bitsandbytes' `load_in_4bit`.
+pub const WEIGHT_TYPES: [DType; 6] = [DType::NF4, DType::Q4_0, DType::Q4_K, DType::Q5_0, DType::Q6_K, DType::Q8_0];
+
+/// One of [`WEIGHT_TYPES`] by its name.
+///
+/// # Errors
+/// [`Error::Invalid`] listing them.
+pub fn weight_type(text: &str) -> Result<DType> {
+    let found = WEIGHT_TYPES.into_iter().find(|t| t.name().eq_ignore_ascii_case(text));
+    found.ok_or_else(|| {
+        let names = WEIGHT_TYPES.map(DType::name).join(", ");
+        Error::invalid(format!("weights are not quantised to '{text}': use {names}"))
+    })
+}
+
+fn write_type<S: Serializer>(dtype: &Option<DType>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    dtype.map(DType::name).serialize(serializer)
+}
+
+fn read_type<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<DType>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|text| weight_type(&text).map_err(serde::de::Error::custom)).transpose()
 }
 
 /// Rank where neither the recipe nor an initial adapter says.
@@ -155,6 +189,9 @@ pub const DEFAULT_EPOCHS: f64 = 3.0;
 pub struct Recipe {
     /// The model, for whoever opens it: a file, a folder or a repository.
     pub model: Option<String>,
+    /// Type that the layers' matrices of a model in 16 bits are quantised to, for whoever opens it; see [`WEIGHT_TYPES`].
+    #[serde(serialize_with = "write_type", deserialize_with = "read_type")]
+    pub weight_type: Option<DType>,
     /// Files of training rows (JSON Lines, JSON, Parquet).
     #[serde(deserialize_with = "one_or_many")]
     pub data: Vec<DataFile>,
@@ -239,7 +276,7 @@ pub struct Recipe {
     pub log: Option<PathBuf>,
     /// Folder for TensorBoard's event files.
     pub tensorboard: Option<PathBuf>,
-    /// SVG file of the loss curves, written at the end.
+    /// SVG file of the loss curves, written after evaluations, every few seconds, and at the end.
     pub plot: Option<PathBuf>,
     /// Write a checkpoint every so many steps, besides the one at the end.
     pub save_steps: Option<usize>,
@@ -271,6 +308,7 @@ impl Default for Recipe {
     fn default() -> Self {
         Self {
             model: None,
+            weight_type: None,
             data: Vec::new(),
             bad_rows: BadRows::Error,
             output: PathBuf::new(),
@@ -433,6 +471,13 @@ impl Recipe {
         if let Some(preference) = &self.preference {
             preference.validate()?;
             must(!self.packing, "packing", &self.packing, "false with pairs of answers")?;
+            let smoothing = self.label_smoothing;
+            must(
+                smoothing == 0.0,
+                "label_smoothing",
+                &smoothing,
+                "0 with pairs of answers: theirs is preference.label_smoothing",
+            )?;
             must(self.loss == LossOn::Assistant, "loss", &"all", "assistant with pairs of answers")?;
         }
         self.projections().map(drop)
