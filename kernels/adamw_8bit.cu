@@ -7,7 +7,7 @@
 //
 // Limits: n a multiple of 4; buffers aligned to 32 bytes. 256 threads, grid = ceil(n / 2048), no dynamic shared
 // memory: a warp has one block of 256 elements, a lane eight of them. Launched by launch_flat.rs.
-#include "moment_codes.cuh"
+#include "codes_moment.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
     adamw_8bit_f32(float* params, const float* grads, u32* m, u32* v, float* m_max, float* v_max, const float* norm,

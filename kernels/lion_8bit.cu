@@ -4,7 +4,7 @@
 //
 // Limits: n a multiple of 4; buffers aligned to 32 bytes. 256 threads, grid = ceil(n / 2048), no dynamic shared memory: a warp
 // has one block of 256 elements, a lane eight of them. Launched by launch_flat.rs.
-#include "moment_codes.cuh"
+#include "codes_moment.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
     lion_8bit_f32(float* params, const float* grads, u32* m, float* m_max, const float* norm, const float* hyper, u64 n) {

@@ -22,7 +22,7 @@ struct Params {
 const MAP_M = 8u;
 const MAP_V = 264u;
 
-#include "moment_codes.wgsl"
+#include "codes_moment.wgsl"
 
 fn first_moments(word: u32, top: f32) -> vec4<f32> {
     let g = gradients(word * 4u);

@@ -14,7 +14,7 @@ struct Params {
 #bind hyper array<f32>
 #include "common.wgsl"
 #include "reduce.wgsl"
-#include "moment_codes.wgsl"
+#include "codes_moment.wgsl"
 
 const MAP = 8u;
 

@@ -1331,7 +1331,7 @@ fn gradients_match_finite_differences() {
     let x = live_input(&mut b, "x", rows, k);
     let dy = live_input(&mut b, "dy", rows, k);
     let magnitude = b.input("magnitude", DType::F32, 1, k);
-    let norms = b.weight("norms", DType::F32, 1, k);
+    let norms = b.input("norms", DType::F32, 1, k);
     let out = b.output("out", rows, k, Live::Tokens);
     let dx = b.output("dx", rows, k, Live::Tokens);
     let dm = b.state("dm", "dm", 0, DType::F32, 1, k);

@@ -315,6 +315,7 @@ fn every_file_is_used() {
         "attention_tile",
         "decode_load",
         "decode_value",
+        "codes_moment",
     ];
     let shaders: std::collections::BTreeSet<_> = variants().into_iter().map(|(shader, _)| shader).collect();
     for name in FILES {

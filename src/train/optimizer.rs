@@ -1,7 +1,7 @@
 //! The optimizer on its device, and its state: on the device, or in host memory ("paged"), from where each update
 //! brings it over in pieces.
 
-use super::recipe::Optim;
+use super::optim::Optim;
 use super::trainer::Update;
 use crate::backend::{Bindings, Buffer, BufferDesc, Device, Executable};
 use crate::error::{Error, Result};

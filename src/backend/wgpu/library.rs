@@ -126,6 +126,6 @@ files!(
     "adamw_8bit.wgsl",
     "lion.wgsl",
     "lion_8bit.wgsl",
-    "moment_codes.wgsl",
+    "codes_moment.wgsl",
     "sgd.wgsl",
 );
