@@ -416,8 +416,9 @@ fn rows() {
         b.push(Op::RmsNormBackward { x, weight, eps: 1e-5, dy: y, dx, accumulate: false }).unwrap();
         b.push(Op::RmsNormBackward { x: y, weight, eps: 1e-5, dy: x, dx, accumulate: true }).unwrap();
         let dropped = b.output("dropped", rows, k, Live::Tokens);
-        b.push(Op::Dropout { x, p: 0.3, salt: 5, out: dropped, accumulate: false }).unwrap();
-        b.push(Op::Dropout { x: y, p: 0.1, salt: 6, out: dropped, accumulate: true }).unwrap();
+        b.push(Op::Dropout { x, p: 0.3, salt: 5, complement: false, out: dropped, accumulate: false }).unwrap();
+        b.push(Op::Dropout { x: y, p: 0.1, salt: 6, complement: false, out: dropped, accumulate: true }).unwrap();
+        b.push(Op::Dropout { x: y, p: 0.4, salt: 6, complement: true, out: dropped, accumulate: true }).unwrap();
         b.push(Op::Accumulate { x, y: dropped }).unwrap();
         for (i, activation) in [Activation::Silu, Activation::GeluTanh].into_iter().enumerate() {
             let glu = b.output(["silu", "gelu"][i], rows, k, Live::Tokens);
@@ -432,6 +433,57 @@ fn rows() {
         let mut given = counts(live, 2, 1);
         given.insert("picked", vec![live - 1, 0, 0]);
         check(&format!("rows {rows}x{k}"), b.finish(), &given, 2e-6);
+    }
+}
+
+/// DoRA: the length of adapted rows of every type of weight, the scaled product, and the magnitude's gradient.
+#[test]
+fn dora_and_its_gradient() {
+    let weights =
+        [DType::F32, DType::F16, DType::BF16, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1, DType::Q8_0]
+            .map(|dtype| (dtype, 96))
+            .into_iter()
+            .chain([DType::Q4_K, DType::Q5_K, DType::Q6_K].map(|dtype| (dtype, 256)))
+            .chain([(DType::NF4, 128), (DType::F32, 37), (DType::BF16, 37)]);
+    for (dtype, k) in weights {
+        for (n, rank) in [(1, 1), (19, 4), (64, 16)] {
+            let mut b = Builder::new("dora_norm");
+            let weight = b.weight("w", dtype, n, k);
+            let a = b.state("a", "a", 0, DType::F32, rank, k);
+            let up = b.state("b", "b", 64, DType::F32, n, rank);
+            let scales = b.input("scales", DType::F32, 1, 1);
+            let norms = b.state("norms", "norms", 0, DType::F32, 1, n);
+            b.push(Op::DoraNorm { weight, a, b: up, scales, norms }).unwrap();
+            check(&format!("dora_norm {dtype} {n}x{k} rank {rank}"), b.finish(), &counts(0, 0, 0), 2e-6);
+        }
+    }
+    for (rows, n, live, slots) in [(1, 8, 1, false), (5, 37, 4, true), (200, 96, 130, false), (70, 64, 67, true)] {
+        let mut b = Builder::new("dora_scale");
+        let x = live_input(&mut b, "x", rows, n);
+        let residual = live_input(&mut b, "residual", rows, n);
+        let bias = b.weight("bias", DType::F32, 1, n);
+        let adapters = if slots { 3 } else { 1 };
+        let magnitude = b.state("magnitude", "magnitude", 0, DType::F32, adapters, n);
+        let norms = b.state("norms", "norms", 64, DType::F32, adapters, n);
+        let slots = slots.then(|| b.input("slots", DType::U32, 1, rows));
+        let (mut out, full) = (|name: &str| b.output(name, rows, n, Live::Tokens), Some(residual));
+        let (plain, biased, added) = (out("plain"), out("biased"), out("added"));
+        let mut push = |bias, residual, out| b.push(Op::DoraScale { x, magnitude, norms, slots, bias, residual, out });
+        push(None, None, plain).unwrap();
+        push(Some(bias), None, biased).unwrap();
+        push(Some(bias), full, added).unwrap();
+        if slots.is_none() {
+            let scale = b.input("scale", DType::F32, 1, 1);
+            let dm = b.state("dm", "dm", 0, DType::F32, 1, n);
+            b.push(Op::DoraScaleBackward { dy: residual, x, norms, scale: None, dm }).unwrap();
+            b.push(Op::DoraScaleBackward { dy: x, x: residual, norms, scale: Some(scale), dm }).unwrap();
+        }
+        let mut given = counts(live, 0, 1);
+        let mut r = Random(3);
+        // Lengths of rows are far from zero.
+        given.insert("norms", (0..adapters * n).map(|_| (1.5 + r.number()).to_bits()).collect());
+        given.insert("slots", (0..rows as u32).map(|t| [0, u32::MAX, 2, 1][t as usize % 4]).collect());
+        check(&format!("dora_scale {rows}x{n}"), b.finish(), &given, 2e-6);
     }
 }
 
@@ -1155,6 +1207,18 @@ fn optimizer_in_8_bits() {
         let maps = [dynamic_map(true), dynamic_map(false)].concat();
         given.insert("hyper", hyper.iter().chain(&maps).map(|h| h.to_bits()).collect());
         check(&format!("adamw_8bit {n}"), b.finish(), &given, 2e-6);
+
+        let mut b = Builder::new("lion_8bit");
+        let params = b.state("params", "params", 0, DType::F32, 1, n);
+        let grads = b.state("grads", "grads", 0, DType::F32, 1, n);
+        let m = b.state("m", "m", 0, DType::U32, 1, n / 4);
+        let m_max = b.state("m_max", "m_max", 64, DType::F32, 1, n.div_ceil(256));
+        let hyper = b.input("hyper", DType::F32, 1, 264);
+        let norm = b.output("norm", 1, 1, Live::All);
+        b.push(Op::GradNorm { x: grads, out: norm }).unwrap();
+        b.push(Op::Lion8bit { params, grads, m, m_max, norm, hyper }).unwrap();
+        given.insert("hyper", given["hyper"][..264].to_vec());
+        check(&format!("lion_8bit {n}"), b.finish(), &given, 2e-6);
     }
 }
 
@@ -1388,6 +1452,23 @@ fn gradients_match_finite_differences() {
         pair("attention", b.finish(), vec!["q", "k", "v"], vec!["dq", "dk", "dv"], given);
     }
 
+    let mut b = Builder::new("dora_scale");
+    let x = live_input(&mut b, "x", rows, k);
+    let dy = live_input(&mut b, "dy", rows, k);
+    let magnitude = b.input("magnitude", DType::F32, 1, k);
+    let norms = b.input("norms", DType::F32, 1, k);
+    let out = b.output("out", rows, k, Live::Tokens);
+    let dx = b.output("dx", rows, k, Live::Tokens);
+    let dm = b.state("dm", "dm", 0, DType::F32, 1, k);
+    let (slots, bias, residual) = (None, None, None);
+    b.push(Op::DoraScale { x, magnitude, norms, slots, bias, residual, out }).unwrap();
+    b.push(Op::DoraScale { x: dy, magnitude, norms, slots, bias, residual, out: dx }).unwrap();
+    b.push(Op::DoraScaleBackward { dy, x, norms, scale: None, dm }).unwrap();
+    let mut given = counts(rows as u32, 0, 1);
+    given.insert("dm", vec![0; k]);
+    given.insert("norms", (0..k).map(|i| (1.0 + i as f32 / 8.0).to_bits()).collect());
+    pair("dora_scale", b.finish(), vec!["x", "magnitude"], vec!["dx", "dm"], given);
+
     let (vocab, labels) = (11, vec![3, u32::MAX, 0, 10, 7]);
     for smoothing in [0.0, 0.2] {
         let mut b = Builder::new("loss");
@@ -1580,7 +1661,8 @@ fn fused_runs_on_cuda() {
                 let mut seen = x;
                 if name == "v" {
                     seen = b.temp("dropout", rows, k, Live::Tokens);
-                    b.push(Op::Dropout { x, p: 0.1, salt: 3, out: seen, accumulate: false }).unwrap();
+                    b.push(Op::Dropout { x, p: 0.1, salt: 3, complement: false, out: seen, accumulate: false })
+                        .unwrap();
                 }
                 b.push(Op::LoraShrink { x: seen, a, slots: None, rank, out: u }).unwrap();
                 b.push(Op::LoraExpand { u, b: up, slots: None, scales, rank, y }).unwrap();

@@ -83,7 +83,6 @@ fn targets_are_selected_as_peft_does() {
 fn features_that_are_not_implemented_are_named() {
     let good = json_of(&golden().join("adapter/adapter_config.json"));
     for (key, value) in [
-        ("use_dora", json!(true)),
         ("bias", json!("all")),
         ("ensure_weight_tying", json!(true)),
         ("modules_to_save", json!("lm_head")),
@@ -110,6 +109,7 @@ fn weights_are_checked_against_the_model() {
     let file = dir.path().join(WEIGHTS);
     let config = AdapterConfig::new(2, 4.0, TargetModules::AllLinear);
     let t = |shape: [usize; 2]| HostTensor::from_f32(shape.to_vec(), &vec![0.5; shape[0] * shape[1]]).unwrap();
+    let row = |n: usize| HostTensor::from_f32(vec![n], &vec![0.5; n]).unwrap();
     let read = |tensors: &[(&str, HostTensor)]| {
         write_file(&file, tensors.iter().map(|(n, t)| (*n, t))).unwrap();
         Adapter::from_parts(config.clone(), &Source::open(&file).unwrap(), &model())
@@ -137,8 +137,12 @@ fn weights_are_checked_against_the_model() {
         ),
         (vec![("base_model.model.model.embed_tokens.lora_embedding_A", t([2, 8]))], ["embedding", "unsupported"]),
         (
-            vec![("base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector", t([2, 8]))],
-            ["DoRA", "unsupported"],
+            vec![
+                (a, t([2, 8])),
+                (b, t([8, 2])),
+                ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", row(8)),
+            ],
+            ["lora_magnitude_vector", "use_dora false"],
         ),
         (vec![], ["no LoRA tensor", WEIGHTS]),
     ] {

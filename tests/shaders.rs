@@ -191,6 +191,9 @@ fn variants() -> Vec<(&'static str, Set)> {
         ("lora_shrink", vec![reductions(), flag("SLOTS")]),
         ("lora_expand", vec![group(), flag("SLOTS")]),
         ("dropout", vec![group(), flag("ACCUMULATE")]),
+        ("dora_norm", vec![reductions(), weights(), vec![vec![("ROWS", 4)]]]),
+        ("dora_scale", vec![group(), flag("SLOTS"), flag("BIAS"), flag("RESIDUAL")]),
+        ("dora_scale_backward", vec![group(), flag("SCALE")]),
         ("qk_norm_rope_kv", vec![reductions(), vec![vec![], vec![("SLOTS", 1)]], norms()]),
         ("qk_norm_rope_kv", vec![reductions(), vec![vec![("SLOTS", 1), ("KV_WORDS", 1)]], small_caches(), norms()]),
         ("qk_norm_rope_backward", vec![reductions(), norms()]),
@@ -267,6 +270,7 @@ fn variants() -> Vec<(&'static str, Set)> {
         ("lion", vec![group()]),
         ("sgd", vec![group()]),
         ("adamw_8bit", vec![reductions()]),
+        ("lion_8bit", vec![reductions()]),
     ];
     table.into_iter().flat_map(|(shader, axes)| product(&axes).into_iter().map(move |set| (shader, set))).collect()
 }
@@ -315,6 +319,7 @@ fn every_file_is_used() {
         "attention_tile",
         "decode_load",
         "decode_value",
+        "codes_moment",
     ];
     let shaders: std::collections::BTreeSet<_> = variants().into_iter().map(|(shader, _)| shader).collect();
     for name in FILES {

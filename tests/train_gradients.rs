@@ -13,7 +13,7 @@ mod train_support;
 
 use runtime::backend::{BackendChoice, Bindings, ComputeType, Device, open};
 use runtime::model::config::{Activation, Family, ModelConfig, RopeScaling};
-use runtime::model::lora::{LoraLayout, Projection};
+use runtime::model::lora::{LoraLayout, Magnitudes, Projection};
 use runtime::model::weights::expected_tensors;
 use runtime::tensor::HostTensor;
 use runtime::train::Optim;
@@ -87,10 +87,19 @@ fn batch(config: &ModelConfig) -> MicroBatch {
 }
 
 fn check(name: &str, config: ModelConfig, targets: &[Projection], dropout: f32, recompute: bool) {
+    check_layout(name, &config, LoraLayout::new(&config, RANK, 1, targets), dropout, recompute);
+}
+
+/// Of DoRA only the magnitudes' gradients: those of A and B take the norms for constants, which differences do not.
+fn check_dora(name: &str, config: ModelConfig, dropout: f32, recompute: bool) {
+    let layout = LoraLayout::new(&config, RANK, 1, &Projection::ALL).with_magnitudes();
+    check_layout(name, &config, layout, dropout, recompute);
+}
+
+fn check_layout(name: &str, config: &ModelConfig, layout: LoraLayout, dropout: f32, recompute: bool) {
     let device: Arc<dyn Device> = open(BackendChoice::Cpu, 0, ComputeType::F32).unwrap();
-    let weights = weights(&*device, &config);
-    let layout = LoraLayout::new(&config, RANK, 1, targets);
-    let batch = batch(&config);
+    let weights = weights(&*device, config);
+    let batch = batch(config);
     let (tokens, optim) = (batch.ids.len(), Optim::AdamW);
     let options = TrainerOptions {
         tokens,
@@ -103,7 +112,7 @@ fn check(name: &str, config: ModelConfig, targets: &[Projection], dropout: f32, 
         ..TrainerOptions::default()
     };
     let new =
-        |options: TrainerOptions| Trainer::new(device.clone(), &config, &weights, layout.clone(), &options).unwrap();
+        |options: TrainerOptions| Trainer::new(device.clone(), config, &weights, layout.clone(), &options).unwrap();
     let mut trainer = new(options);
     let mut params = vec![0.0; layout.len];
     let mut matrices = Vec::new();
@@ -112,6 +121,15 @@ fn check(name: &str, config: ModelConfig, targets: &[Projection], dropout: f32, 
             let label = format!("{}.{side}", entry.module);
             params[at..at + len].copy_from_slice(&uniform(SEED, &label, len, 0.25));
             matrices.push((label, at..at + len));
+        }
+    }
+    if let Some(Magnitudes::Behind(start)) = layout.magnitudes {
+        matrices.clear();
+        for entry in &layout.entries {
+            let (label, at) = (format!("{}.magnitude", entry.module), start + entry.magnitude);
+            let lengths = uniform(SEED, &label, entry.outputs, 0.3).into_iter().map(|x| 1.0 + x);
+            params[at..at + entry.outputs].copy_from_slice(&lengths.collect::<Vec<f32>>());
+            matrices.push((label, at..at + entry.outputs));
         }
     }
     trainer.set_params(&params).unwrap();
@@ -181,6 +199,10 @@ fn every_flag_of_the_decoder() {
     );
     check("dropout", base(), &all, 0.25, false);
     check("recompute", ModelConfig { qk_norm: true, qkv_bias: true, ..base() }, &all, 0.25, true);
+    let flags = ModelConfig { qk_norm: true, ..biases };
+    check_dora("dora", flags.clone(), 0.0, false);
+    check_dora("dora, dropout", flags.clone(), 0.25, false);
+    check_dora("dora, recompute", flags, 0.25, true);
     check("few targets", base(), &[Projection::K, Projection::Up], 0.0, false);
     check("last target only", base(), &[Projection::Down], 0.0, true);
 }

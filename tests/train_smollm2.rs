@@ -36,6 +36,7 @@ fn initial(case: &Value, config: &ModelConfig) -> Adapter {
             a: tensor("A", [rank, inputs], 1.0 / (inputs as f64).sqrt()),
             b: tensor("B", [outputs, rank], init_b),
             scale: (alpha / rank as f64) as f32,
+            magnitude: None,
         };
         (name, weights)
     };

@@ -1,4 +1,4 @@
-"""Variants of PEFT's LoRA fine-tuning, 30 steps each: rsLoRA, LoRA+, label smoothing, Lion, SGD.
+"""PEFT's LoRA fine-tuning, 30 steps each: plain, rsLoRA, LoRA+, label smoothing, Lion, SGD.
 
 Reads   tests/golden/tiny/chat, tests/golden/sft/data.jsonl.
 Writes  tests/golden/sft/variants.json             a case each: settings, and losses, norms and rates of 30 steps
@@ -26,6 +26,7 @@ STEPS, WARMUP, DECAY = 30, 5, 0.01
 RANK, ALPHA, INIT_B = 4, 8, 0.02
 
 CASES = [  # name, lr, settings of ours
+    ("lora", 5e-3, {}),
     ("rslora", 5e-3, {"use_rslora": True}),
     ("loraplus", 2e-3, {"loraplus_lr_ratio": 4.0}),
     ("label_smoothing", 5e-3, {"label_smoothing": 0.1}),

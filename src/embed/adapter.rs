@@ -137,6 +137,9 @@ pub(super) fn resolve(ready: &Ready, model: &Arc<Model>, blend: &Blend) -> Resul
 fn mix(parts: &[(Content, f32)]) -> Result<peft::Adapter> {
     let mut sides = BTreeMap::<&str, (Vec<f32>, Vec<(usize, Vec<f32>)>, usize)>::new();
     for (content, scale) in parts {
+        if content.weights.config.use_dora {
+            return Err(Error::unsupported("a mix with a DoRA adapter: the lengths of its rows belong to it alone"));
+        }
         for (module, lora) in &content.weights.modules {
             let (a, bs, inputs) = sides.entry(module).or_default();
             *inputs = lora.a.cols();
@@ -157,7 +160,7 @@ fn mix(parts: &[(Content, f32)]) -> Result<peft::Adapter> {
         }
         let a = HostTensor::from_f32(vec![rank, inputs], &a)?;
         let b = HostTensor::from_f32(vec![outputs, rank], &b)?;
-        modules.insert(module.to_owned(), LoraWeights { a, b, scale: 1.0 });
+        modules.insert(module.to_owned(), LoraWeights { a, b, scale: 1.0, magnitude: None });
     }
     let names = modules.keys().cloned().collect();
     Ok(peft::Adapter {

@@ -4,13 +4,14 @@
 //! system keeps in memory those that are used) until a request needs them on the device. There the least recently used one
 //! that no running request holds makes room.
 
-use crate::backend::{Bindings, BufferDesc};
+use crate::backend::{Bindings, Buffer, BufferDesc, Executable};
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, LoraWeights};
 use crate::format::quant::dequantise_row;
 use crate::model::LoadedModel;
-use crate::model::decoder::buffers;
+use crate::model::decoder::{buffers, norms_program};
 use crate::model::lora::{LoraEntry, LoraLayout, Projection};
+use crate::program::STATE_ALIGN;
 use crate::tensor::{DType, HostTensor};
 use half::{bf16, f16};
 use std::borrow::Cow;
@@ -77,6 +78,8 @@ pub struct AdapterBank {
     model: Arc<LoadedModel>,
     layout: LoraLayout,
     bindings: Bindings,
+    /// Made for the first adapter with magnitudes.
+    lengths: Option<Lengths>,
     slots: Vec<Option<Arc<Slot>>>,
     /// When each slot was last asked for.
     used: Vec<u64>,
@@ -90,17 +93,69 @@ pub struct Slot {
     version: u64,
 }
 
+/// DoRA: works out the lengths of the rows of adapted weights, which the magnitudes of an adapter are divided by.
+struct Lengths {
+    layout: LoraLayout,
+    lora: Buffer,
+    norms: Buffer,
+    executable: Box<dyn Executable>,
+}
+
+impl Lengths {
+    fn new(model: &LoadedModel, rank: usize) -> Result<Self> {
+        let layout = LoraLayout::new(model.config(), rank, 1, &Projection::ALL);
+        let allocate = |name: &str, cols: usize| {
+            model.device.allocate(BufferDesc { name: name.into(), dtype: DType::F32, rows: 1, cols })
+        };
+        let (lora, norms) =
+            (allocate(buffers::LORA, layout.len)?, allocate(buffers::LORA_NORMS, layout.magnitudes_len)?);
+        let scales = allocate(buffers::LORA_SCALES, 1)?;
+        // What a module's product is multiplied by is in its B.
+        model.device.write(&scales, 0, bytemuck::bytes_of(&1f32))?;
+        let mut bindings = model.weights.clone();
+        for (name, buffer) in [(buffers::LORA, &lora), (buffers::LORA_NORMS, &norms), (buffers::LORA_SCALES, &scales)] {
+            bindings.insert(name.into(), buffer.clone());
+        }
+        let program = model.with_shape(1, |shape| norms_program(shape, &layout))?;
+        let executable = model.device.compile(Arc::new(program), &bindings)?;
+        Ok(Self { layout, lora, norms, executable })
+    }
+
+    /// Of every entry of the layout, one after the other as the layout says.
+    fn of(&mut self, model: &LoadedModel, adapter: &Adapter) -> Result<Vec<f32>> {
+        let mut flat = vec![0f32; self.layout.len];
+        for entry in &self.layout.entries {
+            let (a, b) = matrices(entry, self.layout.rank, adapter.modules.get(&entry.module))?;
+            flat[entry.a..entry.a + a.len()].copy_from_slice(&a);
+            flat[entry.b..entry.b + b.len()].copy_from_slice(&b);
+        }
+        model.device.write(&self.lora, 0, bytemuck::cast_slice(&flat))?;
+        self.executable.run()?;
+        let mut lengths = vec![0f32; self.layout.magnitudes_len];
+        model.device.read(&self.norms, 0, bytemuck::cast_slice_mut(&mut lengths))?;
+        Ok(lengths)
+    }
+}
+
 impl AdapterBank {
-    /// A bank of `slots` adapters of rank up to `rank` on all projections.
-    pub fn new(model: Arc<LoadedModel>, slots: usize, rank: usize) -> Result<Self> {
-        let layout = LoraLayout::new(model.config(), rank, slots, &Projection::ALL);
+    /// A bank of `slots` adapters of rank up to `rank` on all projections; with `dora` they may have magnitudes.
+    pub fn new(model: Arc<LoadedModel>, slots: usize, rank: usize, dora: bool) -> Result<Self> {
+        let mut layout = LoraLayout::new(model.config(), rank, slots, &Projection::ALL);
         let mut bindings = Bindings::new();
         let dtype = model.device.limits().activations;
-        for (name, dtype, cols) in [(buffers::LORA, dtype, layout.len), (buffers::LORA_SCALES, DType::F32, slots)] {
+        let mut sizes = vec![(buffers::LORA, dtype, layout.len), (buffers::LORA_SCALES, DType::F32, slots)];
+        if dora {
+            layout = layout.with_magnitudes_apart();
+            sizes.extend(
+                [buffers::LORA_MAGNITUDES, buffers::LORA_NORMS].map(|name| (name, DType::F32, layout.magnitudes_len)),
+            );
+        }
+        for (name, dtype, cols) in sizes {
             let desc = BufferDesc { name: name.into(), dtype, rows: 1, cols };
             bindings.insert(name.into(), model.device.allocate(desc)?);
         }
-        Ok(Self { model, layout, bindings, slots: vec![None; slots], used: vec![0; slots], clock: 0 })
+        let (used, slots) = (vec![0; slots], vec![None; slots]);
+        Ok(Self { model, layout, bindings, lengths: None, slots, used, clock: 0 })
     }
 
     /// How adapters lie in the buffer.
@@ -133,28 +188,19 @@ impl AdapterBank {
         Ok(Some(slot))
     }
 
-    fn write(&self, slot: usize, adapter: &Adapter) -> Result<()> {
+    fn write(&mut self, slot: usize, adapter: &Adapter) -> Result<()> {
         for entry in &self.layout.entries {
             self.write_module(slot, entry, adapter.modules.get(&entry.module))?;
+        }
+        if self.layout.magnitudes.is_some() {
+            self.write_magnitudes(slot, adapter)?;
         }
         Ok(())
     }
 
     /// Writes one module's A and B, padded with zeros to the bank's rank; all zeros where the adapter lacks it.
-    /// The module's own scale goes into B, so that one bank serves adapters with differing scales a module.
     fn write_module(&self, slot: usize, entry: &LoraEntry, weights: Option<&LoraWeights>) -> Result<()> {
-        let rank = self.layout.rank;
-        let mut a = vec![0f32; rank * entry.inputs];
-        let mut b = vec![0f32; entry.outputs * rank];
-        if let Some(weights) = weights {
-            let own = weights.a.rows();
-            numbers(&weights.a, &mut a[..own * entry.inputs])?;
-            let mut narrow = vec![0f32; entry.outputs * own];
-            numbers(&weights.b, &mut narrow)?;
-            for (wide, narrow) in b.chunks_exact_mut(rank).zip(narrow.chunks_exact(own)) {
-                wide.iter_mut().zip(narrow).for_each(|(w, n)| *w = n * weights.scale);
-            }
-        }
+        let (a, b) = matrices(entry, self.layout.rank, weights)?;
         let bank = &self.bindings[buffers::LORA];
         let device = &self.model.device;
         let dtype = device.limits().activations;
@@ -164,6 +210,52 @@ impl AdapterBank {
         }
         device.write(&self.bindings[buffers::LORA_SCALES], slot * 4, bytemuck::bytes_of(&1f32))
     }
+
+    /// Writes all magnitudes of an adapter and the lengths that they are divided by: 1 and 1 where it has none.
+    fn write_magnitudes(&mut self, slot: usize, adapter: &Adapter) -> Result<()> {
+        let lengths = match adapter.config.use_dora {
+            false => None,
+            true => {
+                if self.lengths.is_none() {
+                    self.lengths = Some(Lengths::new(&self.model, self.layout.rank)?);
+                }
+                self.lengths.as_mut().map(|lengths| lengths.of(&self.model, adapter)).transpose()?
+            }
+        };
+        // The lengths of one adapter lie as those of a bank with one slot: in the same order.
+        let mut at = 0;
+        for entry in &self.layout.entries {
+            let (mut m, mut norms) = (vec![1f32; entry.outputs], vec![1f32; entry.outputs]);
+            let own = adapter.modules.get(&entry.module).and_then(|weights| weights.magnitude.as_ref());
+            if let (Some(magnitude), Some(lengths)) = (own, &lengths) {
+                numbers(magnitude, &mut m)?;
+                norms.copy_from_slice(&lengths[at..at + entry.outputs]);
+            }
+            at += entry.outputs.next_multiple_of(STATE_ALIGN);
+            let place = (entry.magnitude + slot * entry.outputs) * size_of::<f32>();
+            for (name, values) in [(buffers::LORA_MAGNITUDES, &m), (buffers::LORA_NORMS, &norms)] {
+                self.model.device.write(&self.bindings[name], place, bytemuck::cast_slice(values))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One module's A `[rank, inputs]` and B `[outputs, rank]`, padded with zeros; all zeros where the adapter lacks it. The module's
+/// own scale goes into B, so that one bank serves adapters with differing scales a module.
+fn matrices(entry: &LoraEntry, rank: usize, weights: Option<&LoraWeights>) -> Result<(Vec<f32>, Vec<f32>)> {
+    let mut a = vec![0f32; rank * entry.inputs];
+    let mut b = vec![0f32; entry.outputs * rank];
+    if let Some(weights) = weights {
+        let own = weights.a.rows();
+        numbers(&weights.a, &mut a[..own * entry.inputs])?;
+        let mut narrow = vec![0f32; entry.outputs * own];
+        numbers(&weights.b, &mut narrow)?;
+        for (wide, narrow) in b.chunks_exact_mut(rank).zip(narrow.chunks_exact(own)) {
+            wide.iter_mut().zip(narrow).for_each(|(w, n)| *w = n * weights.scale);
+        }
+    }
+    Ok((a, b))
 }
 
 fn numbers(tensor: &HostTensor, out: &mut [f32]) -> Result<()> {
@@ -182,6 +274,12 @@ fn encode(dtype: DType, numbers: &[f32]) -> Result<Cow<'_, [u8]>> {
 
 fn check(layout: &LoraLayout, dtype: DType, name: &str, adapter: &Adapter) -> Result<()> {
     adapter.only_low_rank(name)?;
+    if adapter.config.use_dora && layout.magnitudes.is_none() {
+        return Err(Error::invalid(format!(
+            "adapter '{name}' has magnitudes (use_dora), and this engine was started without room for them: start it with the \
+             adapter or with --enable-dora, or merge the adapter into the model (runtime merge)"
+        )));
+    }
     for (module, weights) in &adapter.modules {
         let entry = layout.entries.iter().find(|e| e.module == *module).ok_or_else(|| {
             Error::invalid(format!("adapter '{name}': module '{module}' is not a projection of this model"))

@@ -125,7 +125,9 @@ impl Requirements {
         if tokens < context {
             return Err(Error::invalid(format!("a cache of {tokens} tokens cannot hold one context of {max_len}")));
         }
-        let adapter: usize = LoraLayout::new(c, options.max_rank, options.max_adapters, &Projection::ALL).len;
+        let bank = LoraLayout::new(c, options.max_rank, options.max_adapters, &Projection::ALL);
+        let magnitudes = if options.dora { 2 * bank.magnitudes_len * DType::F32.block_bytes() } else { 0 };
+        let adapters = bank.len * limits.activations.block_bytes() + magnitudes;
         Ok(Self {
             // Vectors are kept in f32 everywhere.
             weights: checkpoint
@@ -136,7 +138,7 @@ impl Requirements {
             kv: tokens as u64 * kv_token,
             kv_token,
             activations: rows_bytes(c, max_rows, max_gathered),
-            adapters: if options.max_adapters == 0 { 0 } else { (adapter * limits.activations.block_bytes()) as u64 },
+            adapters: if options.max_adapters == 0 { 0 } else { adapters as u64 },
         })
     }
 }

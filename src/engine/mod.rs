@@ -77,6 +77,8 @@ pub struct EngineOptions {
     pub max_adapters: usize,
     /// Largest rank of an adapter.
     pub max_rank: usize,
+    /// Adapters may have magnitudes (DoRA): a step with adapters then makes one more pass over what each product gives.
+    pub dora: bool,
     /// Prepare the usual steps while there is nothing to do, not when the first request needs them.
     pub warm: bool,
 }
@@ -97,6 +99,7 @@ impl Default for EngineOptions {
             max_waiting: None,
             max_adapters: 0,
             max_rank: 16,
+            dora: false,
             warm: false,
         }
     }
@@ -233,7 +236,7 @@ impl Engine {
         let limits = model.device.limits();
         let bank = match options.max_adapters {
             0 => None,
-            slots => Some(AdapterBank::new(model.clone(), slots, options.max_rank)?),
+            slots => Some(AdapterBank::new(model.clone(), slots, options.max_rank, options.dora)?),
         };
         let max_rows = options.max_step_tokens.min(limits.max_step_rows).max(options.max_seqs);
         let mut sizes = StepSizes {

@@ -71,7 +71,7 @@ pub fn profile(model: Arc<LoadedModel>, options: &ProfileOptions) -> Result<Prof
         kv_dtype: kv.dtype(&model)?,
     };
     let none = Bindings::new();
-    let bank = (adapters > 0).then(|| AdapterBank::new(model.clone(), adapters, rank)).transpose()?;
+    let bank = (adapters > 0).then(|| AdapterBank::new(model.clone(), adapters, rank, false)).transpose()?;
     let layout = bank.as_ref().map(|bank| bank.layout().clone());
     let mut steps = Steps::new(model, sizes, layout, bank.as_ref().map_or(&none, AdapterBank::bindings))?;
     let rows = 0..batch as u32;

@@ -1,8 +1,8 @@
 //! LoRA adapters in PEFT's format: a folder with adapter_config.json and adapter_model.safetensors.
 //!
 //! Tensor names: `base_model.model.` + module path + `.lora_A.weight` (`[r, in]`) and `.lora_B.weight`
-//! (`[out, r]`); older files carry the adapter's name, `.lora_A.default.weight`. Weights of `modules_to_save` stand under their
-//! own names behind the same prefix: `base_model.model.model.embed_tokens.weight`.
+//! (`[out, r]`); older files carry the adapter's name, `.lora_A.default.weight`. DoRA has `.lora_magnitude_vector` (`[out]`) besides.
+//! Weights of `modules_to_save` stand under their own names behind the same prefix: `base_model.model.model.embed_tokens.weight`.
 
 use super::checkpoint::read_json;
 use super::quant::dequantise_row;
@@ -37,7 +37,7 @@ pub struct Adapter {
     pub saved: Tensors,
 }
 
-/// What is added to one module: `scale · B · A`.
+/// What is added to one module, `scale · B · A`, and how long its rows are then.
 #[derive(Clone, Debug)]
 pub struct LoraWeights {
     /// f32 `[r, in]`
@@ -46,6 +46,8 @@ pub struct LoraWeights {
     pub b: HostTensor,
     /// alpha / r, or alpha / √r.
     pub scale: f32,
+    /// DoRA: f32 `[out]`, the length of each row of `W + scale · B · A` after it has been scaled to that.
+    pub magnitude: Option<HostTensor>,
 }
 
 impl Adapter {
@@ -53,7 +55,7 @@ impl Adapter {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Format`] naming key or tensor where the files are corrupt or do not fit the
-    /// model; [`Error::Unsupported`] naming features that are not implemented (DoRA, …).
+    /// model; [`Error::Unsupported`] naming features that are not implemented.
     pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self> {
         let config_path = folder.join(CONFIG);
         let raw = read_json(&config_path)?;
@@ -75,19 +77,27 @@ impl Adapter {
         let mut tensors = safetensors::read(weights, &|_| false)?;
         let saved = take_saved(file, &config, &mut tensors, model)?;
         let mut modules = BTreeMap::new();
-        for (module, (a, b)) in pair(file, tensors)? {
-            let place = |side: &str| format!("tensor '{PREFIX}{module}.lora_{side}.weight'");
+        for (module, Sides { a, b, magnitude }) in pair(file, tensors)? {
+            let place = |side: &str| format!("tensor '{PREFIX}{module}.{side}'");
             let Some([rows, cols]) = module_shape(model, &module) else {
                 return Err(Error::format(file, format!("module '{module}'"), "the model has no such linear module"));
             };
             let (r, scale) = config.rank_and_scale(&module)?;
-            for (side, tensor, expected) in [("A", &a, [r, cols]), ("B", &b, [rows, r])] {
+            let expected = [("lora_A.weight", &a, vec![r, cols]), ("lora_B.weight", &b, vec![rows, r])];
+            let magnitudes = magnitude.iter().map(|tensor| ("lora_magnitude_vector", tensor, vec![rows]));
+            for (side, tensor, expected) in expected.into_iter().chain(magnitudes) {
                 if tensor.shape != expected {
                     let message = format!("found shape {:?}, expected {expected:?}", tensor.shape);
                     return Err(Error::format(file, place(side), message));
                 }
             }
-            modules.insert(module, LoraWeights { a: to_f32(&a)?, b: to_f32(&b)?, scale });
+            if magnitude.is_some() != config.use_dora {
+                let is = if config.use_dora { "missing" } else { "there" };
+                let message = format!("it is {is}, but {CONFIG} says use_dora {}", config.use_dora);
+                return Err(Error::format(file, place("lora_magnitude_vector"), message));
+            }
+            let magnitude = magnitude.as_ref().map(to_f32).transpose()?;
+            modules.insert(module, LoraWeights { a: to_f32(&a)?, b: to_f32(&b)?, scale, magnitude });
         }
         // PEFT creates what the file leaves out, with B = 0: no effect. A file without anything is a mistake.
         if modules.is_empty() && saved.is_empty() {
@@ -120,6 +130,9 @@ impl Adapter {
         for (module, w) in &self.modules {
             tensors.insert(format!("{PREFIX}{module}.lora_A.weight"), w.a.clone());
             tensors.insert(format!("{PREFIX}{module}.lora_B.weight"), w.b.clone());
+            if let Some(magnitude) = &w.magnitude {
+                tensors.insert(format!("{PREFIX}{module}.lora_magnitude_vector"), magnitude.clone());
+            }
         }
         tensors.extend(self.saved.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor.clone())));
         write_file(&folder.join(WEIGHTS), tensors.iter().map(|(n, t)| (n.as_str(), t)))?;
@@ -155,9 +168,16 @@ fn take_saved(file: &str, config: &AdapterConfig, tensors: &mut Tensors, model: 
     Ok(saved)
 }
 
-/// Groups the tensors by module; each module needs both sides, and nothing else is accepted.
-fn pair(file: &str, tensors: Tensors) -> Result<BTreeMap<String, (HostTensor, HostTensor)>> {
-    let mut sides = BTreeMap::<String, [Option<HostTensor>; 2]>::new();
+/// The tensors of one module.
+struct Sides {
+    a: HostTensor,
+    b: HostTensor,
+    magnitude: Option<HostTensor>,
+}
+
+/// Groups the tensors by module; each module needs A and B, and nothing else but magnitudes is accepted.
+fn pair(file: &str, tensors: Tensors) -> Result<BTreeMap<String, Sides>> {
+    let mut sides = BTreeMap::<String, [Option<HostTensor>; 3]>::new();
     for (name, tensor) in tensors {
         let (module, side) = parse_name(&name).ok_or_else(|| match feature_of(&name) {
             Some(feature) => Error::unsupported(format!("{file}: tensor '{name}' ({feature})")),
@@ -176,8 +196,8 @@ fn pair(file: &str, tensors: Tensors) -> Result<BTreeMap<String, (HostTensor, Ho
     let mut out = BTreeMap::new();
     for (module, sides) in sides {
         match sides {
-            [Some(a), Some(b)] => drop(out.insert(module, (a, b))),
-            [a, _] => {
+            [Some(a), Some(b), magnitude] => drop(out.insert(module, Sides { a, b, magnitude })),
+            [a, ..] => {
                 let missing = if a.is_none() { "lora_A" } else { "lora_B" };
                 return Err(Error::format(file, format!("module '{module}'"), format!("{missing} is missing")));
             }
@@ -186,18 +206,24 @@ fn pair(file: &str, tensors: Tensors) -> Result<BTreeMap<String, (HostTensor, Ho
     Ok(out)
 }
 
-/// Module path and side (0 for A, 1 for B).
+/// Module path, and 0 for A, 1 for B, 2 for the magnitudes.
 fn parse_name(name: &str) -> Option<(&str, usize)> {
     let rest = name.strip_prefix(PREFIX)?;
-    let ends =
-        [(".lora_A.weight", 0), (".lora_A.default.weight", 0), (".lora_B.weight", 1), (".lora_B.default.weight", 1)];
+    let ends = [
+        (".lora_A.weight", 0),
+        (".lora_A.default.weight", 0),
+        (".lora_B.weight", 1),
+        (".lora_B.default.weight", 1),
+        (".lora_magnitude_vector", 2),
+        (".lora_magnitude_vector.weight", 2),
+        (".lora_magnitude_vector.default.weight", 2),
+    ];
     ends.iter().find_map(|(end, side)| Some((rest.strip_suffix(end)?, *side)))
 }
 
 /// What a tensor with an unexpected name belongs to.
 fn feature_of(name: &str) -> Option<&'static str> {
     [
-        ("lora_magnitude_vector", "DoRA"),
         ("lora_embedding", "LoRA on an embedding"),
         ("modules_to_save", "modules_to_save"),
         (".bias", "biases"),

@@ -35,6 +35,8 @@ pub struct AdapterConfig {
     pub lora_dropout: f64,
     /// Scale alpha/√r instead of alpha/r.
     pub use_rslora: bool,
+    /// DoRA: rows have lengths that are learned.
+    pub use_dora: bool,
     /// Which modules.
     pub target_modules: TargetModules,
     /// Rank of modules whose path matches a pattern.
@@ -49,9 +51,8 @@ pub struct AdapterConfig {
 
 /// Features that change the result and are not implemented. Absent, null, false, zero, empty, and the
 /// stated value are fine.
-const REFUSED: [(&str, &str); 22] = [
+const REFUSED: [(&str, &str); 21] = [
     ("bias", "none"),
-    ("use_dora", ""),
     ("lora_bias", ""),
     ("fan_in_fan_out", ""),
     ("ensure_weight_tying", ""),
@@ -82,6 +83,7 @@ impl AdapterConfig {
             lora_alpha,
             lora_dropout: 0.0,
             use_rslora: false,
+            use_dora: false,
             target_modules,
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
@@ -132,6 +134,7 @@ impl AdapterConfig {
             lora_alpha: keys.number("lora_alpha")?.unwrap_or(8.0),
             lora_dropout: keys.number("lora_dropout")?.unwrap_or(0.0),
             use_rslora: keys.bool("use_rslora")?.unwrap_or(false),
+            use_dora: keys.bool("use_dora")?.unwrap_or(false),
             target_modules,
             rank_pattern,
             alpha_pattern,
@@ -170,7 +173,7 @@ impl AdapterConfig {
         ] {
             all.insert(key.into(), Value::Null);
         }
-        for key in ["ensure_weight_tying", "fan_in_fan_out", "lora_bias", "use_dora", "use_qalora"] {
+        for key in ["ensure_weight_tying", "fan_in_fan_out", "lora_bias", "use_qalora"] {
             all.insert(key.into(), Value::Bool(false));
         }
         let mut set = |key: &str, value: Value| drop(all.insert(key.into(), value));
@@ -190,6 +193,7 @@ impl AdapterConfig {
         set("lora_alpha", whole(self.lora_alpha));
         set("lora_dropout", json!(self.lora_dropout));
         set("use_rslora", json!(self.use_rslora));
+        set("use_dora", json!(self.use_dora));
         set("rank_pattern", json!(self.rank_pattern));
         let alphas: Map<_, _> = self.alpha_pattern.iter().map(|(k, v)| (k.clone(), whole(*v))).collect();
         set("alpha_pattern", Value::Object(alphas));

@@ -89,7 +89,7 @@ pub fn random_adapter(model: &ModelConfig, rank: usize) -> Result<Adapter> {
     for (index, (name, shape)) in expected_tensors(model).enumerate() {
         if let (Some(module), [outputs, inputs]) = (name.strip_suffix("_proj.weight"), &shape[..]) {
             let (a, b) = (random(2 * index, [rank, *inputs])?, random(2 * index + 1, [*outputs, rank])?);
-            modules.insert(format!("{module}_proj"), LoraWeights { a, b, scale: 1.0 });
+            modules.insert(format!("{module}_proj"), LoraWeights { a, b, scale: 1.0, magnitude: None });
         }
     }
     Ok(Adapter {

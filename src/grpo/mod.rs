@@ -124,17 +124,6 @@ pub fn run(
     let mut prompts = Prompts::read(recipe, model)?;
     let longest = prompts.longest() + options.max_tokens;
     let seqs = options.prompts * options.generations;
-    let engine = Engine::start(
-        model.clone(),
-        EngineOptions {
-            max_seqs: seqs.min(64),
-            max_len: Some(longest),
-            max_adapters: 1,
-            max_rank: recipe.rank.unwrap_or(crate::train::DEFAULT_RANK),
-            seed: Some(recipe.seed),
-            ..EngineOptions::default()
-        },
-    )?;
     let start = match &recipe.init_adapter {
         Some(folder) => {
             let adapter = Adapter::read(folder, model.config())?;
@@ -143,6 +132,18 @@ pub fn run(
         }
         None => fresh(recipe, model.config())?,
     };
+    let engine = Engine::start(
+        model.clone(),
+        EngineOptions {
+            max_seqs: seqs.min(64),
+            max_len: Some(longest),
+            max_adapters: 1,
+            max_rank: start.layout.lora.rank,
+            dora: start.config.use_dora,
+            seed: Some(recipe.seed),
+            ..EngineOptions::default()
+        },
+    )?;
     let Start { config: mut adapter, layout, scale, params } = start;
     adapter.base_model.get_or_insert_with(|| model.name.clone());
     let sizes = TrainerOptions {
@@ -158,6 +159,9 @@ pub fn run(
     };
     let mut trainer = Trainer::new(model.device.clone(), model.config(), &model.weights, layout, &sizes)?;
     trainer.set_params(&params)?;
+    if recipe.init_adapter.is_none() {
+        trainer.start_magnitudes()?;
+    }
     std::fs::create_dir_all(&recipe.output).map_err(|e| Error::io(&recipe.output, e))?;
     let mut log = recipe.log.as_deref().map(crate::train::open_log).transpose()?;
     let current = |trainer: &Trainer| to_adapter(&adapter, trainer.layout(), scale, &trainer.params()?);

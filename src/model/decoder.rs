@@ -4,9 +4,13 @@
 //! and values lie (cache pages or the step's own rows) and what follows the last norm (logits of some
 //! rows, or the loss of all). The ops in between are the same.
 
+mod dora;
 mod objective;
 
+pub use dora::norms_program;
 pub use objective::{BaseProgram, Objective, ObjectiveInputs, base_program};
+
+use dora::Around;
 
 use super::choice::logits;
 use super::config::ModelConfig;
@@ -38,6 +42,10 @@ pub mod buffers {
     pub const LORA_M_MAX: &str = "lora.m_max";
     /// The largest second moment of each block.
     pub const LORA_V_MAX: &str = "lora.v_max";
+    /// DoRA's magnitudes of adapters that are served, f32.
+    pub const LORA_MAGNITUDES: &str = "lora.magnitudes";
+    /// Lengths of the rows of adapted weights, f32, laid out as the magnitudes.
+    pub const LORA_NORMS: &str = "lora.norms";
     /// alpha / rank of each adapter slot, f32 `[1, slots]`.
     pub const LORA_SCALES: &str = "lora.scales";
 
@@ -319,6 +327,18 @@ enum KeyValues {
     Own { bounds: TensorId },
 }
 
+/// A projection before its adapter.
+struct Projected {
+    /// What the adapter reads.
+    x: TensorId,
+    /// What it adds to.
+    y: TensorId,
+    /// What comes out in the end.
+    out: TensorId,
+    /// The op that makes `out` of `y`, where they differ (DoRA).
+    scale: Option<Op>,
+}
+
 struct Decoder<'a> {
     b: Builder,
     model: &'a ModelShape<'a>,
@@ -426,7 +446,8 @@ impl Decoder<'_> {
     }
 
     /// Projections of one input, with their biases and adapters. Where each row has an adapter of its own the products come
-    /// first, then all the first halves of the adapters, then the second ones: backends do what is alike together.
+    /// first, then all the first halves of the adapters, then the second ones, then DoRA's factors: backends do what is alike
+    /// together.
     fn linears<const N: usize>(&mut self, layer: usize, which: [Projection; N], x: TensorId) -> Result<[TensorId; N]> {
         let mut out = [x; N];
         if self.adapters.is_none() {
@@ -435,24 +456,27 @@ impl Decoder<'_> {
             }
             return Ok(out);
         }
+        let mut products = Vec::with_capacity(N);
         for (out, which) in out.iter_mut().zip(which) {
-            *out = self.product(layer, which, x, None)?;
+            let product = self.product(layer, which, x, None)?;
+            *out = product.out;
+            products.push((which, product));
         }
-        let mut expands = Vec::new();
-        for (y, which) in out.into_iter().zip(which) {
-            expands.extend(self.shrink(layer, which, x, y)?);
+        let mut ends = Vec::new();
+        for (which, product) in &products {
+            ends.extend(self.shrink(layer, *which, product)?);
         }
-        expands.into_iter().try_for_each(|expand| self.b.push(expand))?;
+        ends.extend(products.into_iter().filter_map(|(_, product)| product.scale));
+        ends.into_iter().try_for_each(|op| self.b.push(op))?;
         Ok(out)
     }
 
     /// A projection with its bias and adapter, added to `residual` where there is one.
     fn linear(&mut self, layer: usize, which: Projection, x: TensorId, residual: Option<TensorId>) -> Result<TensorId> {
-        let out = self.product(layer, which, x, residual)?;
-        if let Some(expand) = self.shrink(layer, which, x, out)? {
-            self.b.push(expand)?;
-        }
-        Ok(out)
+        let product = self.product(layer, which, x, residual)?;
+        let expand = self.shrink(layer, which, &product)?;
+        expand.into_iter().chain(product.scale).try_for_each(|op| self.b.push(op))?;
+        Ok(product.out)
     }
 
     fn product(
@@ -461,7 +485,7 @@ impl Decoder<'_> {
         which: Projection,
         x: TensorId,
         residual: Option<TensorId>,
-    ) -> Result<TensorId> {
+    ) -> Result<Projected> {
         let c = self.model.config;
         let (outputs, inputs) = which.shape(c);
         let module = which.module(layer);
@@ -473,12 +497,15 @@ impl Decoder<'_> {
         };
         let bias = has_bias.then(|| self.vector(&format!("{module}.bias"), outputs));
         let out = self.temp(which.name(), outputs);
+        if let Some((lora, entry)) = self.dora_entry(layer, which) {
+            return self.dora_product(lora, entry, x, Around { weight, bias, residual, out });
+        }
         self.b.push(Op::MatMul { x, weight, bias, residual, out })?;
-        Ok(out)
+        Ok(Projected { x, y: out, out, scale: None })
     }
 
-    /// The first half of the low-rank product of one projection, where it is a target; the op that adds the second to `y`.
-    fn shrink(&mut self, layer: usize, which: Projection, x: TensorId, y: TensorId) -> Result<Option<Op>> {
+    /// The first half of the low-rank product of one projection, where it is a target; the op that adds the second.
+    fn shrink(&mut self, layer: usize, which: Projection, product: &Projected) -> Result<Option<Op>> {
         let Some(lora) = self.lora else { return Ok(None) };
         let Some(entry) = lora.entry(layer, which) else { return Ok(None) };
         let (rank, n) = (lora.rank, lora.slots);
@@ -493,16 +520,22 @@ impl Decoder<'_> {
             Some(id) => id,
             None => self.b.state(buffers::LORA_SCALES, buffers::LORA_SCALES, 0, DType::F32, 1, n),
         };
-        let mut seen = x;
-        if self.dropout > 0.0 {
+        let (mut seen, y) = (product.x, product.y);
+        if self.dropout > 0.0 && lora.magnitudes.is_none() {
             self.salt += 1;
-            seen = self.temp("dropout", entry.inputs);
-            self.b.push(Op::Dropout { x, p: self.dropout, salt: self.salt, out: seen, accumulate: false })?;
+            seen = self.dropped(seen, false)?;
         }
         let u = self.temp("lora_u", rank);
         let slots = self.adapters;
         self.b.push(Op::LoraShrink { x: seen, a, slots, rank, out: u })?;
         Ok(Some(Op::LoraExpand { u, b, slots, scales, rank, y }))
+    }
+
+    /// `x` with some elements set to 0 and the others scaled up; with `complement` what that takes away from x.
+    fn dropped(&mut self, x: TensorId, complement: bool) -> Result<TensorId> {
+        let out = self.temp("dropout", self.b.decl(x).cols);
+        self.b.push(Op::Dropout { x, p: self.dropout, salt: self.salt, complement, out, accumulate: false })?;
+        Ok(out)
     }
 
     /// Logits of the chosen rows, and the tokens that are chosen from them.

@@ -93,6 +93,8 @@ pub struct LoraEntry {
     pub a: usize,
     /// Where B starts.
     pub b: usize,
+    /// DoRA: where the magnitudes `[slots, outputs]` start among all magnitudes, and the norms among all norms.
+    pub magnitude: usize,
 }
 
 /// The layout of a flat adapter buffer: one adapter in training (`slots` = 1), a bank of them in serving.
@@ -104,10 +106,24 @@ pub struct LoraLayout {
     pub slots: usize,
     /// In the order of layers and projections.
     pub entries: Vec<LoraEntry>,
-    /// Where the B matrices begin, behind all A: each half is one span of the optimizer.
+    /// Where the B matrices begin, behind all A: each half is one span of the optimizer. Trained magnitudes stand behind B,
+    /// in its span, as `create_loraplus_optimizer` of PEFT groups them.
     pub b_start: usize,
     /// Elements of the whole buffer.
     pub len: usize,
+    /// Where the magnitudes of DoRA are, for adapters that have them.
+    pub magnitudes: Option<Magnitudes>,
+    /// How many magnitudes there are, padding included.
+    pub magnitudes_len: usize,
+}
+
+/// Where magnitudes lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Magnitudes {
+    /// In the flat buffer from this element on: they are trained.
+    Behind(usize),
+    /// In an f32 buffer of their own: they are served.
+    Apart,
 }
 
 impl LoraLayout {
@@ -132,16 +148,33 @@ impl LoraLayout {
                     outputs,
                     a,
                     b: 0,
+                    magnitude: 0,
                 });
             }
         }
         len = len.next_multiple_of(SPAN_ALIGN);
         let b_start = len;
+        let mut magnitudes_len = 0;
         for entry in &mut entries {
             entry.b = len;
             len += (slots * entry.outputs * rank).next_multiple_of(STATE_ALIGN);
+            entry.magnitude = magnitudes_len;
+            magnitudes_len += (slots * entry.outputs).next_multiple_of(STATE_ALIGN);
         }
-        Self { rank, slots, entries, b_start, len }
+        Self { rank, slots, entries, b_start, len, magnitudes: None, magnitudes_len }
+    }
+
+    /// With magnitudes to train, behind the matrices.
+    #[must_use]
+    pub fn with_magnitudes(self) -> Self {
+        let (magnitudes, len) = (Some(Magnitudes::Behind(self.len)), self.len + self.magnitudes_len);
+        Self { magnitudes, len, ..self }
+    }
+
+    /// With magnitudes to serve, in a buffer of their own.
+    #[must_use]
+    pub fn with_magnitudes_apart(self) -> Self {
+        Self { magnitudes: Some(Magnitudes::Apart), ..self }
     }
 
     /// The entry of one projection, if it is a target.
@@ -151,6 +184,7 @@ impl LoraLayout {
 
     /// Trainable numbers, padding left out.
     pub fn parameters(&self) -> usize {
-        self.entries.iter().map(|e| self.slots * self.rank * (e.inputs + e.outputs)).sum()
+        let magnitudes = |e: &LoraEntry| if self.magnitudes.is_some() { e.outputs } else { 0 };
+        self.entries.iter().map(|e| self.slots * (self.rank * (e.inputs + e.outputs) + magnitudes(e))).sum()
     }
 }

@@ -214,6 +214,27 @@ impl Builder {
                 shape(*b, d(*b).rows / d(*y).cols * d(*y).cols, *rank)
             }
             Op::Dropout { x, out, .. } => same(*out, *x),
+            Op::DoraNorm { weight, a, b, scales, norms } => {
+                let (n, rank) = (d(*weight).rows, d(*a).rows);
+                shape(*a, rank, d(*weight).cols)?;
+                shape(*b, n, rank)?;
+                shape(*scales, 1, 1)?;
+                shape(*norms, 1, n)
+            }
+            Op::DoraScale { x, magnitude, norms, slots, bias, residual, out } => {
+                same(*out, *x)?;
+                let adapters = if slots.is_some() { d(*magnitude).rows } else { 1 };
+                shape(*magnitude, adapters, d(*x).cols)?;
+                same(*norms, *magnitude)?;
+                slots.map_or(Ok(()), |slots| shape(slots, 1, d(*x).rows))?;
+                bias.map_or(Ok(()), |b| shape(b, 1, d(*x).cols))?;
+                residual.map_or(Ok(()), |r| same(r, *x))
+            }
+            Op::DoraScaleBackward { dy, x, norms, dm, .. } => {
+                same(*dy, *x)?;
+                shape(*norms, 1, d(*x).cols)?;
+                same(*dm, *norms)
+            }
             Op::QkNormRopeKv { q, k, v, head_dim, q_out, k_out, v_out, q_norm, k_norm, .. } => {
                 let cache = *k_out;
                 shape(cache, d(cache).rows, row_len(d(cache).dtype, d(*k).cols / head_dim, *head_dim))?;
@@ -315,6 +336,15 @@ impl Builder {
                 }
                 shape(*norm, 1, 1)?;
                 shape(*hyper, 1, 520)
+            }
+            Op::Lion8bit { params, grads, m, m_max, norm, hyper } => {
+                let n = d(*params).len();
+                same(*grads, *params)?;
+                shape(*params, 1, n / 4 * 4)?;
+                shape(*m, 1, n / 4)?;
+                shape(*m_max, 1, n.div_ceil(MOMENT_BLOCK))?;
+                shape(*norm, 1, 1)?;
+                shape(*hyper, 1, 264)
             }
             Op::Lion { params, grads, m, norm, hyper } | Op::Sgd { params, grads, m, norm, hyper } => {
                 for id in [grads, m] {

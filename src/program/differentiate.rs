@@ -203,10 +203,32 @@ impl Walk {
                 let Some(dy) = self.incoming(*y) else { return Ok(()) };
                 self.product_vjp(dy, *u, *b, Some(*scales))
             }
-            Op::Dropout { x, p, salt, out, .. } => {
+            Op::Dropout { x, p, salt, complement, out, .. } => {
                 let Some(dy) = self.incoming(*out).filter(|_| self.wants(*x)) else { return Ok(()) };
                 let (dx, accumulate) = self.grad_of(*x);
-                self.b.push(Op::Dropout { x: dy, p: *p, salt: *salt, out: dx, accumulate })
+                self.b.push(Op::Dropout { x: dy, p: *p, salt: *salt, complement: *complement, out: dx, accumulate })
+            }
+            Op::DoraScale { x, magnitude, norms, slots: None, bias, residual, out } => {
+                if let Some(bias) = bias {
+                    self.refuse(op, *bias)?;
+                }
+                let Some(dy) = self.incoming(*out) else { return Ok(()) };
+                if self.wants(*magnitude) {
+                    let (dm, _) = self.grad_of(*magnitude);
+                    let scale = self.unscale.map(|u| u.plain);
+                    self.b.push(Op::DoraScaleBackward { dy, x: *x, norms: *norms, scale, dm })?;
+                }
+                if self.wants(*x) {
+                    let (dx, add) = self.overwriting(*x);
+                    let (slots, bias, residual) = (None, None, None);
+                    let (magnitude, norms) = (*magnitude, *norms);
+                    self.b.push(Op::DoraScale { x: dy, magnitude, norms, slots, bias, residual, out: dx })?;
+                    self.push_all([add])?;
+                }
+                match residual {
+                    Some(r) if self.wants(*r) => self.pass_through(*r, dy),
+                    _ => Ok(()),
+                }
             }
             Op::QkNormRopeKv {
                 q,

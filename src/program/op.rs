@@ -1,5 +1,5 @@
 //! The fused ops. The same op has the same name everywhere: `Op::RmsNorm`, `kernels/rms_norm.cu`,
-//! `shaders/rms_norm.wgsl`, a row in `tests/ops.rs`.
+//! `shaders/rms_norm.wgsl`, a row in `tests/ops.rs`. The file is long because it is one list of all ops.
 //!
 //! Shapes: T = rows of the step, K = inputs, N = outputs, r = rank, H = query heads, G = key/value heads,
 //! D = head width, V = vocabulary. Activations are f32 and row-major; a weight is `[N, K]` as in
@@ -94,8 +94,28 @@ pub enum Op {
     /// `[1, slots]`, y `[T, N]`.
     LoraExpand { u: TensorId, b: TensorId, slots: Option<TensorId>, scales: TensorId, rank: usize, y: TensorId },
     /// `out (+)= x · keep(t, c) / (1 − p)` where keep is 1 with probability 1 − p: bit `hash(counts[3], salt,
-    /// t · cols + c)` (see `dropout_keeps`). The same salt gives the same mask: it is its own backward.
-    Dropout { x: TensorId, p: f32, salt: u32, out: TensorId, accumulate: bool },
+    /// t · cols + c)` (see `dropout_keeps`). With `complement` the factor is 1 minus that: what dropout takes away from x.
+    /// The same salt gives the same mask: it is its own backward.
+    Dropout { x: TensorId, p: f32, salt: u32, complement: bool, out: TensorId, accumulate: bool },
+    /// `norms[n] = max(‖W[n] + scales[0] · B[n] · A‖, 1e-15)`, the length of each row of an adapted weight (DoRA,
+    /// <https://arxiv.org/abs/2402.09353>; a row of zeros has one, too, so that it can be divided by): weight any dtype `[N, K]`, a f32 `[rank, K]`, b f32 `[N, rank]`, scales f32
+    /// `[1, 1]`, norms f32 `[1, N]`.
+    DoraNorm { weight: TensorId, a: TensorId, b: TensorId, scales: TensorId, norms: TensorId },
+    /// `out[t] = x[t] · magnitude[slot(t)] / norms[slot(t)] (+ bias) (+ residual[t])`: x, residual, out `[T, N]`, bias f32
+    /// `[1, N]`, magnitude and norms f32 `[slots, N]`; slots as in [`Op::LoraShrink`], rows without one are multiplied by 1.
+    /// Without slots it is the backward of itself with respect to x (without bias and residual).
+    DoraScale {
+        x: TensorId,
+        magnitude: TensorId,
+        norms: TensorId,
+        slots: Option<TensorId>,
+        bias: Option<TensorId>,
+        residual: Option<TensorId>,
+        out: TensorId,
+    },
+    /// `dm[n] += scale · Σ_t dy[t, n] · x[t, n] / norms[n]`: dy, x `[T, N]`, norms and dm f32 `[1, N]`, scale f32 `[1, 1]`.
+    /// The norm counts as a constant, as in PEFT and section 4.3 of the paper.
+    DoraScaleBackward { dy: TensorId, x: TensorId, norms: TensorId, scale: Option<TensorId>, dm: TensorId },
     /// Norm of each head of q and k (where the model has it), rotary embedding in half-split order, and
     /// scatter of k and v to the cache, in one pass. q `[T, H·D]`, k, v `[T, G·D]`; norms f32 `[1, D]`;
     /// positions u32 `[1, T]`; rope f32 `[positions, rope_dim]` of (cos, sin) pairs; q_out `[T, H·D]`.
@@ -202,10 +222,10 @@ pub enum Op {
     /// each token's cross-entropy. Sequence s has the rows `bounds[s] .. bounds[s + 1]` (u32 `[1, 2 · pairs + 1]`) of
     /// `loss` f32 `[T, 1]`; kinds u32 `[1, T]`: bit 0 counts a token in its sequence's log-probability `p(s) = −Σ loss`, bit 1 in
     /// the likelihood that is kept up beside the preference; `n(s)`: tokens with bit 0. hyper f32 `[1, 4]`: which loss,
-    /// β, ν; `reference[s]` f32 `[1, 2 · pairs]` is p(s) of the model that is not trained. With
+    /// β, ν, ε; `reference[s]` f32 `[1, 2 · pairs]` is p(s) of the model that is not trained. With
     /// `m = (p(c) − reference(c)) − (p(r) − reference(r))`:
     ///
-    /// | 0 | sigmoid | `−log σ(β m)` | <https://arxiv.org/abs/2305.18290> |
+    /// | 0 | sigmoid | `−(1 − ε) log σ(β m) − ε log σ(−β m)` | <https://arxiv.org/abs/2305.18290>; ε: <https://ericmitchell.ai/cdpo.pdf> |
     /// | 1 | hinge | `max(0, 1 − β m)` | <https://arxiv.org/abs/2305.10425> |
     /// | 2 | ipo | `(m − 1/2β)²`, p and reference divided by n | <https://arxiv.org/abs/2310.12036> |
     /// | 3 | orpo | `−β log σ(o(p(c)/n(c)) − o(p(r)/n(r)))`, `o(l) = l − log(1 − eˡ)` | <https://arxiv.org/abs/2403.07691> |
@@ -280,6 +300,9 @@ pub enum Op {
         norm: TensorId,
         hyper: TensorId,
     },
+    /// [`Op::Lion`] with its moment in 8 bits, as in [`Op::AdamW8bit`]: hyper f32 `[1, 264]` holds the eight numbers and the map
+    /// of m.
+    Lion8bit { params: TensorId, grads: TensorId, m: TensorId, m_max: TensorId, norm: TensorId, hyper: TensorId },
 }
 
 impl Op {
@@ -298,6 +321,9 @@ impl Op {
             Op::LoraShrink { .. } => "lora_shrink",
             Op::LoraExpand { .. } => "lora_expand",
             Op::Dropout { .. } => "dropout",
+            Op::DoraNorm { .. } => "dora_norm",
+            Op::DoraScale { .. } => "dora_scale",
+            Op::DoraScaleBackward { .. } => "dora_scale_backward",
             Op::QkNormRopeKv { .. } => "qk_norm_rope_kv",
             Op::QkNormRopeBackward { .. } => "qk_norm_rope_backward",
             Op::QkNormDw { .. } => "qk_norm_dw",
@@ -318,6 +344,7 @@ impl Op {
             Op::Lion { .. } => "lion",
             Op::Sgd { .. } => "sgd",
             Op::AdamW8bit { .. } => "adamw_8bit",
+            Op::Lion8bit { .. } => "lion_8bit",
         }
     }
 
@@ -394,6 +421,26 @@ impl Op {
             Op::Dropout { x, out, accumulate, .. } => {
                 f(x, Read);
                 f(out, grown(accumulate));
+            }
+            Op::DoraNorm { weight, a, b, scales, norms } => {
+                for id in [weight, a, b, scales] {
+                    f(id, Read);
+                }
+                f(norms, Write);
+            }
+            Op::DoraScale { x, magnitude, norms, slots, bias, residual, out } => {
+                for id in [x, magnitude, norms] {
+                    f(id, Read);
+                }
+                visit_all([slots, bias, residual], f);
+                f(out, Write);
+            }
+            Op::DoraScaleBackward { dy, x, norms, scale, dm } => {
+                for id in [dy, x, norms] {
+                    f(id, Read);
+                }
+                visit_all([scale], f);
+                f(dm, ReadWrite);
             }
             Op::QkNormRopeKv { q, k, v, q_norm, k_norm, positions, rope, slots, q_out, k_out, v_out, .. } => {
                 // With slots only some rows of the caches change, so they are updated, not overwritten.
@@ -531,6 +578,14 @@ impl Op {
                 f(params, ReadWrite);
                 f(grads, Read);
                 f(m, ReadWrite);
+                f(norm, Read);
+                f(hyper, Read);
+            }
+            Op::Lion8bit { params, grads, m, m_max, norm, hyper } => {
+                f(params, ReadWrite);
+                f(grads, Read);
+                f(m, ReadWrite);
+                f(m_max, ReadWrite);
                 f(norm, Read);
                 f(hyper, Read);
             }

@@ -14,10 +14,10 @@ pub fn recompute(program: Program) -> Program {
     recompute_only(program, &|_| true)
 }
 
-/// [`recompute`] for ops that take hardly any time, norms and gated activations: only their results are computed again,
-/// everything else is kept.
+/// [`recompute`] for ops that take hardly any time, norms, gated activations and DoRA's factors: only their results are
+/// computed again, everything else is kept.
 pub fn recompute_cheap(program: Program) -> Program {
-    recompute_only(program, &|op| matches!(op, Op::RmsNorm { .. } | Op::Glu { .. }))
+    recompute_only(program, &|op| matches!(op, Op::RmsNorm { .. } | Op::Glu { .. } | Op::DoraScale { .. }))
 }
 
 fn recompute_only(program: Program, may: &dyn Fn(&Op) -> bool) -> Program {

@@ -5,7 +5,7 @@ use super::whole;
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, AdapterConfig, LoraWeights, TargetModules};
 use crate::model::ModelConfig;
-use crate::model::lora::{LoraEntry, LoraLayout, Projection};
+use crate::model::lora::{LoraEntry, LoraLayout, Magnitudes, Projection};
 use crate::model::whole::TrainLayout;
 use crate::tensor::HostTensor;
 use rand::{Rng, SeedableRng};
@@ -24,7 +24,8 @@ pub struct Start {
     pub params: Vec<f32>,
 }
 
-/// A new adapter as PEFT makes it: A from `kaiming_uniform_(a=√5)`, which is uniform within ±1/√inputs; B zero.
+/// A new adapter as PEFT makes it: A from `kaiming_uniform_(a=√5)`, which is uniform within ±1/√inputs; B zero. Magnitudes are
+/// the lengths of the weights' rows, which the trainer knows ([`super::Trainer::start_magnitudes`]); here they are 0.
 ///
 /// # Errors
 /// [`Error::Invalid`] for unknown target modules.
@@ -36,8 +37,9 @@ pub fn fresh(recipe: &Recipe, model: &ModelConfig) -> Result<Start> {
     let mut config = AdapterConfig::new(rank, alpha, TargetModules::List(names));
     config.lora_dropout = decimal(recipe.dropout);
     config.use_rslora = recipe.use_rslora.unwrap_or(false);
+    config.use_dora = recipe.use_dora.unwrap_or(false);
     let scale = if config.use_rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
-    let layout = LoraLayout::new(model, rank, 1, &targets);
+    let layout = layout(model, &config, rank, &targets);
     let mut params = vec![0.0; layout.len];
     let mut rng = ChaCha8Rng::seed_from_u64(recipe.seed);
     for entry in &layout.entries {
@@ -45,6 +47,11 @@ pub fn fresh(recipe: &Recipe, model: &ModelConfig) -> Result<Start> {
         params[entry.a..entry.a + rank * entry.inputs].fill_with(|| rng.random_range(-bound..bound));
     }
     Ok(Start { config, layout: layout.into(), scale: scale as f32, params })
+}
+
+fn layout(model: &ModelConfig, config: &AdapterConfig, rank: usize, targets: &[Projection]) -> LoraLayout {
+    let layout = LoraLayout::new(model, rank, 1, targets);
+    if config.use_dora { layout.with_magnitudes() } else { layout }
 }
 
 /// The same decimal number in f64: 0.1f32 becomes 0.1, not 0.10000000149.
@@ -73,9 +80,14 @@ pub fn existing(adapter: &Adapter, origin: &str, recipe: &Recipe, model: &ModelC
         let theirs = if saved.is_empty() { "none".to_owned() } else { saved.join(", ") };
         return Err(differs("modules_to_save", recipe.modules_to_save.join(", "), theirs));
     }
-    let theirs = adapter.config.use_rslora;
-    if let Some(wanted) = recipe.use_rslora.filter(|wanted| *wanted != theirs) {
-        return Err(differs("use_rslora", wanted.to_string(), theirs.to_string()));
+    let kinds = [
+        ("use_rslora", recipe.use_rslora, adapter.config.use_rslora),
+        ("use_dora", recipe.use_dora, adapter.config.use_dora),
+    ];
+    for (field, wanted, theirs) in kinds {
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != theirs) {
+            return Err(differs(field, wanted.to_string(), theirs.to_string()));
+        }
     }
     let targets: Vec<Projection> = Projection::ALL
         .into_iter()
@@ -85,7 +97,7 @@ pub fn existing(adapter: &Adapter, origin: &str, recipe: &Recipe, model: &ModelC
         let list = |p: &[Projection]| p.iter().map(|p| p.name()).collect::<Vec<_>>().join(", ");
         return Err(differs("target_modules", list(&wanted), list(&targets)));
     }
-    let layout = LoraLayout::new(model, rank, 1, &targets);
+    let layout = layout(model, &adapter.config, rank, &targets);
     let unsupported = |what: String| Err(Error::unsupported(format!("training the adapter {origin}: {what}")));
     if let Some(module) = adapter.modules.keys().find(|m| !layout.entries.iter().any(|e| e.module == **m)) {
         return unsupported(format!("it adapts {module}; only projections of the layers can be trained"));
@@ -104,6 +116,9 @@ pub fn existing(adapter: &Adapter, origin: &str, recipe: &Recipe, model: &ModelC
         }
         write(&weights.a, &mut params[a_range(entry, rank)])?;
         write(&weights.b, &mut params[b_range(entry, rank)])?;
+        if let (Some(magnitude), Some(range)) = (&weights.magnitude, magnitude_range(&layout, entry)) {
+            write(magnitude, &mut params[range])?;
+        }
     }
     let Some(scale) = scale else { return unsupported("it has no weights".into()) };
     let config = AdapterConfig { lora_dropout: decimal(recipe.dropout), ..adapter.config.clone() };
@@ -118,6 +133,12 @@ pub fn a_range(entry: &LoraEntry, rank: usize) -> std::ops::Range<usize> {
 /// Where B lies in the flat buffer.
 pub fn b_range(entry: &LoraEntry, rank: usize) -> std::ops::Range<usize> {
     entry.b..entry.b + rank * entry.outputs
+}
+
+/// Where the magnitudes lie in the flat buffer, where there are any.
+pub fn magnitude_range(layout: &LoraLayout, entry: &LoraEntry) -> Option<std::ops::Range<usize>> {
+    let Some(Magnitudes::Behind(start)) = layout.magnitudes else { return None };
+    Some(start + entry.magnitude..start + entry.magnitude + entry.outputs)
 }
 
 fn write(tensor: &HostTensor, to: &mut [f32]) -> Result<()> {
@@ -142,10 +163,13 @@ pub fn to_adapter(config: &AdapterConfig, layout: &TrainLayout, scale: f32, flat
     for entry in &layout.entries {
         let a = flat.get(a_range(entry, layout.rank)).ok_or_else(short)?;
         let b = flat.get(b_range(entry, layout.rank)).ok_or_else(short)?;
+        let magnitude = magnitude_range(layout, entry)
+            .map(|range| HostTensor::from_f32(vec![entry.outputs], flat.get(range).ok_or_else(short)?));
         let weights = LoraWeights {
             a: HostTensor::from_f32(vec![layout.rank, entry.inputs], a)?,
             b: HostTensor::from_f32(vec![entry.outputs, layout.rank], b)?,
             scale,
+            magnitude: magnitude.transpose()?,
         };
         modules.insert(entry.module.clone(), weights);
     }

@@ -1,4 +1,4 @@
-//! Model and adapter as one: `W + scale · B · A` for every target, in Hugging Face's layout (here) or as GGUF (`gguf`).
+//! Model and adapter as one: `W + scale · B · A` for every target (DoRA: with rows of the lengths that it has learned), in Hugging Face's layout (here) or as GGUF (`gguf`).
 //!
 //! Weights are merged while they are written, one tensor at a time.
 
@@ -163,19 +163,28 @@ fn merged<'a>(name: &str, tensor: &'a HostTensor, lora: Option<&LoraWeights>, dt
     Ok(Bytes::Owned(encode(name, &values, tensor.cols(), dtype)?))
 }
 
-/// `W += scale · B · A`, a row of W at a time.
+/// `W += scale · B · A`, a row of W at a time; with magnitudes a row then gets its length.
 fn add_product(weight: &mut [f32], tensor: &HostTensor, lora: &LoraWeights) -> Result<()> {
     let (a, b) = (floats(&lora.a)?, floats(&lora.b)?);
     let (rank, inputs) = (lora.a.rows(), lora.a.cols());
     if rank == 0 || inputs != tensor.cols() || lora.b.rows() != tensor.rows() || lora.b.cols() != rank {
         return Err(Error::invalid(format!("an adapter of shape {:?} does not fit {:?}", lora.b.shape, tensor.shape)));
     }
-    weight.par_chunks_exact_mut(inputs).zip(b.par_chunks_exact(rank)).for_each(|(row, b)| {
+    let magnitude = lora.magnitude.as_ref().map(floats).transpose()?;
+    if magnitude.as_ref().is_some_and(|magnitude| magnitude.len() != tensor.rows()) {
+        return Err(Error::invalid(format!("magnitudes that do not fit {:?}", tensor.shape)));
+    }
+    weight.par_chunks_exact_mut(inputs).zip(b.par_chunks_exact(rank)).enumerate().for_each(|(n, (row, b))| {
         let mut delta = vec![0.0f32; inputs];
         for (b, a) in b.iter().zip(a.chunks_exact(inputs)) {
             delta.iter_mut().zip(a).for_each(|(delta, a)| *delta += b * a);
         }
         row.iter_mut().zip(&delta).for_each(|(weight, delta)| *weight += lora.scale * delta);
+        if let Some(magnitude) = &magnitude {
+            let norm = row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt().max(1e-15);
+            let factor = magnitude[n] / norm as f32;
+            row.iter_mut().for_each(|weight| *weight *= factor);
+        }
     });
     Ok(())
 }
@@ -280,6 +289,7 @@ mod tests {
             a: HostTensor::from_f32(vec![1, 3], &[1.0, 2.0, 3.0]).unwrap(),
             b: HostTensor::from_f32(vec![2, 1], &[10.0, -1.0]).unwrap(),
             scale: 0.5,
+            magnitude: None,
         };
         for dtype in [DType::F32, DType::BF16] {
             let bytes = merged("w", &weight, Some(&lora), dtype).unwrap();

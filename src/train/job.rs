@@ -184,6 +184,9 @@ impl Job {
         }
         let mut trainer = Trainer::new(model.device.clone(), config, &model.weights, layout, &options)?;
         trainer.set_params(&params)?;
+        if saved.is_none() && init.is_none() && recipe.init_adapter.is_none() {
+            trainer.start_magnitudes()?;
+        }
         let items = match recipe.max_steps {
             Some(steps) => steps * per_step,
             None => ((recipe.epochs.unwrap_or(DEFAULT_EPOCHS) * order.len() as f64).round() as usize).max(1),

@@ -7,13 +7,14 @@ use std::path::Path;
 
 /// Field, and what others call it.
 pub const NAMES: &[(&str, &[&str])] = &[
-    ("model", &["model_name", "model_name_or_path", "base_model"]),
-    ("data", &["dataset", "datasets", "train_file", "data_files", "train_dataset"]),
+    ("model", &["model_name", "model_name_or_path", "base_model", "base_model_name_or_path"]),
+    ("data", &["dataset", "datasets", "dataset_name", "train_file", "data_files", "train_dataset"]),
     ("output", &["output_dir"]),
     ("rank", &["r", "lora_r", "lora_rank"]),
     ("alpha", &["lora_alpha"]),
     ("dropout", &["lora_dropout"]),
     ("use_rslora", &["rslora"]),
+    ("use_dora", &["dora", "peft_use_dora"]),
     ("target_modules", &["lora_target_modules", "lora_target"]),
     ("full_finetuning", &["full_finetune"]),
     ("modules_to_save", &["lora_modules_to_save", "additional_target"]),
@@ -28,8 +29,7 @@ pub const NAMES: &[(&str, &[&str])] = &[
     ("seed", &["random_state"]),
     ("label_smoothing", &["label_smoothing_factor"]),
     ("packing", &["sample_packing"]),
-    ("recompute", &["gradient_checkpointing", "use_gradient_checkpointing"]),
-    ("shuffle", &["shuffle_dataset"]),
+    ("recompute", &["gradient_checkpointing", "use_gradient_checkpointing", "activation_checkpointing"]),
     ("resume", &["resume_from_checkpoint"]),
     ("init_adapter", &["adapter_name_or_path"]),
     ("tensorboard", &["logging_dir"]),
@@ -40,14 +40,11 @@ pub const NAMES: &[(&str, &[&str])] = &[
 const WITHOUT_EFFECT: &[(&str, &[&str], &str)] = &[
     ("bias", &["none"], "biases are not trained"),
     ("task_type", &["CAUSAL_LM"], "that is what is trained"),
-    ("load_in_8bit", &["false"], "the model's file decides"),
-    ("load_in_4bit", &["false"], "it is an option of the command line, --load-in-4bit"),
-    ("use_dora", &["false"], "DoRA is not built"),
     ("loftq_config", &["null", "{}"], "LoftQ is not built"),
     ("init_lora_weights", &["true"], "that is how an adapter starts"),
     ("logging_steps", &["*"], "every step is logged"),
     ("logging_strategy", &["steps"], "every step is logged"),
-    ("report_to", &["none", "tensorboard", "[]"], "`tensorboard` names the folder"),
+    ("report_to", &["none", "tensorboard", "[]", "[\"none\"]", "[\"tensorboard\"]"], "`tensorboard` names the folder"),
     ("save_strategy", &["no", "steps"], "`save_steps` decides"),
     ("eval_strategy", &["no", "steps", "epoch"], "`eval_data` and `eval_steps` decide"),
     ("evaluation_strategy", &["no", "steps", "epoch"], "`eval_data` and `eval_steps` decide"),
@@ -57,7 +54,6 @@ const WITHOUT_EFFECT: &[(&str, &[&str], &str)] = &[
     ("dataset_num_proc", &["*"], "all cores tokenise"),
     ("dataloader_num_workers", &["*"], "rows are read where they are used"),
     ("remove_unused_columns", &["*"], "other columns are not read"),
-    ("padding_free", &["true"], "batches have no padding"),
 ];
 
 /// Reads a recipe; its name's end says what it is (`.toml`, `.yaml`, `.yml`, `.json`). Besides, notes on fields that have
@@ -84,6 +80,7 @@ pub fn read(path: &Path) -> Result<(Recipe, Vec<String>)> {
 /// [`Error::Invalid`] with the field that is wrong.
 pub fn parse(fields: Map<String, Value>) -> Result<(Recipe, Vec<String>)> {
     let (mut out, mut notes) = (Map::new(), Vec::new());
+    let fields = super::recipe_fields::translated(fields, &mut notes)?;
     let mut add = |given: &str, field: &str, value: Value| match out.insert(field.to_owned(), value.clone()) {
         Some(before) if before != value => {
             Err(Error::invalid(format!("'{given}' is {value}, but {field} has been given as {before}")))
@@ -98,7 +95,8 @@ pub fn parse(fields: Map<String, Value>) -> Result<(Recipe, Vec<String>)> {
         if let Some((_, allowed, why)) = WITHOUT_EFFECT.iter().find(|(other, ..)| *other == name) {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             if !allowed.contains(&"*") && !allowed.contains(&text.as_str()) {
-                return Err(Error::unsupported(format!("'{given}' is {text}: {why}")));
+                let accepted = allowed.join(", ");
+                return Err(Error::unsupported(format!("'{given}' is {text}; accepted: {accepted} ({why})")));
             }
             notes.push(format!("{given} has no effect: {why}"));
             continue;
@@ -106,10 +104,6 @@ pub fn parse(fields: Map<String, Value>) -> Result<(Recipe, Vec<String>)> {
         match (name.as_str(), &value) {
             ("lr_scheduler_kwargs", Value::Object(more)) => {
                 more.iter().try_for_each(|(field, value)| add(field, field, value.clone()))?;
-                continue;
-            }
-            ("assistant_only_loss" | "completion_only_loss" | "train_on_responses_only", Value::Bool(only)) => {
-                add(&given, "loss", json!(if *only { "assistant" } else { "all" }))?;
                 continue;
             }
             // LLaMA-Factory's.
@@ -129,10 +123,6 @@ pub fn parse(fields: Map<String, Value>) -> Result<(Recipe, Vec<String>)> {
                 let field = if name == "lora_target" { "target_modules" } else { "modules_to_save" };
                 let names: Vec<&str> = list.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
                 add(&given, field, json!(names))?;
-                continue;
-            }
-            ("train_on_inputs", Value::Bool(all)) => {
-                add(&given, "loss", json!(if *all { "all" } else { "assistant" }))?;
                 continue;
             }
             _ => {}
@@ -258,10 +248,9 @@ mod tests {
         refused("lerning_rate: 1", "unknown field `lerning_rate`");
         refused("lr: fast", "lr: invalid type: string \"fast\"");
         refused("lr: 1\nlearning_rate: 2", "'learning_rate' is 2, but lr has been given as 1");
-        refused("load_in_4bit: true", "'load_in_4bit' is true");
-        refused("use_dora: true", "DoRA is not built");
         refused("finetuning_type: freeze", "there are lora and full");
         refused("full_finetuning: true\nfinetuning_type: lora", "full_finetuning has been given as true");
+        refused("load_in_8bit: true", "'load_in_8bit' is true; accepted: null or false (use weight_type with q8_0)");
         refused("optim: adafactor", "optim: unsupported: optim 'adafactor'");
         refused("- 1", "expected fields");
         refused("lr: [", "");

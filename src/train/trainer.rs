@@ -8,14 +8,15 @@ pub use pairs::Reference;
 
 use super::batch::MicroBatch;
 use super::noise;
+use super::optim::Optim;
 use super::optimizer::{Optimizer, OptimizerOptions};
-use super::recipe::Optim;
 use super::report::MemoryReport;
 use crate::backend::{Bindings, Buffer, BufferDesc, Device, Executable};
 use crate::error::{Error, Result};
 use crate::format::safetensors::Tensors;
 use crate::model::ModelConfig;
-use crate::model::decoder::{ModelShape, Objective, TrainProgram, TrainShape, buffers, train_program};
+use crate::model::decoder::{ModelShape, Objective, TrainProgram, TrainShape, buffers, norms_program, train_program};
+use crate::model::lora::Magnitudes;
 use crate::model::rope::rope_table;
 use crate::model::whole::TrainLayout;
 use crate::program::plan;
@@ -131,6 +132,12 @@ pub fn live_peak(
     peak(&program(device, config, weights, layout, options, true)?)
 }
 
+/// DoRA: the lengths of the adapted weights' rows, which change with the parameters.
+struct Norms {
+    buffer: Buffer,
+    executable: Box<dyn Executable>,
+}
+
 /// Adapters, or whole weights, in training on one device.
 pub struct Trainer {
     device: Arc<dyn Device>,
@@ -142,6 +149,7 @@ pub struct Trainer {
     /// The forward pass alone.
     evaluate: Option<(Box<dyn Executable>, TrainProgram)>,
     optimizer: Optimizer,
+    norms: Option<Norms>,
     /// NEFTune's α, and the type of what it is added to.
     neftune: Option<(f64, DType)>,
     hidden: usize,
@@ -181,6 +189,15 @@ impl Trainer {
             (buffers::LORA_GRADS, &grads),
         ];
         bindings.extend(states.map(|(name, buffer)| (name.to_owned(), buffer.clone())));
+        let mut norms = None;
+        if layout.lora.magnitudes.is_some() {
+            let buffer = allocate(buffers::LORA_NORMS, 1, layout.lora.magnitudes_len)?;
+            bindings.insert(buffers::LORA_NORMS.to_owned(), buffer.clone());
+            let dtype = |name: &str| weights.get(name).map_or(DType::F32, |b| b.desc().dtype);
+            let model = ModelShape { config, dtype: &dtype, max_len: options.max_len, limits: device.limits() };
+            let executable = device.compile(Arc::new(norms_program(&model, &layout.lora)?), &bindings)?;
+            norms = Some(Norms { buffer, executable });
+        }
         let train = device.compile(Arc::new(inputs.program.clone()), &bindings)?;
         let mut evaluate = None;
         if options.evaluate {
@@ -199,7 +216,7 @@ impl Trainer {
         let flat_bytes = params.desc().bytes() as u64;
         let memory = MemoryReport {
             weights: weights.values().map(|b| b.desc().bytes() as u64).sum(),
-            adapters: flat_bytes,
+            adapters: flat_bytes + norms.as_ref().map_or(0, |norms| norms.buffer.desc().bytes() as u64),
             gradients: flat_bytes,
             moments,
             host,
@@ -221,6 +238,7 @@ impl Trainer {
             inputs,
             evaluate,
             optimizer,
+            norms,
             scale: options.scale,
             memory,
         })
@@ -301,7 +319,28 @@ impl Trainer {
     /// # Errors
     /// [`Error::Device`].
     pub fn update(&mut self, update: &Update) -> Result<f32> {
-        self.optimizer.update(update)
+        let norm = self.optimizer.update(update)?;
+        self.refresh_norms()?;
+        Ok(norm)
+    }
+
+    /// DoRA: follows a change of the parameters.
+    fn refresh_norms(&mut self) -> Result<()> {
+        self.norms.as_mut().map_or(Ok(()), |norms| norms.executable.run())
+    }
+
+    /// DoRA: gives every row the magnitude that it has without one, so that nothing changes at first, as PEFT does. Nothing
+    /// happens without magnitudes.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn start_magnitudes(&mut self) -> Result<()> {
+        let (Some(norms), Some(Magnitudes::Behind(start))) = (&self.norms, self.layout.lora.magnitudes) else {
+            return Ok(());
+        };
+        let mut lengths = vec![0f32; self.layout.lora.magnitudes_len];
+        self.device.read(&norms.buffer, 0, bytemuck::cast_slice_mut(&mut lengths))?;
+        self.device.write(&self.params, start * size_of::<f32>(), bytemuck::cast_slice(&lengths))
     }
 
     /// Forgets what micro-batches have added since the last update.
@@ -325,7 +364,8 @@ impl Trainer {
     /// # Errors
     /// [`Error::Internal`] for another length than the layout's.
     pub fn set_params(&mut self, params: &[f32]) -> Result<()> {
-        self.write(&self.params, params)
+        self.write(&self.params, params)?;
+        self.refresh_norms()
     }
 
     /// Gradients added since the last update, laid out as the parameters.

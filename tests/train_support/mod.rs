@@ -126,7 +126,9 @@ pub fn relative_norm(found: &[f32], expected: &[f32]) -> f64 {
 /// PEFT's tensor names and values of an adapter (or of its gradients).
 pub fn tensors(adapter: &Adapter) -> Vec<(String, Vec<f32>)> {
     let sides = adapter.modules.iter().flat_map(|(module, w)| {
-        [("A", &w.a), ("B", &w.b)].map(|(side, t)| (format!("base_model.model.{module}.lora_{side}.weight"), floats(t)))
+        let sides = [("A.weight", Some(&w.a)), ("B.weight", Some(&w.b)), ("magnitude_vector", w.magnitude.as_ref())];
+        let there = sides.into_iter().filter_map(|(side, tensor)| Some((side, tensor?)));
+        there.map(move |(side, t)| (format!("base_model.model.{module}.lora_{side}"), floats(t)))
     });
     sides.collect()
 }

@@ -51,10 +51,11 @@ impl Recorder<'_> {
                 let name = format!("rms_norm_backward_{}", suffix(t));
                 self.launch("rms_norm_backward", &name, [r.rows, 1, 1], block_of(r), 0, args)?;
             }
-            Op::Dropout { x, p, salt, out, accumulate } => {
+            Op::Dropout { x, p, salt, complement, out, accumulate } => {
                 let (r, t) = (self.rows(x), self.activation(&[x, out])?);
                 let args = Args::new().ptrs(&[self.at(x)?, self.at(out)?]).u32(r.rows).u32(r.cols).f32(p);
-                let args = self.live(args.u32(salt as usize).u32(usize::from(accumulate)), r)?;
+                let args = args.u32(salt as usize).u32(usize::from(complement)).u32(usize::from(accumulate));
+                let args = self.live(args, r)?;
                 self.elementwise("dropout", &format!("dropout_{}", suffix(t)), r, args)?;
             }
             Op::Glu { gate, up, activation, out } => {
@@ -141,7 +142,8 @@ impl Recorder<'_> {
         Ok(args.ptr(self.counts()?).u32(rows.which))
     }
 
-    fn elementwise(&mut self, file: &str, name: &str, r: Rows, args: Args) -> Result<()> {
+    /// Appends a launch in the frame of `kernels/elementwise.cuh`.
+    pub fn elementwise(&mut self, file: &str, name: &str, r: Rows, args: Args) -> Result<()> {
         self.launch(file, name, [(r.rows * r.cols).div_ceil(ELEMENTS), 1, 1], 256, 0, args)?;
         Ok(())
     }

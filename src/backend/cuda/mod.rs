@@ -15,6 +15,7 @@ mod fuse_adapters;
 mod graph;
 mod launch;
 mod launch_attention;
+mod launch_dora;
 mod launch_dots;
 mod launch_few;
 mod launch_flat;

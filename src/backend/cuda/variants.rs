@@ -17,6 +17,7 @@ pub const VARIANTS: &[(&str, &str, &[&str])] = &[
     ("attention_decode", "HEAD_DIM", HEADS),
     ("sm90_attention", "HEAD_DIM", &["64", "128", "256"]),
     ("sm90_attention_backward", "HEAD_DIM", &["64", "128"]),
+    ("dora_norm", "WEIGHT_ONLY", WEIGHTS),
     ("embed", "WEIGHT_ONLY", WEIGHTS),
     ("lora_expand", "ADAPTER_16", &["0", "1"]),
     ("lora_shrink", "ADAPTER_16", &["0", "1"]),

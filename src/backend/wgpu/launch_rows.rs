@@ -42,10 +42,12 @@ impl Recorder<'_> {
                 let bindings = self.binds(&[counts, *x, *weight, *dy, *dx])?;
                 self.dispatch("rms_norm_backward", set, bindings, &params, rows as u64, (rows * k * 4) as u64)
             }
-            Op::Dropout { x, p, salt, out, accumulate } => {
+            Op::Dropout { x, p, salt, complement, out, accumulate } => {
                 let (rows, k) = self.shape(*x);
                 let mut params = self.head(*out, k);
-                params.extend([*salt, p.to_bits(), (1.0 / (1.0 - p)).to_bits()]);
+                let factor = 1.0 / (1.0 - p);
+                let [kept, dropped] = if *complement { [1.0 - factor, 1.0] } else { [factor, 0.0] };
+                params.extend([*salt, p.to_bits(), kept.to_bits(), dropped.to_bits()]);
                 let set = defines(&[("ACCUMULATE", (*accumulate).into())]);
                 self.elementwise("dropout", set, self.binds(&[counts, *x, *out])?, &params, rows * k)
             }

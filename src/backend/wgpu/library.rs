@@ -96,6 +96,9 @@ files!(
     "lora_shrink.wgsl",
     "lora_expand.wgsl",
     "dropout.wgsl",
+    "dora_norm.wgsl",
+    "dora_scale.wgsl",
+    "dora_scale_backward.wgsl",
     "qk_norm_rope_kv.wgsl",
     "qk_norm_rope_backward.wgsl",
     "qk_norm_dw.wgsl",
@@ -126,5 +129,7 @@ files!(
     "adamw.wgsl",
     "adamw_8bit.wgsl",
     "lion.wgsl",
+    "lion_8bit.wgsl",
+    "codes_moment.wgsl",
     "sgd.wgsl",
 );

@@ -11,6 +11,7 @@ mod executable;
 mod fuse;
 mod launch_attention;
 mod launch_coop;
+mod launch_dora;
 mod launch_flat;
 mod launch_matmul;
 mod launch_rows;

@@ -60,6 +60,9 @@ pub struct Args {
     /// Largest rank of an adapter [default: that of --adapter, at least 16 with --enable-lora]
     #[arg(long, value_name = "R")]
     max_lora_rank: Option<usize>,
+    /// Room for DoRA's magnitudes in adapters that /v1/load_lora_adapter brings; those of --adapter find it by themselves
+    #[arg(long)]
+    enable_dora: bool,
     /// How the model writes tool calls: auto (from its chat template), hermes or llama3_json
     #[arg(long, value_name = "NAME", default_value = "auto")]
     tool_call_parser: ToolStyle,
@@ -228,8 +231,10 @@ pub fn run(args: Args) -> Result<()> {
     }
     let speculation = args.speculative.load(&model)?;
     let ranks = adapters.iter().map(|(_, adapter)| largest_rank(adapter));
+    let dora = args.enable_dora || adapters.iter().any(|(_, adapter)| adapter.config.use_dora);
+    let more = args.enable_lora || args.enable_dora;
     let defaults = EngineOptions::for_server(&model);
-    let usual_rank = args.enable_lora.then_some(defaults.max_rank);
+    let usual_rank = more.then_some(defaults.max_rank);
     let options = EngineOptions {
         max_seqs: args.max_num_seqs.unwrap_or(defaults.max_seqs),
         max_len: args.max_model_len,
@@ -245,8 +250,9 @@ pub fn run(args: Args) -> Result<()> {
         draft: speculation.draft,
         seed: args.seed,
         max_waiting: args.max_waiting,
-        max_adapters: args.max_loras.unwrap_or(adapters.len().max(usize::from(args.enable_lora))),
+        max_adapters: args.max_loras.unwrap_or(adapters.len().max(usize::from(more))),
         max_rank: ranks.chain(args.max_lora_rank.or(usual_rank)).max().unwrap_or(defaults.max_rank),
+        dora,
         ..defaults
     };
     let max_adapters = options.max_adapters;

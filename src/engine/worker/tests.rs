@@ -166,7 +166,7 @@ fn random_requests(count: u64, adapters: f64, drafts: bool) -> Stats {
     let model = LoadedModel::load(Checkpoint::open(&folder.join("tiny/chat")).unwrap(), device).unwrap();
     let mut adapter = Adapter::read(&folder.join("sft/tiny_chat/init"), model.config()).unwrap();
     let rank = adapter.modules.values().map(|m| m.a.rows()).max().unwrap();
-    let bank = AdapterBank::new(model.clone(), 3, rank).unwrap();
+    let bank = AdapterBank::new(model.clone(), 3, rank, false).unwrap();
     let mut registry = Registry::new(Some(bank.layout().clone()), DType::F32);
     let module = bank.layout().entries[0].module.clone();
     let mut load = |registry: &mut Registry, name: &str, mark: u32| {

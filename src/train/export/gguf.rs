@@ -173,12 +173,17 @@ pub fn write_model_gguf(
 /// The file has one alpha, which llama.cpp divides by each module's rank; what else a module's scale holds goes into its B.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for a type other than f32 and f16; [`Error::Io`].
+/// [`Error::Unsupported`] for a type other than f32 and f16, and for DoRA; [`Error::Io`].
 pub fn write_adapter_gguf(config: &ModelConfig, adapter: &Adapter, path: &Path, dtype: DType) -> Result<u64> {
     if !matches!(dtype, DType::F32 | DType::F16) {
         return Err(Error::unsupported(format!("an adapter in {dtype}: GGUF adapters are f32 or f16")));
     }
     adapter.only_low_rank("for a GGUF file of its own")?;
+    if adapter.config.use_dora {
+        let way =
+            "llama.cpp's adapters have no magnitudes; merge it into its model (runtime export without --adapter-only)";
+        return Err(Error::unsupported(format!("a DoRA adapter as GGUF: {way}")));
+    }
     let alpha = adapter.config.lora_alpha as f32;
     let keys = [
         ("general.architecture".to_owned(), text(to_gguf::architecture(config))),

@@ -10,16 +10,17 @@ use rayon::prelude::*;
 /// Elements that one task works on: about 64 KiB a stream.
 const CHUNK: usize = 1 << 14;
 
-/// `out (+)= x / (1 − p)` where the mask keeps it, else 0.
-pub fn dropout(mut args: Args, p: f32, salt: u32, seed: u32, accumulate: bool) -> Result<()> {
+/// `out (+)= x / (1 − p)` where the mask keeps it, else 0; with `complement` x minus that.
+pub fn dropout(mut args: Args, p: f32, salt: u32, seed: u32, complement: bool, accumulate: bool) -> Result<()> {
     let x = args.read()?;
     let out = args.write()?;
     let scale = 1.0 / (1.0 - p);
+    let (kept, dropped) = if complement { (1.0 - scale, 1.0) } else { (scale, 0.0) };
     out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (out, x))| {
         for (i, (o, x)) in out.iter_mut().zip(x).enumerate() {
             let index = (chunk * CHUNK + i) as u32;
-            let kept = if dropout_keeps(seed, salt, index, p) { x * scale } else { 0.0 };
-            *o = if accumulate { *o + kept } else { kept };
+            let value = x * if dropout_keeps(seed, salt, index, p) { kept } else { dropped };
+            *o = if accumulate { *o + value } else { value };
         }
     });
     Ok(())

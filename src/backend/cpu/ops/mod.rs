@@ -1,6 +1,7 @@
 //! One function an op, grouped by subject. Operands come as slices of live rows.
 
 mod attention;
+mod dora;
 mod elementwise;
 mod logits;
 mod lora;
@@ -40,7 +41,14 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
         Op::RmsNormDw { eps, scale, .. } => weights::rms_norm_dw(args, *eps, scale.is_some()),
         Op::LoraShrink { x, slots, rank, .. } => lora::shrink(args, step.cols(*x), *rank, slots.is_some()),
         Op::LoraExpand { y, slots, rank, .. } => lora::expand(args, step.cols(*y), *rank, slots.is_some()),
-        Op::Dropout { p, salt, accumulate, .. } => elementwise::dropout(args, *p, *salt, step.seed, *accumulate),
+        Op::Dropout { p, salt, complement, accumulate, .. } => {
+            elementwise::dropout(args, *p, *salt, step.seed, *complement, *accumulate)
+        }
+        Op::DoraNorm { a, .. } => dora::norm(args, step.program.decl(*a).rows),
+        Op::DoraScale { x, slots, bias, residual, .. } => {
+            dora::scale(args, step.cols(*x), slots.is_some(), bias.is_some(), residual.is_some())
+        }
+        Op::DoraScaleBackward { scale, .. } => dora::scale_backward(args, scale.is_some()),
         Op::Glu { activation, .. } => elementwise::glu(args, *activation),
         Op::GluBackward { activation, .. } => elementwise::glu_backward(args, *activation),
         Op::Accumulate { .. } => elementwise::accumulate(args),
@@ -83,5 +91,6 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
         Op::Lion { .. } => optim::lion(args),
         Op::Sgd { .. } => optim::sgd(args),
         Op::AdamW8bit { .. } => optim::adamw_8bit(args),
+        Op::Lion8bit { .. } => optim::lion_8bit(args),
     }
 }

@@ -56,6 +56,10 @@ struct Fields {
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, alias = "use_rslora")]
     #[serde(skip_serializing_if = "Option::is_none")]
     use_rslora: Option<bool>,
+    /// DoRA: learn the lengths of the weights' rows besides
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, alias = "use_dora")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    use_dora: Option<bool>,
     /// Dropout on the adapter's input [default: 0]
     #[arg(long, value_name = "P", aliases = ["lora-dropout", "lora_dropout"])]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,8 +141,8 @@ struct Fields {
     #[arg(long, value_name = "LR", alias = "lr_end")]
     #[serde(skip_serializing_if = "Option::is_none")]
     lr_end: Option<f64>,
-    /// Optimizer: adamw (the default), adamw_8bit, lion, sgd; paged_adamw, paged_adamw_8bit, paged_lion keep their state in
-    /// host memory
+    /// Optimizer: adamw (the default), adamw_8bit, lion, lion_8bit, sgd; with paged_ before it (paged_adamw) all but sgd keep
+    /// their state in host memory
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     optim: Option<Optim>,
@@ -198,7 +202,7 @@ struct Fields {
     #[arg(long, value_name = "DIR", aliases = ["logging-dir", "logging_dir"])]
     #[serde(skip_serializing_if = "Option::is_none")]
     tensorboard: Option<PathBuf>,
-    /// Write the loss curves at the end
+    /// Write the loss curves, anew every few seconds
     #[arg(long, value_name = "FILE.svg")]
     #[serde(skip_serializing_if = "Option::is_none")]
     plot: Option<PathBuf>,
@@ -261,6 +265,9 @@ impl Args {
         if let Some(preference) = self.preference.preference() {
             let value = serde_json::to_value(preference).map_err(|e| Error::internal(e.to_string()))?;
             fields.insert("preference".into(), value);
+        }
+        if let Some(dtype) = self.weights.dtype() {
+            fields.insert("weight_type".into(), dtype.name().into());
         }
         // One of two that exclude each other goes before the file's other one.
         if fields.contains_key("epochs") {

@@ -35,6 +35,7 @@ impl Samples {
                 prefix_cache: false,
                 max_adapters: 1,
                 max_rank: largest_rank(adapter),
+                dora: adapter.config.use_dora,
                 ..EngineOptions::default()
             };
             self.engine = Some(Engine::start(Arc::clone(&self.model), options)?);
