@@ -32,8 +32,8 @@ struct Shrink {
 DEVICE void tell(const Shrink& p) {
     wait_for_previous();
     if (blockIdx.x + blockIdx.y + blockIdx.z + threadIdx.x > 0) return;
+    if (p.ready) raise_flag(p.ready); // first: it would wait for a write ahead of it
     if (p.clear) *p.clear = 0;
-    if (p.ready) raise_flag(p.ready);
 }
 
 // TILES of eight rows; AHEAD chunks of 32 inputs on their way in each of up to WARPS warps.
