@@ -14,7 +14,7 @@
 pub(crate) mod adapter;
 pub mod batch;
 pub mod bench;
-mod checkpoint;
+pub(crate) mod checkpoint;
 mod convert;
 pub mod data;
 mod encode;
@@ -42,9 +42,9 @@ pub use files::DataFile;
 pub use job::{Accumulated, Job};
 pub use optimizer::OptimizerOptions;
 pub use preference::{PairReport, Preference, PreferenceLoss};
-pub use recipe::{BadRows, DEFAULT_ALPHA, DEFAULT_EPOCHS, DEFAULT_RANK, LossOn, Optim, Recipe};
+pub use recipe::{BadRows, DEFAULT_ALPHA, DEFAULT_DDP_TIMEOUT, DEFAULT_EPOCHS, DEFAULT_RANK, LossOn, Optim, Recipe};
 pub use report::{EvalReport, MemoryReport, Observer, StepReport, Summary};
-pub use run::run;
+pub use run::{run, run_among};
 pub use schedule::{LrCurve, Schedule};
 
-pub(crate) use log::open_log;
+pub(crate) use log::continue_log;

@@ -21,6 +21,8 @@ pub struct MemoryReport {
     pub moments: u64,
     /// In host memory: paged moments. No part of the total.
     pub host: u64,
+    /// In host memory: layers' inputs. No part of the total.
+    pub offloaded: u64,
     /// Rotary table.
     pub tables: u64,
     /// The memory plan's arena for intermediates.
@@ -55,7 +57,10 @@ impl fmt::Display for MemoryReport {
             mib(self.live_peak),
             self.step_tokens,
         )?;
-        if self.host > 0 { write!(f, "; moments on the host {}", mib(self.host)) } else { Ok(()) }
+        if self.host > 0 {
+            write!(f, "; moments on the host {}", mib(self.host))?;
+        }
+        if self.offloaded > 0 { write!(f, "; activations on the host {}", mib(self.offloaded)) } else { Ok(()) }
     }
 }
 

@@ -12,13 +12,14 @@ use super::optimizer::{Optimizer, OptimizerOptions};
 use super::recipe::Optim;
 use super::report::MemoryReport;
 use crate::backend::{Bindings, Buffer, BufferDesc, Device, Executable};
+use crate::collective::Collective;
 use crate::error::{Error, Result};
 use crate::format::safetensors::Tensors;
 use crate::model::ModelConfig;
 use crate::model::decoder::{ModelShape, Objective, TrainProgram, TrainShape, buffers, train_program};
 use crate::model::lora::LoraLayout;
 use crate::model::rope::rope_table;
-use crate::program::plan;
+use crate::program::{OFFLOADED, Place, plan};
 use crate::tensor::DType;
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,6 +40,8 @@ pub struct TrainerOptions {
     pub dropout: f32,
     /// Compute activations again in the backward pass.
     pub recompute: bool,
+    /// Keep the layers' inputs in host memory until the backward pass; of use with `recompute`.
+    pub offload: bool,
     /// What the low-rank product is multiplied by: alpha / rank.
     pub scale: f32,
     /// The optimizer.
@@ -64,6 +67,7 @@ impl Default for TrainerOptions {
             max_len: ROW_BUCKET,
             dropout: 0.0,
             recompute: false,
+            offload: false,
             scale: 1.0,
             optim: Optim::AdamW.into(),
             neftune: None,
@@ -103,6 +107,7 @@ fn program(
         seqs: options.seqs,
         dropout: if gradients { options.dropout } else { 0.0 },
         recompute: options.recompute,
+        offload: options.offload && gradients,
         scaled_loss: options.scale_loss,
         noise: gradients && options.neftune.is_some(),
         smoothing: options.smoothing,
@@ -180,6 +185,17 @@ impl Trainer {
             (buffers::LORA_GRADS, &grads),
         ];
         bindings.extend(states.map(|(name, buffer)| (name.to_owned(), buffer.clone())));
+        let mut offloaded = 0;
+        for decl in &inputs.program.tensors {
+            if let Place::State { buffer, .. } = &decl.place
+                && buffer.starts_with(OFFLOADED)
+            {
+                let desc = BufferDesc { name: buffer.clone(), dtype: decl.dtype, rows: decl.rows, cols: decl.cols };
+                let memory = device.allocate_on_host(desc)?;
+                offloaded += memory.desc().bytes() as u64;
+                bindings.insert(buffer.clone(), memory);
+            }
+        }
         let train = device.compile(Arc::new(inputs.program.clone()), &bindings)?;
         let mut evaluate = None;
         if options.evaluate {
@@ -196,6 +212,7 @@ impl Trainer {
             gradients: flat_bytes,
             moments,
             host,
+            offloaded,
             tables: rope.desc().bytes() as u64,
             arena: (train.arena_bytes() + optimizer.arena_bytes() + evaluating) as u64,
             live_peak: peak(&inputs)? as u64,
@@ -273,6 +290,18 @@ impl Trainer {
         sum_of_losses(&mut **executable, program, batch)
     }
 
+    /// The loss of each token, as [`Trainer::losses`]; 0 where it is not counted.
+    ///
+    /// # Errors
+    /// As [`Trainer::losses`].
+    pub fn token_losses(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
+        self.losses(batch)?;
+        let Some((executable, program)) = &mut self.evaluate else { return Ok(Vec::new()) };
+        let mut losses = vec![0f32; batch.ids.len()];
+        executable.read(program.loss, bytemuck::cast_slice_mut(&mut losses))?;
+        Ok(losses)
+    }
+
     /// Runs the ops of a micro-batch from number `first` on until `deadline`: see [`Executable::run_part`].
     ///
     /// # Errors
@@ -295,6 +324,14 @@ impl Trainer {
     /// [`Error::Device`].
     pub fn update(&mut self, update: &Update) -> Result<f32> {
         self.optimizer.update(update)
+    }
+
+    /// Replaces the gradients by their sum over all processes.
+    ///
+    /// # Errors
+    /// Those of [`Collective::all_reduce_sum`].
+    pub fn sum_gradients(&mut self, group: &dyn Collective) -> Result<()> {
+        group.all_reduce_sum(&*self.device, &self.grads)
     }
 
     /// Forgets what micro-batches have added since the last update.

@@ -47,6 +47,10 @@ pub struct WeightArgs {
     /// The same as --weight-type nf4: bitsandbytes' 4 bits with double quantisation, for QLoRA
     #[arg(long, conflicts_with = "weight_type")]
     pub load_in_4bit: bool,
+    /// Keep the embedding table in host memory, where a step reads only the rows of its tokens (CUDA, CPU; not where it is
+    /// also the head)
+    #[arg(long, alias = "offload_embedding")]
+    pub offload_embedding: bool,
 }
 
 impl WeightArgs {
@@ -112,7 +116,8 @@ impl ModelArgs {
 /// Puts a model on its device.
 pub fn load(model: &str, weights: WeightArgs, device: DeviceArgs) -> Result<Arc<LoadedModel>> {
     let DeviceArgs { backend, device, dtype: compute } = device;
-    let options = LoadOptions { backend, device, compute, weights: weights.dtype() };
+    let offload_embedding = weights.offload_embedding;
+    let options = LoadOptions { backend, device, compute, weights: weights.dtype(), offload_embedding };
     LoadedModel::open(&resolve(model)?, &options)
 }
 

@@ -37,6 +37,7 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
         Op::Dropout { p, salt, accumulate, .. } => elementwise::dropout(args, *p, *salt, step.seed, *accumulate),
         Op::Glu { activation, .. } => elementwise::glu(args, *activation),
         Op::GluBackward { activation, .. } => elementwise::glu_backward(args, *activation),
+        Op::Copy { .. } => elementwise::copy(args),
         Op::Accumulate { .. } => elementwise::accumulate(args),
         Op::Fill { value, .. } => elementwise::fill(args, *value),
         Op::QkNormRopeKv { q, k, q_norm, k_norm, eps, head_dim, rope, slots, k_out, v_out, .. } => {
