@@ -1,5 +1,6 @@
 //! Several processes on this machine (CPU, loopback TCP), started as torchrun would, train what one process with a larger
 //! batch trains; they resume; and one that differs, fails or dies ends all.
+#![cfg(unix)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -119,24 +120,38 @@ fn a_run_of_two_resumes_with_the_same_bits() {
     assert!(error.contains("it was made by 2 processes, now there are 1"), "{error}");
 }
 
+/// What happens to the second process in the middle of the run.
+#[derive(Clone, Copy, PartialEq)]
+enum Fate {
+    Lives,
+    Dies,
+    Sleeps,
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
 /// The last lines of two processes, which both have to fail within a while.
-fn failures(first: &[&str], second: &[&str], kill: bool) -> [String; 2] {
+fn failures(first: &[&str], second: &[&str], fate: Fate) -> [String; 2] {
     let folder = tempfile::tempdir().unwrap();
     let (output, port) = (folder.path().join("out"), port());
     let mut all: Vec<Child> =
         [first, second].iter().enumerate().map(|(rank, more)| ranked(command(&output, more), rank, 2, port)).collect();
-    if kill {
-        // In the middle of the run.
-        let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_secs(60);
+    if fate != Fate::Lives {
         while !output.join("log.jsonl").is_file() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
-        all[1].kill().unwrap();
+        signal(&all[1], if fate == Fate::Dies { "-KILL" } else { "-STOP" });
     }
-    let until = Instant::now() + Duration::from_secs(60);
-    while all.iter_mut().any(|c| c.try_wait().unwrap().is_none()) {
+    let waiting = if fate == Fate::Sleeps { 1 } else { 2 };
+    while all[..waiting].iter_mut().any(|c| c.try_wait().unwrap().is_none()) {
         assert!(Instant::now() < until, "a process goes on without the other");
         std::thread::sleep(Duration::from_millis(5));
+    }
+    if fate == Fate::Sleeps {
+        all[1].kill().unwrap();
     }
     let ends: Vec<String> = all
         .into_iter()
@@ -152,16 +167,19 @@ fn failures(first: &[&str], second: &[&str], kill: bool) -> [String; 2] {
 
 #[test]
 fn what_ends_one_ends_all() {
-    let data = ["--data", "tests/golden/sft/data.jsonl", "--max-steps", "4000"];
+    let data = ["--data", "tests/golden/sft/data.jsonl", "--max-steps", "100000", "--ddp-timeout", "10"];
     let other = [&data[..], &["--weight-decay", "0.5"]].concat();
-    let [zero, one] = failures(&data, &other, false);
+    let [zero, one] = failures(&data, &other, Fate::Lives);
     assert_eq!(one, "error: weight_decay is 0.5 in rank 1 and 0.01 in rank 0");
     assert_eq!(zero, "error: rank 1 failed: weight_decay is 0.5 in rank 1 and 0.01 in rank 0");
 
-    let [zero, one] = failures(&data, &["--data", "no.jsonl", "--max-steps", "4000"], false);
+    let [zero, one] = failures(&data, &["--data", "no.jsonl", "--max-steps", "100000"], Fate::Lives);
     assert_eq!(one, "error: --data no.jsonl: no such file or folder");
     assert_eq!(zero, "error: rank 1 failed: --data no.jsonl: no such file or folder");
 
-    let [zero, _] = failures(&data, &data, true);
+    let [zero, _] = failures(&data, &data, Fate::Dies);
     assert_eq!(zero, "error: rank 1 is gone: its connection is closed");
+
+    let [zero, _] = failures(&data, &data, Fate::Sleeps);
+    assert_eq!(zero, "error: rank 1 has not answered for 10 s (ddp_timeout)");
 }

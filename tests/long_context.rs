@@ -1,4 +1,5 @@
-//! Where the memory of long texts goes: the plan of an 8B QLoRA step on a device of 24 GiB, made without one.
+//! Where the memory of long texts goes: the plan of an 8B QLoRA step on a device of 24 GiB, made without one; and weights that
+//! lie in host memory.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,10 +9,11 @@
     missing_docs
 )]
 
-use runtime::backend::Limits;
+use runtime::backend::{BackendChoice, Limits};
 use runtime::model::decoder::{ModelShape, Objective, TrainShape, train_program};
 use runtime::model::families::config_from_json;
 use runtime::model::lora::{LoraLayout, Projection};
+use runtime::model::{LoadOptions, LoadedModel};
 use runtime::program::{OFFLOADED, Place, plan};
 use runtime::tensor::DType;
 use serde_json::json;
@@ -82,4 +84,19 @@ fn a_row_of_65536_tokens_of_an_8b_fits_24_gib() {
             assert!((host - 36.0 * 65_536.0 * 4096.0 * 2.0 / GIB).abs() < 0.01, "{host}");
         }
     }
+}
+
+#[test]
+fn an_embedding_in_host_memory_is_none_of_the_devices() {
+    let open = |name: &str, offload_embedding: bool| {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny").join(name);
+        let options = LoadOptions { backend: BackendChoice::Cpu, offload_embedding, ..LoadOptions::default() };
+        LoadedModel::open(&path, &options)
+    };
+    let (here, away) = (open("llama2", false).unwrap(), open("llama2", true).unwrap());
+    let table = away.weights["model.embed_tokens.weight"].clone();
+    assert!(table.is_on_host() && !here.weights["model.embed_tokens.weight"].is_on_host());
+    assert_eq!(away.weight_bytes() + table.desc().bytes(), here.weight_bytes());
+    let error = open("llama_tied", true).unwrap_err().to_string();
+    assert!(error.contains("offload_embedding: the embedding is also this model's head"), "{error}");
 }

@@ -65,12 +65,13 @@ def main():
     rows = lambda x: [row[:n].tolist() for row, n in zip(x, LENGTHS)]
     cases = []
     for loss_type in ["grpo", "bnpo", "dr_grpo", "dapo"]:
-        for beta in [0.0, 0.04]:
+        for beta, corrected in [(0.0, True), (0.04, True), (0.04, False)]:
             for epsilon, high, fresh in [(0.2, None, True), (0.2, None, False), (0.1, 0.28, False)]:
                 config = GRPOConfig(
                     output_dir="/tmp/grpo",
                     loss_type=loss_type,
                     beta=beta,
+                    use_bias_correction_kl=corrected,
                     epsilon=epsilon,
                     epsilon_high=high,
                     per_device_train_batch_size=count,
@@ -96,6 +97,7 @@ def main():
                     {
                         "loss_type": loss_type,
                         "beta": beta,
+                        "use_bias_correction_kl": corrected,
                         "epsilon": epsilon,
                         "epsilon_high": high,
                         "fresh": fresh,

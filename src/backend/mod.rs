@@ -99,13 +99,24 @@ impl BufferDesc {
 pub struct Buffer {
     desc: Arc<BufferDesc>,
     inner: Arc<dyn Any + Send + Sync>,
+    on_host: bool,
     _charge: Option<Arc<Charge>>,
 }
 
 impl Buffer {
     /// Wraps a backend's storage.
     pub(crate) fn new(desc: BufferDesc, inner: Arc<dyn Any + Send + Sync>) -> Self {
-        Self { desc: Arc::new(desc), inner, _charge: None }
+        Self { desc: Arc::new(desc), inner, on_host: false, _charge: None }
+    }
+
+    /// The same storage, which is no part of the device's memory.
+    pub(crate) fn in_host_memory(self) -> Self {
+        Self { on_host: true, ..self }
+    }
+
+    /// Made by [`Device::allocate_on_host`] or [`Device::upload_on_host`].
+    pub fn is_on_host(&self) -> bool {
+        self.on_host
     }
 
     /// The same storage; the charge ends with its last clone.

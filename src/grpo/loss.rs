@@ -115,9 +115,10 @@ pub struct StepLoss {
 
 /// The loss of a step: over the tokens of its answers
 ///
-/// `−min(r A, clip(r, 1 − ε, 1 + ε_high) A) + β (exp(q − p) − (q − p) − 1)`, with `r = exp(p − old)`,
+/// `−min(r A, clip(r, 1 − ε, 1 + ε_high) A) + β c (exp(q − p) − (q − p) − 1)`, with `r = exp(p − old)`,
 ///
-/// p, old and q the log-probabilities now, when the answer was given, and of the reference; added up as `loss_type` says.
+/// p, old and q the log-probabilities now, when the answer was given, and of the reference; c is r, or 1 without
+/// `use_bias_correction_kl`. Added up as `loss_type` says.
 #[must_use]
 pub fn step_loss(options: &GrpoOptions, answers: &[AnswerTokens]) -> StepLoss {
     let tokens = answers.iter().map(|a| a.now.len()).sum::<usize>().max(1) as f64;
@@ -140,9 +141,11 @@ pub fn step_loss(options: &GrpoOptions, answers: &[AnswerTokens]) -> StepLoss {
             sums.clip_ratio += f64::from(u8::from(free > bound)) / tokens;
             if options.beta != 0.0 {
                 let gap = answer.reference.get(t).map_or(0.0, |q| f64::from(*q) - now);
-                let kl = gap.exp() - gap - 1.0;
+                let (kl, slope) = (gap.exp() - gap - 1.0, gap.exp() - 1.0);
+                // With the ratio before it the derivative has a second part, and is r · gap.
+                let (kl, slope) = if options.use_bias_correction_kl { (ratio * kl, ratio * gap) } else { (kl, slope) };
                 loss += options.beta * kl;
-                weight += options.beta * (gap.exp() - 1.0);
+                weight += options.beta * slope;
                 sums.kl += kl / tokens;
             }
             sums.loss += loss * share;

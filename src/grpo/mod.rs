@@ -54,6 +54,9 @@ pub struct GrpoOptions {
     pub max_tokens: usize,
     /// How strongly the divergence from the model without adapter counts; 0: not at all, and it is not computed.
     pub beta: f64,
+    /// Multiply that divergence by the ratio of probabilities, so that its gradient is that of the divergence itself
+    /// (<https://arxiv.org/abs/2512.02556>).
+    pub use_bias_correction_kl: bool,
     /// Optimizer steps on the same answers.
     pub num_iterations: usize,
     /// How far below 1 the ratio of probabilities counts.
@@ -75,6 +78,7 @@ impl Default for GrpoOptions {
             generations: 8,
             max_tokens: 256,
             beta: 0.0,
+            use_bias_correction_kl: true,
             num_iterations: 1,
             epsilon: 0.2,
             epsilon_high: None,

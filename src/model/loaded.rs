@@ -122,7 +122,12 @@ impl LoadedModel {
         let mut weights = Bindings::with_capacity(checkpoint.tensors.len());
         for (name, tensor) in &checkpoint.tensors {
             let buffer = match options.weights.filter(|_| is_quantised(name)) {
-                _ if options.offload_embedding && name == EMBEDDING => device.upload_on_host(name, tensor),
+                _ if options.offload_embedding && name == EMBEDDING => {
+                    device.upload_on_host(name, tensor).map_err(|e| match e {
+                        Error::Unsupported(why) => Error::unsupported(format!("offload_embedding: {why}")),
+                        other => other,
+                    })
+                }
                 _ if tensor.shape.len() == 1 => device.upload(name, &vector_f32(tensor)?),
                 Some(dtype) => device.upload(name, &quantised(name, tensor, dtype)?),
                 None => device.upload(name, tensor),
@@ -161,9 +166,9 @@ impl LoadedModel {
         self.chat.as_ref().ok_or_else(ChatTemplate::missing)
     }
 
-    /// Bytes of all weights as the device keeps them.
+    /// Bytes of all weights that the device keeps.
     pub fn weight_bytes(&self) -> usize {
-        self.weights.values().map(|w| w.desc().bytes()).sum()
+        self.weights.values().filter(|w| !w.is_on_host()).map(|w| w.desc().bytes()).sum()
     }
 
     /// Calls `f` with what [`super::decoder`] needs to build programs for contexts of up to `max_len`.

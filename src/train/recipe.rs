@@ -267,12 +267,12 @@ pub struct Recipe {
     pub sample_steps: Option<usize>,
     /// Most tokens of such an answer.
     pub sample_tokens: usize,
-    /// Train on pairs of answers instead of single ones.
-    pub preference: Option<Preference>,
     /// In a run of several processes: what sums their gradients.
     pub ddp_backend: CollectiveChoice,
     /// In a run of several processes: seconds that one may keep the others waiting.
     pub ddp_timeout: u64,
+    /// Train on pairs of answers instead of single ones.
+    pub preference: Option<Preference>,
 }
 
 impl Default for Recipe {

@@ -21,6 +21,8 @@ pub struct MemoryReport {
     pub moments: u64,
     /// In host memory: paged moments. No part of the total.
     pub host: u64,
+    /// In host memory: the embedding table, where it was put there. No part of the total.
+    pub weights_on_host: u64,
     /// In host memory: layers' inputs. No part of the total.
     pub offloaded: u64,
     /// Rotary table.
@@ -60,7 +62,12 @@ impl fmt::Display for MemoryReport {
         if self.host > 0 {
             write!(f, "; moments on the host {}", mib(self.host))?;
         }
-        if self.offloaded > 0 { write!(f, "; activations on the host {}", mib(self.offloaded)) } else { Ok(()) }
+        for (what, bytes) in [("weights", self.weights_on_host), ("activations", self.offloaded)] {
+            if bytes > 0 {
+                write!(f, "; {what} on the host {}", mib(bytes))?;
+            }
+        }
+        Ok(())
     }
 }
 

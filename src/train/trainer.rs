@@ -117,6 +117,20 @@ fn program(
     train_program(&model, &shape, layout)
 }
 
+/// In the user's words.
+fn no_offloading(error: Error) -> Error {
+    match error {
+        Error::Unsupported(why) => Error::unsupported(format!(
+            "activation_offloading ({why}); recompute alone, which is use_gradient_checkpointing = true, works everywhere"
+        )),
+        other => other,
+    }
+}
+
+fn bytes_of_weights(weights: &Bindings, on_host: bool) -> u64 {
+    weights.values().filter(|b| b.is_on_host() == on_host).map(|b| b.desc().bytes() as u64).sum()
+}
+
 fn peak(program: &TrainProgram) -> Result<usize> {
     // Alignment and limits do not change what is alive at one time.
     Ok(plan(&program.program, 4, usize::MAX)?.live_peak)
@@ -191,7 +205,7 @@ impl Trainer {
                 && buffer.starts_with(OFFLOADED)
             {
                 let desc = BufferDesc { name: buffer.clone(), dtype: decl.dtype, rows: decl.rows, cols: decl.cols };
-                let memory = device.allocate_on_host(desc)?;
+                let memory = device.allocate_on_host(desc).map_err(no_offloading)?;
                 offloaded += memory.desc().bytes() as u64;
                 bindings.insert(buffer.clone(), memory);
             }
@@ -207,7 +221,8 @@ impl Trainer {
         let (moments, host) = optimizer.bytes();
         let flat_bytes = params.desc().bytes() as u64;
         let memory = MemoryReport {
-            weights: weights.values().map(|b| b.desc().bytes() as u64).sum(),
+            weights: bytes_of_weights(weights, false),
+            weights_on_host: bytes_of_weights(weights, true),
             adapters: flat_bytes,
             gradients: flat_bytes,
             moments,

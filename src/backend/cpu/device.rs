@@ -105,11 +105,11 @@ impl Device for CpuDevice {
     }
 
     fn allocate_on_host(&self, desc: BufferDesc) -> Result<Buffer> {
-        self.allocate(desc)
+        Ok(self.allocate(desc)?.in_host_memory())
     }
 
     fn upload_on_host(&self, name: &str, tensor: &HostTensor) -> Result<Buffer> {
-        self.upload(name, tensor)
+        Ok(self.upload(name, tensor)?.in_host_memory())
     }
 
     fn upload(&self, name: &str, tensor: &HostTensor) -> Result<Buffer> {

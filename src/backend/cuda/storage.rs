@@ -95,7 +95,7 @@ fn overflows(what: &str, tensor: &HostTensor) -> Error {
 pub fn allocate_on_host(context: &Arc<Context>, desc: BufferDesc) -> Result<Buffer> {
     context.bind()?;
     let memory = HostMemory::new(context.clone(), padded(desc.bytes()), |_| ())?;
-    Ok(Buffer::new(desc, Arc::new(Storage::Host(memory))))
+    Ok(Buffer::new(desc, Arc::new(Storage::Host(memory))).in_host_memory())
 }
 
 /// A plain weight in pinned host memory, in the type that it would have on the device.
@@ -121,7 +121,7 @@ pub fn upload_on_host(context: &Arc<Context>, compute: ComputeType, name: &str, 
         return Err(overflows(&what, tensor));
     }
     let desc = BufferDesc { name: name.into(), dtype, rows, cols };
-    Ok(Buffer::new(desc, Arc::new(Storage::Host(memory))))
+    Ok(Buffer::new(desc, Arc::new(Storage::Host(memory))).in_host_memory())
 }
 
 /// Fills `out` with elements from `first` on, as bf16 or f16; false where a finite one became infinite.

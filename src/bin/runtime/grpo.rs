@@ -33,6 +33,9 @@ pub struct Args {
     /// How strongly the divergence from the model without adapter counts (KL); 0: it is not computed
     #[arg(long, value_name = "BETA", default_value_t = 0.0)]
     beta: f64,
+    /// Multiply the divergence by the ratio of probabilities, so that its gradient has no bias
+    #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set, alias = "use_bias_correction_kl")]
+    use_bias_correction_kl: bool,
     /// Optimizer steps on the same answers
     #[arg(long, value_name = "N", default_value_t = 1, alias = "num_iterations")]
     num_iterations: usize,
@@ -157,6 +160,7 @@ pub fn run(args: &Args) -> Result<()> {
         generations: args.generations,
         max_tokens: args.max_tokens,
         beta: args.beta,
+        use_bias_correction_kl: args.use_bias_correction_kl,
         num_iterations: args.num_iterations,
         epsilon: args.epsilon,
         epsilon_high: args.epsilon_high,
