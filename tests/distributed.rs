@@ -167,7 +167,7 @@ fn failures(first: &[&str], second: &[&str], fate: Fate) -> [String; 2] {
 
 #[test]
 fn what_ends_one_ends_all() {
-    let data = ["--data", "tests/golden/sft/data.jsonl", "--max-steps", "100000", "--ddp-timeout", "10"];
+    let data = ["--data", "tests/golden/sft/data.jsonl", "--max-steps", "100000", "--ddp-timeout", "15"];
     let other = [&data[..], &["--weight-decay", "0.5"]].concat();
     let [zero, one] = failures(&data, &other, Fate::Lives);
     assert_eq!(one, "error: weight_decay is 0.5 in rank 1 and 0.01 in rank 0");
@@ -181,5 +181,5 @@ fn what_ends_one_ends_all() {
     assert_eq!(zero, "error: rank 1 is gone: its connection is closed");
 
     let [zero, _] = failures(&data, &data, Fate::Sleeps);
-    assert_eq!(zero, "error: rank 1 has not answered for 10 s (ddp_timeout)");
+    assert_eq!(zero, "error: rank 1 has not answered for 15 s (ddp_timeout)");
 }

@@ -150,6 +150,19 @@ fn what_waits_in_host_memory_comes_back_as_it_was() {
     assert!(away.live_peak < here.live_peak, "{away} and {here}");
 }
 
+/// In pinned memory, which kernels write and read over the bus; in both types of activations.
+#[test]
+fn what_waits_in_host_memory_comes_back_as_it_was_on_cuda() {
+    for compute in [ComputeType::F32, ComputeType::BF16] {
+        let Some(model) = cuda(compute, &golden("tiny/chat")) else { return };
+        let here = Recipe { recompute: true, ..short() };
+        let away = Recipe { activation_offloading: true, ..here.clone() };
+        let (a, b) = (first_step(&model, &here), first_step(&model, &away));
+        assert_eq!(a.0, b.0);
+        assert_eq!(worst(&a.1, &b.1), 0.0);
+    }
+}
+
 #[test]
 fn packed_rows_do_not_see_each_other() {
     let apart = Recipe { batch_size: 48, grad_accum: 1, ..short() };
