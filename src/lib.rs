@@ -1,5 +1,6 @@
 //! `runtime` loads a language model once and serves and fine-tunes it from that one copy.
 pub mod backend;
+pub mod collective;
 pub mod embed;
 pub mod engine;
 pub mod error;

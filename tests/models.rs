@@ -15,8 +15,8 @@ use runtime::backend::{BackendChoice, Bindings, BufferDesc, ComputeType, Executa
 use runtime::engine::text::{TextOptions, generate_text};
 use runtime::engine::{Engine, EngineOptions, Request};
 use runtime::format::Checkpoint;
-use runtime::model::LoadedModel;
 use runtime::model::decoder::{ServeHead, ServeProgram, ServeShape, buffers, serve_program};
+use runtime::model::{LoadOptions, LoadedModel};
 use runtime::tensor::DType;
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -154,6 +154,23 @@ fn families_match_transformers_wgpu() {
 fn families_match_transformers_cuda() {
     if nvidia() {
         families(BackendChoice::Cuda, 1e-4);
+    }
+}
+
+/// The table in pinned memory, which the kernel reads over the bus: plain (f32) and converted (bf16).
+#[test]
+fn an_embedding_in_host_memory_changes_nothing_cuda() {
+    if !nvidia() {
+        return;
+    }
+    for compute in [ComputeType::F32, ComputeType::BF16] {
+        let logits = |offload_embedding: bool| {
+            let backend = BackendChoice::Cuda;
+            let options = LoadOptions { backend, compute, offload_embedding, ..LoadOptions::default() };
+            let model = LoadedModel::open(&repository("tests/golden/tiny/llama2"), &options).unwrap();
+            all_logits(&model, &[1, 5, 9, 2, 77, 3], 4)
+        };
+        assert_eq!(logits(false), logits(true));
     }
 }
 

@@ -420,6 +420,8 @@ fn rows() {
         b.push(Op::Dropout { x: y, p: 0.1, salt: 6, complement: false, out: dropped, accumulate: true }).unwrap();
         b.push(Op::Dropout { x: y, p: 0.4, salt: 6, complement: true, out: dropped, accumulate: true }).unwrap();
         b.push(Op::Accumulate { x, y: dropped }).unwrap();
+        let copied = b.output("copied", rows, k, Live::Tokens);
+        b.push(Op::Copy { x: y, out: copied }).unwrap();
         for (i, activation) in [Activation::Silu, Activation::GeluTanh].into_iter().enumerate() {
             let glu = b.output(["silu", "gelu"][i], rows, k, Live::Tokens);
             let dgate = b.output(["dgate0", "dgate1"][i], rows, k, Live::Tokens);

@@ -263,6 +263,7 @@ fn variants() -> Vec<(&'static str, Set)> {
         ("adjust_logits_entries", vec![group()]),
         ("top_logprobs", vec![reductions()]),
         ("top_logprobs_chunks", vec![reductions()]),
+        ("copy", vec![group()]),
         ("accumulate", vec![group()]),
         ("fill", vec![group()]),
         ("grad_norm", vec![reductions(), flag("LAST")]),

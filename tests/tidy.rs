@@ -36,11 +36,24 @@ const EDGES: &[(&str, &[&str])] = &[
     // Backends decode quantised blocks with the format's pure functions, so that there is one truth for them.
     ("backend", &["error", "tensor", "program", "format::quant", "model::config::Activation"]),
     ("model", &["error", "tensor", "token", "format", "program", "backend"]),
+    // Sums over processes know devices and their buffers, nothing of what is trained.
+    ("collective", &["error", "tensor", "backend"]),
     ("engine", &["error", "tensor", "token", "format", "program", "backend", "model"]),
     // Training shares the device with serving through these two, and knows nothing else of the engine.
     (
         "train",
-        &["error", "tensor", "token", "format", "program", "backend", "model", "engine::memory", "engine::pacing"],
+        &[
+            "error",
+            "tensor",
+            "token",
+            "format",
+            "program",
+            "backend",
+            "collective",
+            "model",
+            "engine::memory",
+            "engine::pacing",
+        ],
     ),
     // Answers come from the engine and gradients from the trainer, of the same weights: it stands above both.
     ("grpo", &["error", "tensor", "token", "format", "backend", "model", "engine", "train"]),

@@ -137,6 +137,33 @@ fn recomputation_changes_nothing_but_memory() {
 }
 
 #[test]
+fn what_waits_in_host_memory_comes_back_as_it_was() {
+    let model = tiny();
+    let here = Recipe { recompute: true, ..short() };
+    let away = Recipe { activation_offloading: true, ..here.clone() };
+    same_first_step(&here, &away, 0.0);
+    let memory = |recipe: &Recipe| *Job::new(&model, recipe).unwrap().memory();
+    let (here, away) = (memory(&here), memory(&away));
+    // Inputs of all layers, of 64 numbers a token.
+    let layers = model.config().layers;
+    assert_eq!(away.offloaded as usize, layers * away.step_tokens * model.config().hidden * 4);
+    assert!(away.live_peak < here.live_peak, "{away} and {here}");
+}
+
+/// In pinned memory, which kernels write and read over the bus; in both types of activations.
+#[test]
+fn what_waits_in_host_memory_comes_back_as_it_was_on_cuda() {
+    for compute in [ComputeType::F32, ComputeType::BF16] {
+        let Some(model) = cuda(compute, &golden("tiny/chat")) else { return };
+        let here = Recipe { recompute: true, ..short() };
+        let away = Recipe { activation_offloading: true, ..here.clone() };
+        let (a, b) = (first_step(&model, &here), first_step(&model, &away));
+        assert_eq!(a.0, b.0);
+        assert_eq!(worst(&a.1, &b.1), 0.0);
+    }
+}
+
+#[test]
 fn packed_rows_do_not_see_each_other() {
     let apart = Recipe { batch_size: 48, grad_accum: 1, ..short() };
     let model = tiny();

@@ -1,6 +1,6 @@
 //! A device that counts what lies on it, by purpose, and refuses what would pass a limit.
 
-use super::{Bindings, Buffer, BufferDesc, Device, DeviceInfo, Executable, Limits, Timing};
+use super::{Bindings, Buffer, BufferDesc, Communicator, Device, DeviceInfo, Executable, Limits, Timing};
 use crate::error::{Error, Result};
 use crate::program::{Program, TensorId};
 use crate::tensor::HostTensor;
@@ -166,6 +166,16 @@ impl Device for Metered {
         Ok(self.device.allocate(desc)?.charged(charge))
     }
 
+    fn allocate_on_host(&self, desc: BufferDesc) -> Result<Buffer> {
+        let charge = self.charge(&desc.name, Purpose::Host, desc.bytes() as u64)?;
+        Ok(self.device.allocate_on_host(desc)?.charged(charge))
+    }
+
+    fn upload_on_host(&self, name: &str, tensor: &HostTensor) -> Result<Buffer> {
+        let charge = self.charge(name, Purpose::Host, tensor.data.len() as u64)?;
+        Ok(self.device.upload_on_host(name, tensor)?.charged(charge))
+    }
+
     fn upload(&self, name: &str, tensor: &HostTensor) -> Result<Buffer> {
         let charge = self.charge(name, Purpose::Weights, tensor.data.len() as u64)?;
         Ok(self.device.upload(name, tensor)?.charged(charge))
@@ -193,6 +203,18 @@ impl Device for Metered {
 
     fn copy_bandwidth(&self) -> Result<f64> {
         self.device.copy_bandwidth()
+    }
+
+    fn communicates(&self) -> Result<()> {
+        self.device.communicates()
+    }
+
+    fn communicator_id(&self) -> Result<Vec<u8>> {
+        self.device.communicator_id()
+    }
+
+    fn communicator(&self, id: &[u8], rank: usize, world_size: usize) -> Result<Box<dyn Communicator>> {
+        self.device.communicator(id, rank, world_size)
     }
 }
 

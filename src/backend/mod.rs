@@ -21,7 +21,7 @@ use metered::Charge;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a user needs to know to choose a device.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -99,13 +99,24 @@ impl BufferDesc {
 pub struct Buffer {
     desc: Arc<BufferDesc>,
     inner: Arc<dyn Any + Send + Sync>,
+    on_host: bool,
     _charge: Option<Arc<Charge>>,
 }
 
 impl Buffer {
     /// Wraps a backend's storage.
     pub(crate) fn new(desc: BufferDesc, inner: Arc<dyn Any + Send + Sync>) -> Self {
-        Self { desc: Arc::new(desc), inner, _charge: None }
+        Self { desc: Arc::new(desc), inner, on_host: false, _charge: None }
+    }
+
+    /// The same storage, which is no part of the device's memory.
+    pub(crate) fn in_host_memory(self) -> Self {
+        Self { on_host: true, ..self }
+    }
+
+    /// Made by [`Device::allocate_on_host`] or [`Device::upload_on_host`].
+    pub fn is_on_host(&self) -> bool {
+        self.on_host
     }
 
     /// The same storage; the charge ends with its last clone.
@@ -145,6 +156,28 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`Error::OutOfMemory`] with the bytes asked for; [`Error::Device`].
     fn allocate(&self, desc: BufferDesc) -> Result<Buffer>;
+
+    /// Zeroed storage in the host's memory that programs on this device read and write.
+    ///
+    /// # Errors
+    /// As [`Device::allocate`]; [`Error::Unsupported`] where programs reach the device's own memory only.
+    fn allocate_on_host(&self, desc: BufferDesc) -> Result<Buffer> {
+        let backend = self.info().backend;
+        Err(Error::unsupported(format!(
+            "'{}' in host memory: the {backend} backend reaches only its device's",
+            desc.name
+        )))
+    }
+
+    /// As [`Device::upload`], into the host's memory: for tables of which a step reads a few rows.
+    ///
+    /// # Errors
+    /// As [`Device::upload`] and [`Device::allocate_on_host`].
+    fn upload_on_host(&self, name: &str, tensor: &HostTensor) -> Result<Buffer> {
+        let _ = tensor;
+        let backend = self.info().backend;
+        Err(Error::unsupported(format!("'{name}' in host memory: the {backend} backend reaches only its device's")))
+    }
 
     /// A read-only weight in its file's type. The host backend borrows the bytes (a memory map costs no
     /// copy); GPUs upload them, split by rows where one binding would exceed the device's limit.
@@ -186,6 +219,40 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// As [`Device::allocate`].
     fn copy_bandwidth(&self) -> Result<f64>;
+
+    /// Whether [`Device::communicator`] has what it needs.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where devices of this backend have no connection of their own, with what is missing.
+    fn communicates(&self) -> Result<()> {
+        Err(Error::unsupported(format!("devices of the {} backend do not sum among themselves", self.info().backend)))
+    }
+
+    /// What [`Device::communicator`] of every process takes; one process makes it.
+    ///
+    /// # Errors
+    /// As [`Device::communicates`]; [`Error::Device`].
+    fn communicator_id(&self) -> Result<Vec<u8>> {
+        self.communicates().map(|()| Vec::new())
+    }
+
+    /// Connects this device with those of other processes; waits for all of them.
+    ///
+    /// # Errors
+    /// As [`Device::communicator_id`]; [`Error::Device`].
+    fn communicator(&self, id: &[u8], rank: usize, world_size: usize) -> Result<Box<dyn Communicator>> {
+        let _ = (id, rank, world_size);
+        self.communicates().and(Err(Error::internal("a device that communicates and has no connection")))
+    }
+}
+
+/// A device's connection with those of other processes.
+pub trait Communicator: Send + Sync {
+    /// Replaces a flat f32 buffer by its sum over all processes, and waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where another process fails, or it takes longer than `timeout`; then the connection is of no more use.
+    fn all_reduce_sum(&self, buffer: &Buffer, timeout: Duration) -> Result<()>;
 }
 
 /// Refuses a program with activations that a device stores in no other type than f32.

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::LoadedModel;
 use crate::token::RenderOptions;
 use crate::train::Recipe;
+use crate::train::data::Row;
 use crate::train::files::each_row;
 use serde_json::Value;
 use std::ops::ControlFlow;
@@ -21,6 +22,8 @@ pub struct Rollout {
     pub answer: Vec<u32>,
     /// The answer without it.
     pub text: String,
+    /// It ended by itself.
+    pub ended: bool,
 }
 
 /// The rows of the data file and their tokens, handed out in turn.
@@ -51,6 +54,20 @@ impl Prompts {
         self.rows.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0)
     }
 
+    /// Passes over prompts that an earlier part of the run has had.
+    pub fn skip(&mut self, count: usize) {
+        self.next += count;
+    }
+
+    /// The tokens of each.
+    pub fn tokens(&self) -> impl Iterator<Item = Row> {
+        self.rows.iter().enumerate().map(|(i, (_, ids))| Row {
+            ids: ids.clone(),
+            counted: vec![false; ids.len()],
+            line: i + 1,
+        })
+    }
+
     fn next(&mut self) -> (Value, Vec<u32>) {
         let row = self.rows[self.next % self.rows.len()].clone();
         self.next += 1;
@@ -72,8 +89,16 @@ fn prompt(row: &Value, model: &LoadedModel) -> Result<Vec<u32>> {
 }
 
 /// The answers of a step: `generations` to each of `prompts` prompts, those to one prompt together. They are drawn at
-/// temperature 1 from all tokens: from the distribution whose gradient is taken.
-pub fn roll_out(engine: &Engine, prompts: &mut Prompts, options: &GrpoOptions, adapter: &str) -> Result<Vec<Rollout>> {
+/// temperature 1 from all tokens: from the distribution whose gradient is taken. Seeds follow from the run's and from how many
+/// steps are `done`.
+pub fn roll_out(
+    engine: &Engine,
+    prompts: &mut Prompts,
+    options: &GrpoOptions,
+    adapter: &str,
+    seed: u64,
+    done: usize,
+) -> Result<Vec<Rollout>> {
     let tokenizer = engine.model().tokenizer()?;
     let ends = [&engine.model().config().eos[..], tokenizer.end_ids()].concat();
     let mut waiting = Vec::new();
@@ -85,7 +110,11 @@ pub fn roll_out(engine: &Engine, prompts: &mut Prompts, options: &GrpoOptions, a
                 max_tokens: options.max_tokens,
                 // The end is learned, too, so it has to be reported: the sink stops at it.
                 ignore_eos: true,
-                sampling: SamplingParams { temperature: 1.0, ..SamplingParams::default() },
+                sampling: SamplingParams {
+                    temperature: 1.0,
+                    seed: Some(answer_seed(seed, done, waiting.len())),
+                    ..SamplingParams::default()
+                },
                 adapter: Some(adapter.to_owned()),
                 ..Request::default()
             };
@@ -114,7 +143,15 @@ pub fn roll_out(engine: &Engine, prompts: &mut Prompts, options: &GrpoOptions, a
         }
         let ended = answer.last().is_some_and(|id| ends.contains(id));
         let text = tokenizer.decode(&answer[..answer.len() - usize::from(ended)], true);
-        rollouts.push(Rollout { row, prompt, answer, text });
+        rollouts.push(Rollout { row, prompt, answer, text, ended });
     }
     Ok(rollouts)
+}
+
+/// A seed for answer `i` of the step after `done` steps: neighbours differ in all bits (SplitMix64's mix).
+fn answer_seed(seed: u64, done: usize, i: usize) -> u64 {
+    let mut z = seed ^ ((done as u64) << 32 | i as u64).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }

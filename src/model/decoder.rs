@@ -22,7 +22,7 @@ use crate::error::Result;
 use crate::program::cache::row_len;
 use crate::program::{
     Builder, Geometry, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId, Trainable, Unscale, differentiate,
-    recompute, recompute_cheap,
+    offload, recompute, recompute_cheap,
 };
 use crate::tensor::DType;
 
@@ -187,6 +187,8 @@ pub struct TrainShape {
     pub dropout: f32,
     /// Compute each layer's intermediates again in the backward pass instead of keeping them.
     pub recompute: bool,
+    /// Keep the layers' inputs in host memory meanwhile ([`offload`]); of use with `recompute`.
+    pub offload: bool,
     /// The loss is scaled up, and gradients of adapters down again: [`TrainProgram::unscale`].
     pub scaled_loss: bool,
     /// Something is added to the embeddings: [`TrainProgram::noise`].
@@ -315,6 +317,9 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, layout: &TrainLayou
         program = recompute(program);
     } else if model.limits.recompute_cheap {
         program = recompute_cheap(program);
+    }
+    if shape.offload {
+        program = offload(program);
     }
     Ok(TrainProgram { program, ids, positions, seqs, bounds, labels, loss_scale, noise, unscale, loss, objective })
 }

@@ -25,7 +25,13 @@ pub struct LoadOptions {
     pub compute: ComputeType,
     /// Type to which the linear modules of the layers are quantised; `None`: as they are in the file.
     pub weights: Option<DType>,
+    /// Keep the embedding table in host memory, from where each step reads the rows of its tokens (Unsloth's
+    /// `offload_embedding`).
+    pub offload_embedding: bool,
 }
+
+/// The table of embeddings.
+const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// A model whose weights are on a device. Engines and training jobs share it by reference.
 pub struct LoadedModel {
@@ -57,7 +63,21 @@ impl LoadedModel {
     pub fn open(path: &Path, options: &LoadOptions) -> Result<Arc<Self>> {
         let checkpoint = Checkpoint::open(path)?;
         let device = backend::open(options.backend, options.device, options.compute)?;
-        Self::load_as(checkpoint, device, options.weights)
+        Self::load_placed(checkpoint, device, options)
+    }
+
+    /// Puts an opened checkpoint on a device as `options` say (but for the device).
+    ///
+    /// # Errors
+    /// As [`LoadedModel::load_as`]; [`Error::Unsupported`] for an embedding in host memory where the backend does not reach it or
+    /// the table is also the head.
+    pub fn load_placed(checkpoint: Checkpoint, device: Arc<dyn Device>, options: &LoadOptions) -> Result<Arc<Self>> {
+        if options.offload_embedding && checkpoint.config.tied_head {
+            return Err(Error::unsupported(
+                "offload_embedding: the embedding is also this model's head, which every step reads as a whole",
+            ));
+        }
+        Self::place(checkpoint, device, options, &mut |_, _| ControlFlow::Continue(()))
     }
 
     /// Puts an opened checkpoint on a device.
@@ -87,12 +107,27 @@ impl LoadedModel {
         dtype: Option<DType>,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Arc<Self>> {
+        Self::place(checkpoint, device, &LoadOptions { weights: dtype, ..LoadOptions::default() }, progress)
+    }
+
+    fn place(
+        checkpoint: Checkpoint,
+        device: Arc<dyn Device>,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Arc<Self>> {
         let total = checkpoint.tensors.values().map(|t| t.data.len() as u64).sum();
         let mut done = 0;
         let (tokenizer, chat) = text_tools(&checkpoint)?;
         let mut weights = Bindings::with_capacity(checkpoint.tensors.len());
         for (name, tensor) in &checkpoint.tensors {
-            let buffer = match dtype.filter(|_| is_quantised(name)) {
+            let buffer = match options.weights.filter(|_| is_quantised(name)) {
+                _ if options.offload_embedding && name == EMBEDDING => {
+                    device.upload_on_host(name, tensor).map_err(|e| match e {
+                        Error::Unsupported(why) => Error::unsupported(format!("offload_embedding: {why}")),
+                        other => other,
+                    })
+                }
                 _ if tensor.shape.len() == 1 => device.upload(name, &vector_f32(tensor)?),
                 Some(dtype) => device.upload(name, &quantised(name, tensor, dtype)?),
                 None => device.upload(name, tensor),
@@ -131,9 +166,9 @@ impl LoadedModel {
         self.chat.as_ref().ok_or_else(ChatTemplate::missing)
     }
 
-    /// Bytes of all weights as the device keeps them.
+    /// Bytes of all weights that the device keeps.
     pub fn weight_bytes(&self) -> usize {
-        self.weights.values().map(|w| w.desc().bytes()).sum()
+        self.weights.values().filter(|w| !w.is_on_host()).map(|w| w.desc().bytes()).sum()
     }
 
     /// Calls `f` with what [`super::decoder`] needs to build programs for contexts of up to `max_len`.

@@ -321,6 +321,7 @@ impl Builder {
                 shape(*logprobs, rows, 1 + n)?;
                 shape(*top, rows, n.min(d(*logits).cols))
             }
+            Op::Copy { x, out } => same(*x, *out),
             Op::Accumulate { x, y } => same(*x, *y),
             Op::Fill { .. } => Ok(()),
             Op::GradNorm { out, .. } => shape(*out, 1, 1),

@@ -1,12 +1,13 @@
 //! A Program is a flat list of fused ops over named tensors: no device, no allocation, printable.
 //!
 //! The forward step, the training step and the optimizer step are all Programs. Transforms take a
-//! Program and give a Program ([`differentiate`], [`recompute`]); a backend turns one into an
+//! Program and give a Program ([`differentiate`], [`recompute`], [`offload`]); a backend turns one into an
 //! executable with the placement that [`plan`] computed.
 
 mod builder;
 pub mod cache;
 mod differentiate;
+mod offload;
 mod op;
 mod plan;
 mod recompute;
@@ -14,6 +15,7 @@ mod runs;
 
 pub use builder::Builder;
 pub use differentiate::{Trainable, Unscale, differentiate};
+pub use offload::{OFFLOADED, offload};
 pub use op::{Access, Geometry, HeadDw, IMPOSSIBLE, KvLayout, MOMENT_BLOCK, Op, SEEN, dropout_keeps, dynamic_map};
 pub use plan::{MemoryPlan, Slot, plan, plan_groups};
 pub use recompute::{recompute, recompute_cheap};

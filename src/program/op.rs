@@ -268,6 +268,8 @@ pub enum Op {
     /// `labels[i]` (u32 `[1, R]`), or of `tokens[i]` (u32 `[R, 1]`) where that is `u32::MAX`; the rest of the n likeliest
     /// tokens, best first and of equals the smaller id first, which are `top[i]` (u32 `[R, n]`). n is at most V.
     TopLogprobs { logits: TensorId, tokens: TensorId, labels: TensorId, logprobs: TensorId, top: TensorId },
+    /// `out = x`. One of the two may be a State buffer in host memory ([`super::offload`]).
+    Copy { x: TensorId, out: TensorId },
     /// `y += x`.
     Accumulate { x: TensorId, y: TensorId },
     /// `x = value` in every element of every row.
@@ -337,6 +339,7 @@ impl Op {
             Op::Sample { .. } => "sample",
             Op::AdjustLogits { .. } => "adjust_logits",
             Op::TopLogprobs { .. } => "top_logprobs",
+            Op::Copy { .. } => "copy",
             Op::Accumulate { .. } => "accumulate",
             Op::Fill { .. } => "fill",
             Op::GradNorm { .. } => "grad_norm",
@@ -556,6 +559,10 @@ impl Op {
                 }
                 f(logprobs, Write);
                 f(top, Write);
+            }
+            Op::Copy { x, out } => {
+                f(x, Read);
+                f(out, Write);
             }
             Op::Accumulate { x, y } => {
                 f(x, Read);

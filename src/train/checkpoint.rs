@@ -14,6 +14,7 @@ use crate::format::safetensors_write::{write_file, write_json};
 use crate::format::source::Source;
 use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 const STATE: &str = "trainer_state.json";
@@ -36,6 +37,16 @@ struct State {
     /// Evaluations so far.
     #[serde(default)]
     best: Best,
+    /// Processes of the run.
+    #[serde(default = "one")]
+    world_size: usize,
+    /// What decides the numbers beside the recipe.
+    #[serde(default)]
+    more: Value,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// What the evaluations of a run have shown.
@@ -61,6 +72,10 @@ pub struct Saved {
     pub step: usize,
     /// Evaluations.
     pub best: Best,
+    /// Processes.
+    pub world_size: usize,
+    /// What decides the numbers beside the recipe: GRPO's options. Compared by whoever put it there.
+    pub more: Value,
 }
 
 impl Saved {
@@ -69,7 +84,7 @@ impl Saved {
     /// # Errors
     /// [`Error::Invalid`] where there is none, or recipe or data differ from those it was made with, naming what;
     /// [`Error::Format`] for corrupt files.
-    pub fn read(folder: &Path, recipe: &Recipe, base: &Checkpoint, rows: &Rows) -> Result<Self> {
+    pub fn read(folder: &Path, recipe: &Recipe, base: &Checkpoint, rows: &Rows, world_size: usize) -> Result<Self> {
         let folder = locate(folder)?;
         let path = folder.join(STATE);
         let file = path.display().to_string();
@@ -80,6 +95,13 @@ impl Saved {
         }
         if let Some(conflict) = recipe.conflict(&state.recipe) {
             return Err(Error::invalid(format!("cannot resume {}: {conflict}", folder.display())));
+        }
+        if state.world_size != world_size {
+            return Err(Error::invalid(format!(
+                "cannot resume {}: it was made by {} processes, now there are {world_size}",
+                folder.display(),
+                state.world_size
+            )));
         }
         if (state.rows, &state.data_hash) != (rows.len(), &data_hash(rows)) {
             let message = format!(
@@ -92,7 +114,15 @@ impl Saved {
         }
         let outcome = Outcome::read(&folder, base, recipe.full_finetuning)?;
         let source = Source::open(&folder.join(OPTIMIZER))?;
-        Ok(Self { moments: safetensors::read_state(&source)?, folder, outcome, step: state.step, best: state.best })
+        Ok(Self {
+            moments: safetensors::read_state(&source)?,
+            folder,
+            outcome,
+            step: state.step,
+            best: state.best,
+            world_size,
+            more: state.more,
+        })
     }
 }
 
@@ -183,6 +213,8 @@ pub fn write(saved: &Saved, base: &Checkpoint, recipe: &Recipe, rows: &Rows, pos
         data_hash: data_hash(rows),
         recipe: recipe.clone(),
         best: saved.best.clone(),
+        world_size: saved.world_size,
+        more: saved.more.clone(),
     };
     let state = serde_json::to_value(state).map_err(|e| Error::internal(e.to_string()))?;
     write_json(&partial.join(STATE), &state)?;

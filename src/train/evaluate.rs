@@ -7,6 +7,7 @@ use super::recipe::Recipe;
 use super::report::EvalReport;
 use super::rows::Rows;
 use super::trainer::Trainer;
+use crate::collective::Collective;
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
 use std::time::Instant;
@@ -40,34 +41,49 @@ impl Evaluation {
         self.report.longest
     }
 
-    /// Mean loss over the counted tokens of all rows, each once. `room`: tokens and rows that the trainer takes at once.
+    /// Hash of the rows.
+    pub fn hash(&self) -> u64 {
+        self.rows.hash()
+    }
+
+    /// Mean loss over the counted tokens of all rows, each once; each process of `group` takes every so-manieth row. `room`:
+    /// tokens and rows that the trainer takes at once.
     ///
     /// # Errors
-    /// [`Error::Device`]; [`Error::Invalid`] where the loss is not finite.
-    pub fn run(&self, trainer: &mut Trainer, room: (usize, usize), step: usize) -> Result<EvalReport> {
+    /// [`Error::Device`], [`Error::Network`]; [`Error::Invalid`] where the loss is not finite.
+    pub fn run(
+        &self,
+        trainer: &mut Trainer,
+        room: (usize, usize),
+        step: usize,
+        group: &dyn Collective,
+    ) -> Result<EvalReport> {
         let began = Instant::now();
         let (mut sum, mut counted, mut tokens) = (0.0, 0, 0);
-        let mut at = 0;
+        let (mut at, next) = (group.rank(), group.world_size());
         while at < self.rows.len() {
             let mut batch = vec![self.rows.get(at)?];
             let mut used = batch[0].ids.len();
-            at += 1;
+            at += next;
             while at < self.rows.len() && batch.len() < room.1 && used + self.rows.tokens(at) <= room.0 {
                 used += self.rows.tokens(at);
                 batch.push(self.rows.get(at)?);
-                at += 1;
+                at += next;
             }
             let batch = MicroBatch::new(&batch);
             sum += trainer.losses(&batch)?;
             counted += batch.counted();
             tokens += used;
         }
-        let loss = sum / counted as f64;
+        let mut all = [sum, counted as f64, tokens as f64];
+        group.sum(&mut all)?;
+        let [sum, counted, tokens] = all;
+        let loss = sum / counted;
         if !loss.is_finite() {
             return Err(Error::invalid(format!("step {step}: the loss of eval_data is {loss}")));
         }
         let seconds = began.elapsed().as_secs_f64();
-        Ok(EvalReport { step, loss, counted, tok_s: tokens as f64 / seconds.max(1e-9), best: false })
+        Ok(EvalReport { step, loss, counted: counted as usize, tok_s: tokens / seconds.max(1e-9), best: false })
     }
 }
 

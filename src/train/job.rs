@@ -1,5 +1,6 @@
 //! One fine-tuning run, step by step.
 
+mod agree;
 mod pairs;
 
 use pairs::Pairs;
@@ -16,6 +17,7 @@ use super::report::{EvalReport, MemoryReport, StepReport};
 use super::rows::Rows;
 use super::trainer::{Reference, Trainer, TrainerOptions, Update, live_peak};
 use super::whole;
+use crate::collective::{Alone, Collective};
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, AdapterConfig};
 use crate::model::LoadedModel;
@@ -57,6 +59,8 @@ pub struct Job {
     pairs: Option<Pairs>,
     /// A step that is being computed in turns.
     pending: Option<Pending>,
+    /// The processes of the run.
+    group: Arc<dyn Collective>,
 }
 
 /// A step between two turns.
@@ -73,7 +77,7 @@ struct Pending {
     seconds: f64,
 }
 
-/// What one step's micro-batches added up to.
+/// What one step's micro-batches added up to, over all processes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Accumulated {
     /// Mean over the counted tokens, in nat.
@@ -93,12 +97,22 @@ impl Job {
     /// [`Error::Invalid`] for a recipe that does not fit model, data or checkpoint, with field and value; those of
     /// [`data::read`], of reading adapters, and of the device.
     pub fn new(model: &Arc<LoadedModel>, recipe: &Recipe) -> Result<Self> {
+        Self::among(model, recipe, Arc::new(Alone))
+    }
+
+    /// As [`Job::new`], as one of several processes: a step has `grad_accum` micro-batches for each of them, and every one takes
+    /// every so-manieth; all make the same update.
+    ///
+    /// # Errors
+    /// As [`Job::new`]; [`Error::Network`]; [`Error::Invalid`] where this process differs from rank 0 in what decides the
+    /// numbers, with what and both values.
+    pub fn among(model: &Arc<LoadedModel>, recipe: &Recipe, group: Arc<dyn Collective>) -> Result<Self> {
         check(model, recipe)?;
         let (rows, report) = match recipe.preference {
             Some(_) => preference::data::read(recipe, model.tokenizer()?, model.chat.as_ref())?,
             None => data::read(recipe, model.tokenizer()?, model.chat.as_ref())?,
         };
-        Self::build(model, recipe, rows, report, None)
+        Self::build(model, recipe, rows, report, None, group)
     }
 
     /// As [`Job::new`], with rows from memory instead of `recipe.data`, and an adapter from memory instead of
@@ -128,7 +142,7 @@ impl Job {
             )));
         }
         report.measure(&taken);
-        Self::build(model, recipe, taken, report, init)
+        Self::build(model, recipe, taken, report, init, Arc::new(Alone))
     }
 
     fn build(
@@ -137,6 +151,7 @@ impl Job {
         rows: Rows,
         mut report: DataReport,
         init: Option<&Adapter>,
+        group: Arc<dyn Collective>,
     ) -> Result<Self> {
         let config = model.config();
         let evaluation = Evaluation::new(recipe, model)?;
@@ -154,19 +169,22 @@ impl Job {
             Some(auto) if auto == Path::new("auto") => checkpoint::latest(&recipe.output),
             given => given.map(Path::to_owned),
         };
-        let saved = saved.map(|folder| Saved::read(&folder, recipe, &model.checkpoint, &rows)).transpose()?;
+        let saved = saved
+            .map(|folder| Saved::read(&folder, recipe, &model.checkpoint, &rows, group.world_size()))
+            .transpose()?;
         let start = start(model, recipe, saved.as_ref(), init)?;
         let Start { config: mut adapter, layout, scale, params } = start;
         adapter.base_model.get_or_insert_with(|| model.name.clone());
-        let per_step = recipe.batch_size * recipe.grad_accum;
+        let per_step = recipe.batch_size * recipe.grad_accum * group.world_size();
         // A run may hold all sequences of a step, whatever its tokens: their bounds take no room worth counting.
-        let (step_tokens, seqs) = order.largest(&rows, per_step);
+        let (step_tokens, seqs) = order.largest(&rows, recipe.batch_size * recipe.grad_accum);
         let mut options = TrainerOptions {
             tokens: order.largest(&rows, recipe.batch_size).0.max(evaluation.as_ref().map_or(0, Evaluation::longest)),
             seqs,
             max_len: recipe.max_length,
             dropout: recipe.dropout,
             recompute: recipe.recompute,
+            offload: recipe.activation_offloading,
             scale,
             optim: recipe.optimizer(),
             neftune: recipe.neftune_noise_alpha,
@@ -205,7 +223,7 @@ impl Job {
             trainer.set_moments(&saved.moments)?;
             (done, best) = (saved.step, saved.best);
         }
-        Ok(Self {
+        let me = Self {
             recipe: recipe.clone(),
             model: model.clone(),
             config: adapter,
@@ -223,7 +241,10 @@ impl Job {
             began: Instant::now(),
             pairs,
             pending: None,
-        })
+            group,
+        };
+        me.agree(model)?;
+        Ok(me)
     }
 
     /// Bytes on the device.
@@ -277,13 +298,13 @@ impl Job {
     }
 
     /// Works on a step until `deadline`, but for the device's smallest unit of work (one op on the CPU, a micro-batch elsewhere)
-    /// and for the optimizer's part, which is done as a whole; a step of preference tuning is one unit, too. Gives the step's
+    /// and for the optimizer's part, which is done as a whole; a step of preference tuning or of several processes is one unit, too. Gives the step's
     /// report when it is complete.
     ///
     /// # Errors
     /// As [`Job::step`].
     pub fn turn(&mut self, deadline: Instant) -> Result<Option<StepReport>> {
-        if self.pairs.is_some() {
+        if self.pairs.is_some() || self.group.world_size() > 1 {
             return self.step().map(Some);
         }
         let start = Instant::now();
@@ -299,7 +320,7 @@ impl Job {
             let first = match pending.next_op {
                 Some(op) => op,
                 None => {
-                    let seed = dropout_seed(self.recipe.seed, self.done * self.recipe.grad_accum + pending.at);
+                    let seed = self.dropout_seed(pending.at);
                     self.trainer.begin(batch, 1.0 / pending.counted as f32, seed)?;
                     0
                 }
@@ -360,20 +381,46 @@ impl Job {
             return self.accumulate_pairs(stop);
         }
         let batches = self.batches()?;
-        let counted: usize = batches.iter().map(MicroBatch::counted).sum();
-        let (mut sum, mut tokens) = (0.0, 0);
+        let mut counted = [batches.iter().map(MicroBatch::counted).sum::<usize>() as f64];
+        self.group.sum(&mut counted)?;
+        let counted = counted[0];
+        let (mut sum, mut tokens, mut stopped) = (0.0, 0, false);
         for (i, batch) in batches.iter().enumerate() {
-            if stop() {
-                self.trainer.clear_gradients()?;
-                return Ok(None);
+            stopped = stop();
+            if stopped {
+                break;
             }
-            let seed = dropout_seed(self.recipe.seed, self.done * self.recipe.grad_accum + i);
-            sum += self.trainer.micro_batch(batch, 1.0 / counted as f32, seed)?;
+            sum += self.trainer.micro_batch(batch, 1.0 / counted as f32, self.dropout_seed(i))?;
             tokens += batch.ids.len();
         }
-        let loss = sum / counted as f64;
+        let mut sums = [sum, tokens as f64];
+        if !self.together(&mut sums, stopped)? {
+            return Ok(None);
+        }
+        let loss = sums[0] / counted;
         self.finite("loss", loss)?;
-        Ok(Some(Accumulated { loss, tokens, counted, pairs: None }))
+        Ok(Some(Accumulated { loss, tokens: sums[1] as usize, counted: counted as usize, pairs: None }))
+    }
+
+    /// Ends the first half of a step: sums over all processes, of some numbers and of the gradients. False, with the gradients
+    /// cleared, where one of them was told to stop.
+    fn together(&mut self, numbers: &mut [f64], stopped: bool) -> Result<bool> {
+        let mut all = numbers.to_vec();
+        all.push(f64::from(u8::from(stopped)));
+        self.group.sum(&mut all)?;
+        if all.pop().is_some_and(|stopped| stopped > 0.0) {
+            self.trainer.clear_gradients()?;
+            return Ok(false);
+        }
+        numbers.copy_from_slice(&all);
+        self.trainer.sum_gradients(&*self.group)?;
+        Ok(true)
+    }
+
+    /// Of this step's micro-batch `i`; every process has masks of its own.
+    fn dropout_seed(&self, i: usize) -> u32 {
+        let seed = self.recipe.seed.wrapping_add((self.group.rank() as u64) << 32);
+        dropout_seed(seed, self.done * self.recipe.grad_accum + i)
     }
 
     /// Second half of a step: the optimizer on what was added up. Gives the gradient's norm and the learning rate.
@@ -422,11 +469,14 @@ impl Job {
         })
     }
 
-    /// Writes `checkpoint-N` into `folder`: what [`Recipe::resume`] needs. Gives its path.
+    /// Writes `checkpoint-N` into `folder`: what [`Recipe::resume`] needs. Gives its path. Of several processes rank 0 writes.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Device`].
     pub fn save(&self, folder: &Path) -> Result<PathBuf> {
+        if self.group.rank() > 0 {
+            return Ok(folder.join(format!("checkpoint-{}", self.done)));
+        }
         let moments = self.trainer.moments()?;
         let saved = Saved {
             folder: folder.to_owned(),
@@ -434,6 +484,8 @@ impl Job {
             moments,
             step: self.done,
             best: self.best.clone(),
+            world_size: self.group.world_size(),
+            more: serde_json::Value::Null,
         };
         let position = self.position(self.done);
         let path = checkpoint::write(&saved, &self.model.checkpoint, &self.recipe, &self.rows, position)?;
@@ -464,7 +516,7 @@ impl Job {
     /// Those of [`Evaluation::run`].
     pub fn evaluate(&mut self) -> Result<Option<EvalReport>> {
         let Some(evaluation) = &self.evaluation else { return Ok(None) };
-        let mut report = evaluation.run(&mut self.trainer, self.room, self.done)?;
+        let mut report = evaluation.run(&mut self.trainer, self.room, self.done, &*self.group)?;
         report.best = self.best.see(self.done, report.loss, self.recipe.early_stopping_threshold);
         Ok(Some(report))
     }
@@ -474,12 +526,13 @@ impl Job {
         &self.best
     }
 
-    /// Rows of a step's micro-batches. Neighbours that fit the training program together run as one: the sums are
-    /// the same, and the weights are read once for all of them.
+    /// Rows of this process's micro-batches of a step. Neighbours that fit the training program together run as one: the sums
+    /// are the same, and the weights are read once for all of them.
     fn groups(&mut self, items: Range<usize>) -> Vec<Vec<u32>> {
         let mut groups: Vec<Vec<u32>> = Vec::new();
         let mut taken = usize::MAX;
-        for at in items.clone().step_by(self.recipe.batch_size) {
+        let (rank, world_size) = (self.group.rank(), self.group.world_size());
+        for at in items.clone().step_by(self.recipe.batch_size).skip(rank).step_by(world_size) {
             let batch = at..(at + self.recipe.batch_size).min(items.end);
             let rows: Vec<u32> = batch.flat_map(|i| self.order.item(i)).collect();
             let tokens: usize = rows.iter().map(|r| self.rows.tokens(*r as usize)).sum();
@@ -499,7 +552,7 @@ impl Job {
 
     /// Items consumed after `steps` steps.
     fn position(&self, steps: usize) -> usize {
-        (steps * self.recipe.batch_size * self.recipe.grad_accum).min(self.items)
+        (steps * self.recipe.batch_size * self.recipe.grad_accum * self.group.world_size()).min(self.items)
     }
 
     fn finite(&self, what: &str, value: f64) -> Result<()> {

@@ -33,12 +33,7 @@ impl Logs {
     pub fn open(recipe: &Recipe, done: usize) -> Result<Self> {
         let mut curves = [Vec::new(), Vec::new()];
         let file = match &recipe.log {
-            Some(path) => {
-                let kept = if done > 0 { earlier(path, done, &mut curves)? } else { String::new() };
-                let mut file = open_log(path)?;
-                file.write_all(kept.as_bytes()).map_err(|e| Error::io(path, e))?;
-                Some((path.clone(), file))
-            }
+            Some(path) => Some((path.clone(), open_log(path, done, &mut curves)?)),
             None => None,
         };
         let events = recipe.tensorboard.as_deref().map(Events::create).transpose()?;
@@ -111,12 +106,19 @@ impl Logs {
     }
 }
 
-/// An empty file, in a folder that is made where it is missing.
-pub(crate) fn open_log(path: &Path) -> Result<File> {
+/// A log with the lines up to step `done`, in a folder that is made where it is missing.
+pub(crate) fn continue_log(path: &Path, done: usize) -> Result<File> {
+    open_log(path, done, &mut [Vec::new(), Vec::new()])
+}
+
+fn open_log(path: &Path, done: usize, curves: &mut [Vec<(usize, f64)>; 2]) -> Result<File> {
+    let kept = if done > 0 { earlier(path, done, curves)? } else { String::new() };
     if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     }
-    File::create(path).map_err(|e| Error::io(path, e))
+    let mut file = File::create(path).map_err(|e| Error::io(path, e))?;
+    file.write_all(kept.as_bytes()).map_err(|e| Error::io(path, e))?;
+    Ok(file)
 }
 
 /// The lines of a log up to a step, and the losses in them.

@@ -14,7 +14,7 @@
 pub(crate) mod adapter;
 pub mod batch;
 pub mod bench;
-mod checkpoint;
+pub(crate) mod checkpoint;
 mod convert;
 pub mod data;
 mod encode;
@@ -48,9 +48,12 @@ pub use optim::Optim;
 pub use optimizer::OptimizerOptions;
 pub use outcome::Outcome;
 pub use preference::{PairReport, Preference, PreferenceLoss};
-pub use recipe::{BadRows, DEFAULT_ALPHA, DEFAULT_EPOCHS, DEFAULT_RANK, LossOn, Recipe, WEIGHT_TYPES, weight_type};
+pub use recipe::{
+    BadRows, DEFAULT_ALPHA, DEFAULT_DDP_TIMEOUT, DEFAULT_EPOCHS, DEFAULT_RANK, LossOn, Recipe, WEIGHT_TYPES,
+    weight_type,
+};
 pub use report::{EvalReport, MemoryReport, Observer, StepReport, Summary};
-pub use run::run;
+pub use run::{run, run_among};
 pub use schedule::{LrCurve, Schedule};
 
-pub(crate) use log::open_log;
+pub(crate) use log::continue_log;

@@ -5,6 +5,7 @@ use super::optim::Optim;
 use super::optimizer::OptimizerOptions;
 use super::preference::Preference;
 use super::schedule::{LrCurve, Schedule};
+use crate::collective::CollectiveChoice;
 use crate::error::{Error, Result};
 use crate::model::lora::Projection;
 use crate::model::optimizer::Rule;
@@ -89,6 +90,9 @@ pub const DEFAULT_RANK: usize = 16;
 pub const DEFAULT_ALPHA: f64 = 16.0;
 /// Passes over the data where neither `max_steps` nor `epochs` is given (transformers' default).
 pub const DEFAULT_EPOCHS: f64 = 3.0;
+
+/// Seconds that a process waits for the others (transformers' `ddp_timeout`).
+pub const DEFAULT_DDP_TIMEOUT: u64 = 1800;
 
 /// A fine-tuning run. Field names are the command line's options.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -177,6 +181,9 @@ pub struct Recipe {
     pub packing: bool,
     /// Compute activations again in the backward pass instead of keeping them.
     pub recompute: bool,
+    /// Keep what is not computed again, the layers' inputs, in host memory until the backward pass (TRL's name; with
+    /// `use_gradient_checkpointing = "unsloth"`, too). Needs `recompute`.
+    pub activation_offloading: bool,
     /// A new order of rows in each epoch; else file order.
     pub shuffle: bool,
     /// Adapter to start from (PEFT's format).
@@ -212,6 +219,10 @@ pub struct Recipe {
     pub sample_steps: Option<usize>,
     /// Most tokens of such an answer.
     pub sample_tokens: usize,
+    /// In a run of several processes: what sums their gradients.
+    pub ddp_backend: CollectiveChoice,
+    /// In a run of several processes: seconds that one may keep the others waiting.
+    pub ddp_timeout: u64,
     /// Train on pairs of answers instead of single ones.
     pub preference: Option<Preference>,
 }
@@ -258,6 +269,7 @@ impl Default for Recipe {
             label_smoothing: 0.0,
             packing: false,
             recompute: false,
+            activation_offloading: false,
             shuffle: true,
             init_adapter: None,
             resume: None,
@@ -275,6 +287,8 @@ impl Default for Recipe {
             sample_steps: None,
             sample_tokens: 64,
             preference: None,
+            ddp_backend: CollectiveChoice::Auto,
+            ddp_timeout: DEFAULT_DDP_TIMEOUT,
         }
     }
 }
@@ -382,6 +396,10 @@ impl Recipe {
         if self.sample_steps.is_some() == self.sample_prompts.is_empty() {
             return Err(Error::invalid("sample_steps and sample_prompts go together: give both or neither"));
         }
+        if self.activation_offloading && !self.recompute {
+            return Err(Error::invalid("activation_offloading needs recompute: without it all activations are kept"));
+        }
+        must(self.ddp_timeout >= 1, "ddp_timeout", &self.ddp_timeout, "at least 1 second")?;
         if let Some(preference) = &self.preference {
             preference.validate()?;
             must(!self.packing, "packing", &self.packing, "false with pairs of answers")?;
@@ -468,7 +486,7 @@ impl Recipe {
     /// Length of the run, paths, what is only watched, and recomputation may change on the way; rank, alpha, target
     /// and saved modules are compared with the checkpoint's adapter.
     pub(super) fn conflict(&self, saved: &Self) -> Option<String> {
-        const FREE: [&str; 27] = [
+        const FREE: [&str; 30] = [
             "bad_rows",
             "model",
             "output",
@@ -481,6 +499,7 @@ impl Recipe {
             "max_steps",
             "epochs",
             "recompute",
+            "activation_offloading",
             "init_adapter",
             "resume",
             "log",
@@ -496,6 +515,8 @@ impl Recipe {
             "sample_prompts",
             "sample_steps",
             "sample_tokens",
+            "ddp_backend",
+            "ddp_timeout",
         ];
         // Files may have moved; how often their rows come may not change.
         let weights = |recipe: &Self| {

@@ -131,7 +131,10 @@ pub fn parse(fields: Map<String, Value>) -> Result<(Recipe, Vec<String>)> {
         let field = known.map_or(name.as_str(), |(field, _)| field);
         let value = match (field, value) {
             // Unsloth's own way of checkpointing.
-            ("recompute", Value::String(text)) if text == "unsloth" => json!(true),
+            ("recompute", Value::String(text)) if text == "unsloth" => {
+                add(&given, "activation_offloading", json!(true))?;
+                json!(true)
+            }
             ("resume", Value::Bool(true)) => json!("auto"),
             ("resume", Value::Bool(false)) => continue,
             // -1 stands for "not limited" in transformers.
@@ -211,8 +214,8 @@ mod tests {
         let (recipe, notes) = file("r.toml", toml).unwrap();
         assert_eq!(file("r.yaml", &yaml).unwrap().0, recipe);
         assert_eq!(
-            (recipe.rank, recipe.alpha, recipe.max_length, recipe.recompute),
-            (Some(16), Some(32.0), 1024, true)
+            (recipe.rank, recipe.alpha, recipe.max_length, recipe.recompute, recipe.activation_offloading),
+            (Some(16), Some(32.0), 1024, true, true)
         );
         assert_eq!((recipe.optim, recipe.schedule, recipe.lr), (Optim::AdamW8bit, Schedule::Cosine, 2e-4));
         assert_eq!((recipe.batch_size, recipe.grad_accum, recipe.max_steps), (2, 4, Some(50)));

@@ -21,6 +21,10 @@ pub struct MemoryReport {
     pub moments: u64,
     /// In host memory: paged moments. No part of the total.
     pub host: u64,
+    /// In host memory: the embedding table, where it was put there. No part of the total.
+    pub weights_on_host: u64,
+    /// In host memory: layers' inputs. No part of the total.
+    pub offloaded: u64,
     /// Rotary table.
     pub tables: u64,
     /// The memory plan's arena for intermediates.
@@ -55,7 +59,15 @@ impl fmt::Display for MemoryReport {
             mib(self.live_peak),
             self.step_tokens,
         )?;
-        if self.host > 0 { write!(f, "; moments on the host {}", mib(self.host)) } else { Ok(()) }
+        if self.host > 0 {
+            write!(f, "; moments on the host {}", mib(self.host))?;
+        }
+        for (what, bytes) in [("weights", self.weights_on_host), ("activations", self.offloaded)] {
+            if bytes > 0 {
+                write!(f, "; {what} on the host {}", mib(bytes))?;
+            }
+        }
+        Ok(())
     }
 }
 

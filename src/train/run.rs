@@ -6,6 +6,7 @@ use super::log::Logs;
 use super::outcome::Outcome;
 use super::recipe::Recipe;
 use super::report::{Observer, Summary};
+use crate::collective::{Alone, Collective};
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
 use std::path::PathBuf;
@@ -20,6 +21,33 @@ use std::time::Instant;
 /// Those of [`Job::new`] and [`Job::step`]; [`Error::Io`] for output and logs; [`Error::Invalid`] for a recipe without
 /// an output folder or data; what the observer's `sample` returns.
 pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Summary> {
+    run_among(model, recipe, &(Arc::new(Alone) as Arc<dyn Collective>), observer)
+}
+
+/// As [`run`], as one of several processes, which all call this: see [`Job::among`]. Rank 0 alone writes files and asks for
+/// samples; a process that fails ends all of them.
+///
+/// # Errors
+/// As [`run`]; [`Error::Network`] where another process fails, with its rank and message, or is gone.
+pub fn run_among(
+    model: Arc<LoadedModel>,
+    recipe: &Recipe,
+    group: &Arc<dyn Collective>,
+    observer: &mut dyn Observer,
+) -> Result<Summary> {
+    let result = whole_run(model, recipe, group, observer);
+    if let Err(error) = &result {
+        group.abort(&error.to_string());
+    }
+    result
+}
+
+fn whole_run(
+    model: Arc<LoadedModel>,
+    recipe: &Recipe,
+    group: &Arc<dyn Collective>,
+    observer: &mut dyn Observer,
+) -> Result<Summary> {
     let began = Instant::now();
     let output = &recipe.output;
     if output.as_os_str().is_empty() {
@@ -32,15 +60,19 @@ pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer
         // Before hours of training rather than after.
         not_its_own(&model.checkpoint, output)?;
     }
-    let mut job = Job::new(&model, recipe)?;
+    let first = group.rank() == 0;
+    let mut job = Job::among(&model, recipe, group.clone())?;
     observer.data(job.data());
     if let Some(report) = job.eval_data() {
         observer.eval_data(report);
     }
     observer.plan(job.memory());
     // Before hours of training rather than after: can the results be written?
-    std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
-    let mut logs = Logs::open(recipe, job.steps_done())?;
+    if first {
+        std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+    }
+    let quiet = Recipe { log: None, tensorboard: None, plot: None, ..recipe.clone() };
+    let mut logs = Logs::open(if first { recipe } else { &quiet }, job.steps_done())?;
     let (mut stopped, mut stopped_early, mut loss, mut checkpoint) = (false, false, None, None);
     while !job.is_done() && !stopped_early {
         let Some(report) = job.step_unless(&|| observer.should_stop())? else {
@@ -60,7 +92,7 @@ pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer
             save |= report.best && recipe.load_best_model_at_end;
             stopped_early = recipe.early_stopping_patience.is_some_and(|most| job.best().worse >= most);
         }
-        if recipe.sample_steps.is_some_and(|every| report.step.is_multiple_of(every)) {
+        if first && recipe.sample_steps.is_some_and(|every| report.step.is_multiple_of(every)) {
             observer.sample(report.step, job.adapter()?)?;
         }
         if save && !job.is_done() && !stopped_early {
@@ -72,6 +104,8 @@ pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer
     }
     let adapter = if stopped {
         None
+    } else if !first {
+        Some(output.clone())
     } else {
         last(&job, recipe, &model)?.write(output, &model.checkpoint, None)?;
         let (data, data_hash) = (job.data(), job.data_hash());
@@ -80,6 +114,8 @@ pub fn run(model: Arc<LoadedModel>, recipe: &Recipe, observer: &mut dyn Observer
         Some(output.clone())
     };
     logs.finish()?;
+    // Whoever ends last has seen that everything is written.
+    group.barrier()?;
     let best = job.best().step.zip(job.best().loss);
     let elapsed_s = began.elapsed().as_secs_f64();
     Ok(Summary { steps: job.steps_done(), stopped, stopped_early, best, loss, adapter, checkpoint, elapsed_s })

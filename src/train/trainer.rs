@@ -12,6 +12,7 @@ use super::optim::Optim;
 use super::optimizer::{Optimizer, OptimizerOptions};
 use super::report::MemoryReport;
 use crate::backend::{Bindings, Buffer, BufferDesc, Device, Executable};
+use crate::collective::Collective;
 use crate::error::{Error, Result};
 use crate::format::safetensors::Tensors;
 use crate::model::ModelConfig;
@@ -19,7 +20,7 @@ use crate::model::decoder::{ModelShape, Objective, TrainProgram, TrainShape, buf
 use crate::model::lora::Magnitudes;
 use crate::model::rope::rope_table;
 use crate::model::whole::TrainLayout;
-use crate::program::plan;
+use crate::program::{OFFLOADED, Place, plan};
 use crate::tensor::DType;
 use std::sync::Arc;
 use std::time::Instant;
@@ -40,6 +41,8 @@ pub struct TrainerOptions {
     pub dropout: f32,
     /// Compute activations again in the backward pass.
     pub recompute: bool,
+    /// Keep the layers' inputs in host memory until the backward pass; of use with `recompute`.
+    pub offload: bool,
     /// What the low-rank product is multiplied by: alpha / rank.
     pub scale: f32,
     /// The optimizer.
@@ -65,6 +68,7 @@ impl Default for TrainerOptions {
             max_len: ROW_BUCKET,
             dropout: 0.0,
             recompute: false,
+            offload: false,
             scale: 1.0,
             optim: Optim::AdamW.into(),
             neftune: None,
@@ -104,6 +108,7 @@ fn program(
         seqs: options.seqs,
         dropout: if gradients { options.dropout } else { 0.0 },
         recompute: options.recompute,
+        offload: options.offload && gradients,
         scaled_loss: options.scale_loss,
         noise: gradients && options.neftune.is_some(),
         smoothing: options.smoothing,
@@ -111,6 +116,20 @@ fn program(
         objective: if gradients { options.objective } else { Objective::Tokens },
     };
     train_program(&model, &shape, layout)
+}
+
+/// In the user's words.
+fn no_offloading(error: Error) -> Error {
+    match error {
+        Error::Unsupported(why) => Error::unsupported(format!(
+            "activation_offloading ({why}); recompute alone, which is use_gradient_checkpointing = true, works everywhere"
+        )),
+        other => other,
+    }
+}
+
+fn bytes_of_weights(weights: &Bindings, on_host: bool) -> u64 {
+    weights.values().filter(|b| b.is_on_host() == on_host).map(|b| b.desc().bytes() as u64).sum()
 }
 
 fn peak(program: &TrainProgram) -> Result<usize> {
@@ -198,6 +217,17 @@ impl Trainer {
             let executable = device.compile(Arc::new(norms_program(&model, &layout.lora)?), &bindings)?;
             norms = Some(Norms { buffer, executable });
         }
+        let mut offloaded = 0;
+        for decl in &inputs.program.tensors {
+            if let Place::State { buffer, .. } = &decl.place
+                && buffer.starts_with(OFFLOADED)
+            {
+                let desc = BufferDesc { name: buffer.clone(), dtype: decl.dtype, rows: decl.rows, cols: decl.cols };
+                let memory = device.allocate_on_host(desc).map_err(no_offloading)?;
+                offloaded += memory.desc().bytes() as u64;
+                bindings.insert(buffer.clone(), memory);
+            }
+        }
         let train = device.compile(Arc::new(inputs.program.clone()), &bindings)?;
         let mut evaluate = None;
         if options.evaluate {
@@ -215,11 +245,13 @@ impl Trainer {
         let (moments, host) = optimizer.bytes();
         let flat_bytes = params.desc().bytes() as u64;
         let memory = MemoryReport {
-            weights: weights.values().map(|b| b.desc().bytes() as u64).sum(),
+            weights: bytes_of_weights(weights, false),
+            weights_on_host: bytes_of_weights(weights, true),
             adapters: flat_bytes + norms.as_ref().map_or(0, |norms| norms.buffer.desc().bytes() as u64),
             gradients: flat_bytes,
             moments,
             host,
+            offloaded,
             tables: rope.desc().bytes() as u64,
             arena: (train.arena_bytes() + optimizer.arena_bytes() + evaluating) as u64,
             live_peak: peak(&inputs)? as u64,
@@ -298,6 +330,18 @@ impl Trainer {
         sum_of_losses(&mut **executable, program, batch)
     }
 
+    /// The loss of each token, as [`Trainer::losses`]; 0 where it is not counted.
+    ///
+    /// # Errors
+    /// As [`Trainer::losses`].
+    pub fn token_losses(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
+        self.losses(batch)?;
+        let Some((executable, program)) = &mut self.evaluate else { return Ok(Vec::new()) };
+        let mut losses = vec![0f32; batch.ids.len()];
+        executable.read(program.loss, bytemuck::cast_slice_mut(&mut losses))?;
+        Ok(losses)
+    }
+
     /// Runs the ops of a micro-batch from number `first` on until `deadline`: see [`Executable::run_part`].
     ///
     /// # Errors
@@ -341,6 +385,14 @@ impl Trainer {
         let mut lengths = vec![0f32; self.layout.lora.magnitudes_len];
         self.device.read(&norms.buffer, 0, bytemuck::cast_slice_mut(&mut lengths))?;
         self.device.write(&self.params, start * size_of::<f32>(), bytemuck::cast_slice(&lengths))
+    }
+
+    /// Replaces the gradients by their sum over all processes.
+    ///
+    /// # Errors
+    /// Those of [`Collective::all_reduce_sum`].
+    pub fn sum_gradients(&mut self, group: &dyn Collective) -> Result<()> {
+        group.all_reduce_sum(&*self.device, &self.grads)
     }
 
     /// Forgets what micro-batches have added since the last update.

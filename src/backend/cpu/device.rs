@@ -104,6 +104,14 @@ impl Device for CpuDevice {
         Ok(Buffer::new(desc, Arc::new(Storage::Numbers(RwLock::new(data)))))
     }
 
+    fn allocate_on_host(&self, desc: BufferDesc) -> Result<Buffer> {
+        Ok(self.allocate(desc)?.in_host_memory())
+    }
+
+    fn upload_on_host(&self, name: &str, tensor: &HostTensor) -> Result<Buffer> {
+        Ok(self.upload(name, tensor)?.in_host_memory())
+    }
+
     fn upload(&self, name: &str, tensor: &HostTensor) -> Result<Buffer> {
         let desc = BufferDesc { name: name.into(), dtype: tensor.dtype, rows: tensor.rows(), cols: tensor.cols() };
         Ok(Buffer::new(desc, Arc::new(Storage::Weight(Weight::new(tensor.clone())?))))

@@ -79,6 +79,12 @@ impl Recorder<'_> {
                 let name = format!("gather_rows_{}", suffix(t));
                 self.launch("gather_rows", &name, [r.rows, 1, 1], 256, 0, args)?.overlaps = hopper;
             }
+            Op::Copy { x, out } => {
+                // A buffer in host memory has rows for all tokens; the other operand says how many are live.
+                let (r, t) = (self.rows(out), self.activation(&[x, out])?);
+                let args = self.live(Args::new().ptrs(&[self.at(x)?, self.at(out)?]).u32(r.rows).u32(r.cols), r)?;
+                self.elementwise("copy", &format!("copy_{}", suffix(t)), r, args)?;
+            }
             Op::Accumulate { x, y } => {
                 let (r, t) = (self.rows(y), self.activation(&[x, y])?);
                 let args = self.live(Args::new().ptrs(&[self.at(x)?, self.at(y)?]).u32(r.rows).u32(r.cols), r)?;

@@ -32,6 +32,44 @@ impl Drop for Memory {
     }
 }
 
+/// Page-locked host memory that kernels read and write over the bus.
+pub struct HostMemory {
+    /// Where the device sees it.
+    pub address: u64,
+    // Before the context, which is current then (`drop`).
+    pinned: Pinned,
+    context: Arc<Context>,
+}
+
+// SAFETY: after it is filled, the host no longer touches it; the driver's handles may be used from every thread.
+unsafe impl Sync for HostMemory {}
+
+impl HostMemory {
+    /// `bytes` that `fill` writes; zeros where it does nothing. The context is current.
+    pub(super) fn new(context: Arc<Context>, bytes: usize, fill: impl FnOnce(&mut [u8])) -> Result<Self> {
+        let mut pinned = Pinned::new(bytes)?;
+        fill(pinned.bytes());
+        let mut address = 0;
+        // SAFETY: writes one address; the memory was pinned by this context.
+        unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, pinned.pointer().cast_mut(), 0) }
+            .result()
+            .map_err(|e| device_error("mapping host memory", e))?;
+        Ok(Self { address, pinned, context })
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.pinned.len
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        // What is still running may use it.
+        let _ = self.context.bind().and_then(|()| self.context.wait());
+    }
+}
+
 /// Page-locked host memory, which the device copies from and to by itself.
 pub struct Pinned {
     pointer: *mut u8,
@@ -47,7 +85,9 @@ impl Pinned {
         let mut pointer: *mut c_void = std::ptr::null_mut();
         // SAFETY: writes one pointer; the memory is freed once, in `drop`.
         unsafe {
-            sys::cuMemHostAlloc(&mut pointer, len.max(1), 0).result().map_err(|e| device_error("pinning memory", e))?;
+            sys::cuMemHostAlloc(&mut pointer, len.max(1), sys::CU_MEMHOSTALLOC_DEVICEMAP)
+                .result()
+                .map_err(|e| device_error(&format!("pinning {len} bytes of host memory"), e))?;
             pointer.write_bytes(0, len);
         }
         Ok(Self { pointer: pointer.cast(), len })

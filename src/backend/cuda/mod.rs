@@ -26,6 +26,7 @@ mod launch_rows;
 mod launch_weights;
 pub mod library;
 mod memory;
+mod nccl;
 pub mod nvrtc;
 mod places;
 mod profile;
@@ -34,7 +35,7 @@ mod storage;
 mod tensor_map;
 pub mod variants;
 
-use super::{Bindings, Buffer, BufferDesc, ComputeType, Device, DeviceInfo, Executable, Limits};
+use super::{Bindings, Buffer, BufferDesc, Communicator, ComputeType, Device, DeviceInfo, Executable, Limits};
 use crate::error::{Error, Result};
 use crate::program::Program;
 use crate::tensor::{DType, HostTensor};
@@ -132,6 +133,14 @@ impl Device for CudaDevice {
         storage::upload(&self.context, self.compute, name, tensor)
     }
 
+    fn allocate_on_host(&self, desc: BufferDesc) -> Result<Buffer> {
+        storage::allocate_on_host(&self.context, desc)
+    }
+
+    fn upload_on_host(&self, name: &str, tensor: &HostTensor) -> Result<Buffer> {
+        storage::upload_on_host(&self.context, self.compute, name, tensor)
+    }
+
     fn write(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<()> {
         self.context.write(storage::flat_range(buffer, offset, data.len())?, data)
     }
@@ -148,6 +157,18 @@ impl Device for CudaDevice {
         self.context.bind()?;
         let (free, total) = result::mem_get_info().map_err(|e| device_error("asking for free memory", e))?;
         Ok(Some((free as u64, total as u64)))
+    }
+
+    fn communicates(&self) -> Result<()> {
+        nccl::present()
+    }
+
+    fn communicator_id(&self) -> Result<Vec<u8>> {
+        nccl::unique_id()
+    }
+
+    fn communicator(&self, id: &[u8], rank: usize, world_size: usize) -> Result<Box<dyn Communicator>> {
+        Ok(Box::new(nccl::connect(self.context.clone(), id, rank, world_size)?))
     }
 
     fn copy_bandwidth(&self) -> Result<f64> {

@@ -99,6 +99,7 @@ impl Places {
             }
             Place::Weight => match self.bound.get(&decl.name).ok_or_else(lost)?.inner()? {
                 Storage::Flat(memory) => Ok(memory.address),
+                Storage::Host(memory) => Ok(memory.address),
                 Storage::Planes(..) => Err(Error::unsupported(format!(
                     "weight '{}' ({}, [{}, {}]) where a plain tensor is needed",
                     decl.name, decl.dtype, decl.rows, decl.cols

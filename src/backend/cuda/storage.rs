@@ -1,7 +1,7 @@
 //! What a [`Buffer`] of this backend holds, and how weights get there.
 
 use super::context::Context;
-use super::memory::Memory;
+use super::memory::{HostMemory, Memory};
 use crate::backend::planes::{GROUP, Planes};
 use crate::backend::{Buffer, BufferDesc, ComputeType};
 use crate::error::{Error, Result};
@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub enum Storage {
     /// Row-major elements.
     Flat(Memory),
+    /// The same, in host memory.
+    Host(HostMemory),
     /// A quantised weight in planes (see `planes.rs`).
     Planes(Memory, Planes),
 }
@@ -23,6 +25,7 @@ impl Storage {
     pub fn address(&self) -> u64 {
         match self {
             Storage::Flat(memory) | Storage::Planes(memory, _) => memory.address,
+            Storage::Host(memory) => memory.address,
         }
     }
 }
@@ -50,12 +53,7 @@ pub fn upload(context: &Arc<Context>, compute: ComputeType, name: &str, tensor: 
         let desc = BufferDesc { name: name.into(), dtype: tensor.dtype, rows, cols };
         return Ok(Buffer::new(desc, Arc::new(Storage::Planes(memory, planes))));
     }
-    let dtype = match compute {
-        _ if rows == 1 || tensor.dtype == DType::U32 => tensor.dtype,
-        ComputeType::Auto | ComputeType::BF16 => DType::BF16,
-        ComputeType::F16 => DType::F16,
-        ComputeType::F32 => tensor.dtype,
-    };
+    let dtype = stored(compute, tensor);
     let bytes = rows * cols * dtype.block_bytes();
     let memory = context.allocate(&what, padded(bytes))?;
     if dtype == tensor.dtype {
@@ -71,14 +69,59 @@ pub fn upload(context: &Arc<Context>, compute: ComputeType, name: &str, tensor: 
             });
         })?;
         if overflow.load(Ordering::Relaxed) {
-            return Err(Error::unsupported(format!(
-                "{what} ({}) has values beyond f16's range of ±65504: use --dtype bfloat16",
-                tensor.dtype
-            )));
+            return Err(overflows(&what, tensor));
         }
     }
     let desc = BufferDesc { name: name.into(), dtype, rows, cols };
     Ok(Buffer::new(desc, Arc::new(Storage::Flat(memory))))
+}
+
+/// The type in which a plain tensor lies on the device.
+fn stored(compute: ComputeType, tensor: &HostTensor) -> DType {
+    match compute {
+        _ if tensor.rows() == 1 || tensor.dtype == DType::U32 => tensor.dtype,
+        ComputeType::Auto | ComputeType::BF16 => DType::BF16,
+        ComputeType::F16 => DType::F16,
+        ComputeType::F32 => tensor.dtype,
+    }
+}
+
+fn overflows(what: &str, tensor: &HostTensor) -> Error {
+    let dtype = tensor.dtype;
+    Error::unsupported(format!("{what} ({dtype}) has values beyond f16's range of ±65504: use --dtype bfloat16"))
+}
+
+/// Zeroed flat storage in pinned host memory.
+pub fn allocate_on_host(context: &Arc<Context>, desc: BufferDesc) -> Result<Buffer> {
+    context.bind()?;
+    let memory = HostMemory::new(context.clone(), padded(desc.bytes()), |_| ())?;
+    Ok(Buffer::new(desc, Arc::new(Storage::Host(memory))).in_host_memory())
+}
+
+/// A plain weight in pinned host memory, in the type that it would have on the device.
+pub fn upload_on_host(context: &Arc<Context>, compute: ComputeType, name: &str, tensor: &HostTensor) -> Result<Buffer> {
+    let what = format!("weight '{name}'");
+    if tensor.dtype.is_quantised() {
+        return Err(Error::unsupported(format!("{what} in host memory: it is {}, not 16 or 32 bits", tensor.dtype)));
+    }
+    let (rows, cols, dtype) = (tensor.rows(), tensor.cols(), stored(compute, tensor));
+    let bytes = rows * cols * dtype.block_bytes();
+    let overflow = AtomicBool::new(false);
+    context.bind()?;
+    let memory = HostMemory::new(context.clone(), padded(bytes), |out| {
+        out[..bytes].par_chunks_mut(1 << 20).enumerate().for_each(|(i, part)| {
+            if dtype == tensor.dtype {
+                part.copy_from_slice(&tensor.data[i << 20..(i << 20) + part.len()]);
+            } else if !convert(tensor, (i << 20) / 2, dtype, part) {
+                overflow.store(true, Ordering::Relaxed);
+            }
+        });
+    })?;
+    if overflow.load(Ordering::Relaxed) {
+        return Err(overflows(&what, tensor));
+    }
+    let desc = BufferDesc { name: name.into(), dtype, rows, cols };
+    Ok(Buffer::new(desc, Arc::new(Storage::Host(memory))).in_host_memory())
 }
 
 /// Fills `out` with elements from `first` on, as bf16 or f16; false where a finite one became infinite.
@@ -145,6 +188,9 @@ pub fn flat_range(buffer: &Buffer, offset: usize, len: usize) -> Result<u64> {
             desc.name,
             desc.bytes()
         ))),
+        Storage::Host(memory) => {
+            Err(Error::internal(format!("'{}' ({} bytes) lies in host memory", desc.name, memory.len())))
+        }
         Storage::Planes(..) => Err(Error::internal(format!("'{}' was uploaded, not allocated", desc.name))),
     }
 }

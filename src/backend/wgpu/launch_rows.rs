@@ -119,6 +119,11 @@ impl Recorder<'_> {
                 bindings.extend(self.binds(&[*logprobs, *top])?);
                 self.dispatch("top_logprobs", set, bindings, &params, rows as u64, (rows * chunks * n * n) as u64)
             }
+            Op::Copy { x, out } => {
+                let (rows, k) = self.shape(*out);
+                let bindings = self.binds(&[counts, *x, *out])?;
+                self.elementwise("copy", defines(&[]), bindings, &self.head(*out, k), rows * k)
+            }
             Op::Accumulate { x, y } => {
                 let (rows, k) = self.shape(*y);
                 self.elementwise(

@@ -123,6 +123,7 @@ files!(
     "adjust_logits_entries.wgsl",
     "top_logprobs.wgsl",
     "top_logprobs_chunks.wgsl",
+    "copy.wgsl",
     "accumulate.wgsl",
     "fill.wgsl",
     "grad_norm.wgsl",

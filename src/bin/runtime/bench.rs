@@ -7,7 +7,7 @@ use runtime::engine::bench::{self, BenchOptions, BenchReport};
 use runtime::engine::profile::{ProfileOptions, ProfileReport, profile};
 use runtime::engine::{EngineOptions, KvSize, Request, SamplingParams};
 use runtime::format::random::{random_adapter, random_checkpoint};
-use runtime::model::LoadedModel;
+use runtime::model::{LoadOptions, LoadedModel};
 use runtime::tensor::DType;
 use runtime::train::Optim;
 use runtime::train::bench::{self as train_bench, TrainBenchOptions, TrainBenchReport};
@@ -80,6 +80,12 @@ pub struct Args {
     /// Compute activations again in the backward pass instead of keeping them
     #[arg(long)]
     recompute: bool,
+    /// Keep the layers' inputs in host memory until the backward pass, with --recompute
+    #[arg(long, requires = "recompute")]
+    activation_offloading: bool,
+    /// Keep the embedding table in host memory
+    #[arg(long)]
+    offload_embedding: bool,
     /// Optimizer of the training steps
     #[arg(long, value_name = "adamw|adamw_8bit", default_value = "adamw", value_parser = parse_optim)]
     optim: Optim,
@@ -139,6 +145,7 @@ pub fn run(args: &Args) -> Result<()> {
             length: args.train_length,
             rank: args.rank,
             recompute: args.recompute,
+            offload: args.activation_offloading,
             optim: args.optim,
             runs: args.runs,
         };
@@ -190,12 +197,14 @@ fn run_traffic(args: &Args, model: Arc<LoadedModel>, requests: &[Lengths]) -> Re
 
 fn load(args: &Args) -> Result<Arc<LoadedModel>> {
     let Some(config) = &args.random_weights else {
-        return common::load(args.model.as_deref().unwrap_or_default(), WeightArgs::default(), args.device);
+        let weights = WeightArgs { offload_embedding: args.offload_embedding, ..WeightArgs::default() };
+        return common::load(args.model.as_deref().unwrap_or_default(), weights, args.device);
     };
     let device = backend::open(args.device.backend, args.device.device, args.device.dtype)?;
     // Where the host is the device, tensors that share their bytes would share the caches, too.
     let shared = device.info().backend != "cpu";
-    LoadedModel::load(random_checkpoint(config, args.weight_type, shared)?, device)
+    let options = LoadOptions { offload_embedding: args.offload_embedding, ..LoadOptions::default() };
+    LoadedModel::load_placed(random_checkpoint(config, args.weight_type, shared)?, device, &options)
 }
 
 fn table(report: &Report) -> String {

@@ -47,6 +47,10 @@ pub struct WeightArgs {
     /// The same as --weight-type nf4: bitsandbytes' 4 bits with double quantisation, for QLoRA
     #[arg(long, conflicts_with = "weight_type")]
     pub load_in_4bit: bool,
+    /// Keep the embedding table in host memory, where a step reads only the rows of its tokens (CUDA, CPU; not where it is
+    /// also the head)
+    #[arg(long, alias = "offload_embedding")]
+    pub offload_embedding: bool,
 }
 
 impl WeightArgs {
@@ -107,13 +111,18 @@ impl ModelArgs {
 
 /// Puts a model on its device.
 pub fn load(model: &str, weights: WeightArgs, device: DeviceArgs) -> Result<Arc<LoadedModel>> {
-    load_as(model, weights.dtype(), device)
+    load_as(model, weights.dtype(), weights.offload_embedding, device)
 }
 
 /// The same, with the type that weights are quantised to.
-pub fn load_as(model: &str, weights: Option<DType>, device: DeviceArgs) -> Result<Arc<LoadedModel>> {
+pub fn load_as(
+    model: &str,
+    weights: Option<DType>,
+    offload_embedding: bool,
+    device: DeviceArgs,
+) -> Result<Arc<LoadedModel>> {
     let DeviceArgs { backend, device, dtype: compute } = device;
-    let options = LoadOptions { backend, device, compute, weights };
+    let options = LoadOptions { backend, device, compute, weights, offload_embedding };
     LoadedModel::open(&resolve(model)?, &options)
 }
 

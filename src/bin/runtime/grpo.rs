@@ -1,7 +1,7 @@
 //! `runtime grpo`
 
 use crate::common::ModelArgs;
-use runtime::grpo::{self, CommandReward, GrpoOptions, GrpoReport, HttpReward, Reward};
+use runtime::grpo::{self, CommandReward, GrpoOptions, GrpoReport, HttpReward, LossType, Reward, ScaleRewards};
 use runtime::train::{Recipe, Schedule};
 use runtime::{Error, Result};
 use std::ops::ControlFlow;
@@ -25,13 +25,37 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 4)]
     prompts: usize,
     /// Answers to each prompt
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, aliases = ["num-generations", "num_generations"])]
     generations: usize,
     /// Most tokens of an answer
-    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 256)]
+    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 256, aliases = ["max-completion-length", "max_completion_length"])]
     max_tokens: usize,
+    /// How strongly the divergence from the model without adapter counts (KL); 0: it is not computed
+    #[arg(long, value_name = "BETA", default_value_t = 0.0)]
+    beta: f64,
+    /// Multiply the divergence by the ratio of probabilities, so that its gradient has no bias
+    #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set, alias = "use_bias_correction_kl")]
+    use_bias_correction_kl: bool,
+    /// Optimizer steps on the same answers
+    #[arg(long, value_name = "N", default_value_t = 1, alias = "num_iterations")]
+    num_iterations: usize,
+    /// How far the ratio of probabilities counts: from 1 − EPS to 1 + EPS
+    #[arg(long, value_name = "EPS", default_value_t = 0.2)]
+    epsilon: f64,
+    /// How far above 1 it counts [default: as far as below]
+    #[arg(long, value_name = "EPS", alias = "epsilon_high")]
+    epsilon_high: Option<f64>,
+    /// What the loss is divided by: dapo (all tokens), bnpo (the same here), grpo (each answer's tokens), dr_grpo (most tokens)
+    #[arg(long, value_name = "NAME", default_value = "dapo", value_parser = parse_loss, alias = "loss_type")]
+    loss_type: LossType,
+    /// What advantages are divided by: the standard deviation of the group, of the batch, or nothing
+    #[arg(long, value_name = "group|batch|none", default_value = "group", value_parser = parse_scale, alias = "scale_rewards")]
+    scale_rewards: ScaleRewards,
+    /// Learn nothing from answers that reached --max-tokens
+    #[arg(long, alias = "mask_truncated_completions")]
+    mask_truncated_completions: bool,
     /// Optimizer steps
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", alias = "max_steps")]
     max_steps: usize,
     /// Rank of the adapter [default: 16, or the initial adapter's]
     #[arg(long, value_name = "R")]
@@ -63,9 +87,26 @@ pub struct Args {
     /// Adapter to start from
     #[arg(long, value_name = "DIR")]
     init_adapter: Option<PathBuf>,
+    /// Write a checkpoint every N steps and at the end
+    #[arg(long, value_name = "N", alias = "save_steps")]
+    save_steps: Option<usize>,
+    /// Keep N checkpoints
+    #[arg(long, value_name = "N", alias = "save_total_limit")]
+    save_total_limit: Option<usize>,
+    /// Go on from a checkpoint, or from the latest one in an output folder; auto: from the latest in --output, if there is one
+    #[arg(long, value_name = "DIR|auto", aliases = ["resume-from-checkpoint", "resume_from_checkpoint"])]
+    resume: Option<PathBuf>,
     /// Write one JSON object for each step
     #[arg(long, value_name = "FILE.jsonl")]
     log: Option<PathBuf>,
+}
+
+fn parse_loss(text: &str) -> Result<LossType> {
+    text.parse()
+}
+
+fn parse_scale(text: &str) -> Result<ScaleRewards> {
+    text.parse()
 }
 
 /// Who scores the answers; one of them.
@@ -106,9 +147,27 @@ pub fn run(args: &Args) -> Result<()> {
         recompute: args.recompute,
         init_adapter: args.init_adapter.clone(),
         log: args.log.clone(),
+        save_steps: args.save_steps,
+        save_total_limit: args.save_total_limit,
+        resume: args.resume.clone(),
         ..Recipe::default()
     };
-    let Args { prompts, generations, max_tokens, .. } = *args;
+    if let Some(launch) = runtime::collective::Launch::from_env()? {
+        return Err(Error::unsupported(format!("grpo in several processes ({launch}): start one")));
+    }
+    let options = GrpoOptions {
+        prompts: args.prompts,
+        generations: args.generations,
+        max_tokens: args.max_tokens,
+        beta: args.beta,
+        use_bias_correction_kl: args.use_bias_correction_kl,
+        num_iterations: args.num_iterations,
+        epsilon: args.epsilon,
+        epsilon_high: args.epsilon_high,
+        loss_type: args.loss_type,
+        scale_rewards: args.scale_rewards,
+        mask_truncated_completions: args.mask_truncated_completions,
+    };
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     let handler = move || {
@@ -123,13 +182,13 @@ pub fn run(args: &Args) -> Result<()> {
     eprintln!("{} on {}", model.name, model.device.info().name);
     let mut reward = args.judge.reward()?;
     let mut show = |report: &GrpoReport| {
-        let GrpoReport { step, total_steps, reward, reward_std, length, grad_norm, step_s, .. } = report;
+        let GrpoReport { step, total_steps, reward, reward_std, length, grad_norm, step_s, kl, .. } = report;
+        let kl = if options.beta > 0.0 { format!("  kl {kl:.4}") } else { String::new() };
         eprintln!(
-            "step {step}/{total_steps}  reward {reward:.3} ± {reward_std:.3}  {length:.0} tokens  grad {grad_norm:.2}  {step_s:.1} s"
+            "step {step}/{total_steps}  reward {reward:.3} ± {reward_std:.3}{kl}  {length:.0} tokens  grad {grad_norm:.2}  {step_s:.1} s"
         );
         if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let options = GrpoOptions { prompts, generations, max_tokens };
     grpo::run(&model, &recipe, &options, &mut *reward, &mut show)?;
     eprintln!("the adapter is in {}", args.output.display());
     Ok(())

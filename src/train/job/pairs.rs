@@ -1,6 +1,6 @@
 //! A step of preference tuning.
 
-use super::{Accumulated, Job, dropout_seed, rows_of};
+use super::{Accumulated, Job, rows_of};
 use crate::error::{Error, Result};
 use crate::train::data::Row;
 use crate::train::preference::{PairBatch, PairReport, Preference, PreferenceLoss};
@@ -39,23 +39,26 @@ impl Job {
     pub(super) fn accumulate_pairs(&mut self, stop: &dyn Fn() -> bool) -> Result<Option<Accumulated>> {
         let (first, end) = (self.position(self.done), self.position(self.done + 1));
         let groups = self.groups(first..end);
+        let seeds: Vec<u32> = (0..groups.len()).map(|i| self.dropout_seed(i)).collect();
         let Some(pairs) = &mut self.pairs else { return Err(Error::internal("a job without pairs")) };
         let preference = pairs.preference;
         let answers = groups.iter().map(|group| rows_of(&self.rows, group)).collect::<Result<Vec<_>>>()?;
         let batches: Vec<PairBatch> = answers.iter().map(|rows| PairBatch::new(rows, &preference)).collect();
-        let count = groups.iter().map(Vec::len).sum::<usize>() as f64 / 2.0;
-        let likely = batches.iter().map(PairBatch::likely).sum::<usize>().max(1) as f64;
+        let own = groups.iter().map(Vec::len).sum::<usize>() as f64 / 2.0;
+        let mut all = [own, batches.iter().map(PairBatch::likely).sum::<usize>() as f64];
+        self.group.sum(&mut all)?;
+        let (count, likely) = (all[0], all[1].max(1.0));
         // The mean over pairs, and over the likelihood's tokens: the loss's scale divides both by the number of pairs.
         let hyper = preference.hyper(preference.likelihood() * count / likely);
         let (mut loss, mut report) = (0.0, PairReport::default());
-        let (mut tokens, mut counted) = (0, 0);
+        let (mut tokens, mut counted, mut stopped) = (0, 0, false);
         for (i, (batch, (rows, answers))) in batches.iter().zip(groups.iter().zip(&answers)).enumerate() {
-            if stop() {
-                self.trainer.clear_gradients()?;
-                return Ok(None);
+            stopped = stop();
+            if stopped {
+                break;
             }
             let reference = pairs.reference(&self.rows, rows, batch)?;
-            let seed = dropout_seed(self.recipe.seed, self.done * self.recipe.grad_accum + i);
+            let seed = seeds[i];
             let results = self.trainer.pair_batch(batch, &reference, hyper, (1.0 / count) as f32, seed)?;
             let answers = answers.iter().map(Row::counted);
             tokens += batch.batch.ids.len();
@@ -74,7 +77,15 @@ impl Job {
                 report.accuracy += f64::from(u8::from(a > b)) / count;
             }
         }
+        let PairReport { rewards_chosen, rewards_rejected, accuracy } = report;
+        let mut sums = [loss, tokens as f64, counted as f64, rewards_chosen, rewards_rejected, accuracy];
+        if !self.together(&mut sums, stopped)? {
+            return Ok(None);
+        }
+        let [loss, tokens, counted, rewards_chosen, rewards_rejected, accuracy] = sums;
         self.finite("loss", loss)?;
+        let report = PairReport { rewards_chosen, rewards_rejected, accuracy };
+        let (tokens, counted) = (tokens as usize, counted as usize);
         Ok(Some(Accumulated { loss, tokens, counted, pairs: Some(report) }))
     }
 }

@@ -1,4 +1,4 @@
-//! dropout, glu, glu_backward, accumulate, fill
+//! dropout, glu, glu_backward, copy, accumulate, fill
 
 use crate::backend::cpu::args::Args;
 use crate::backend::cpu::simd::dispatch;
@@ -108,6 +108,14 @@ pub fn glu_backward(mut args: Args, activation: Activation) -> Result<()> {
 /// `y += x`, spread over threads.
 pub fn add(y: &mut [f32], x: &[f32]) {
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+}
+
+/// `out = x`
+pub fn copy(mut args: Args) -> Result<()> {
+    let x = args.read()?;
+    let out = args.write()?;
+    out.copy_from_slice(x);
+    Ok(())
 }
 
 /// `y += x`

@@ -51,6 +51,7 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
         Op::DoraScaleBackward { scale, .. } => dora::scale_backward(args, scale.is_some()),
         Op::Glu { activation, .. } => elementwise::glu(args, *activation),
         Op::GluBackward { activation, .. } => elementwise::glu_backward(args, *activation),
+        Op::Copy { .. } => elementwise::copy(args),
         Op::Accumulate { .. } => elementwise::accumulate(args),
         Op::Fill { value, .. } => elementwise::fill(args, *value),
         Op::QkNormRopeKv { q, k, q_norm, k_norm, eps, head_dim, rope, slots, k_out, v_out, .. } => {

@@ -2,6 +2,7 @@
 
 use crate::common::{DeviceArgs, WeightArgs, parse_bool};
 use crate::preference::PreferenceArgs;
+use runtime::collective::CollectiveChoice;
 use runtime::train::{BadRows, DataFile, LossOn, Optim, Recipe, Schedule, recipe_file};
 use runtime::{Error, Result};
 use serde::Serialize;
@@ -182,6 +183,11 @@ struct Fields {
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, aliases = ["gradient-checkpointing", "gradient_checkpointing"])]
     #[serde(skip_serializing_if = "Option::is_none")]
     recompute: Option<bool>,
+    /// Keep the layers' inputs in host memory until the backward pass: what Unsloth's gradient checkpointing does, with
+    /// --recompute (CUDA, CPU)
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, alias = "activation_offloading")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    activation_offloading: Option<bool>,
     /// A new order of rows in each epoch (the default); false: file order
     #[arg(long, value_name = "true|false", value_parser = parse_bool)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -246,6 +252,14 @@ struct Fields {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     sample_tokens: Option<usize>,
+    /// With several processes (torchrun, mpirun, srun): what sums their gradients [default: auto, NCCL where all have it]
+    #[arg(long, value_name = "auto|nccl|tcp", alias = "ddp_backend")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ddp_backend: Option<CollectiveChoice>,
+    /// With several processes: how long one may keep the others waiting [default: 1800]
+    #[arg(long, value_name = "SECONDS", alias = "ddp_timeout")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ddp_timeout: Option<u64>,
 }
 
 /// With its weight; clap would take the text as a path.

@@ -1,11 +1,13 @@
 //! `runtime train`
 
 mod args;
+mod group;
 mod samples;
 mod screen;
 
 use crate::common;
 pub use args::Args;
+use group::{Group, Quiet};
 use runtime::train::{self, Recipe};
 use runtime::{Error, Result};
 use screen::Screen;
@@ -20,8 +22,19 @@ pub fn run(args: &Args) -> Result<()> {
     if args.print_recipe {
         return common::print(&recipe.to_toml()?);
     }
-    notes.iter().for_each(|note| eprintln!("note: {note}"));
-    let model = needed(&recipe)?;
+    let mut group = Group::join(&recipe)?;
+    let result = train(args, &recipe, &notes, &mut group);
+    if let Err(error) = &result {
+        group.abort(error);
+    }
+    result
+}
+
+fn train(args: &Args, recipe: &Recipe, notes: &[String], group: &mut Group) -> Result<()> {
+    if group.first() {
+        notes.iter().for_each(|note| eprintln!("note: {note}"));
+    }
+    let model = needed(recipe)?;
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     let handler = move || {
@@ -32,11 +45,16 @@ pub fn run(args: &Args) -> Result<()> {
         eprintln!("stopping after this micro-batch (Ctrl-C again: at once, without a checkpoint)");
     };
     ctrlc::set_handler(handler).map_err(|error| Error::internal(format!("cannot catch Ctrl-C: {error}")))?;
-    let model = common::load_as(model, recipe.weight_type, args.device)?;
-    eprintln!("{} on {}", model.name, model.device.info().name);
-    let mut screen = Screen::new(stop, Arc::clone(&model), &recipe);
+    let offload_embedding = args.weights.offload_embedding;
+    let model = common::load_as(model, recipe.weight_type, offload_embedding, group.device(args.device)?)?;
+    let all = group.on(&*model.device, recipe)?;
+    if !group.first() {
+        return train::run_among(model, recipe, &all, &mut Quiet(stop)).map(drop);
+    }
+    eprintln!("{} on {}{}", model.name, model.device.info().name, group.description(&*all));
+    let mut screen = Screen::new(stop, Arc::clone(&model), recipe);
     let what = if recipe.full_finetuning { "model" } else { "adapter" };
-    let result = train::run(model, &recipe, &mut screen);
+    let result = train::run_among(model, recipe, &all, &mut screen);
     screen.finish();
     let summary = result?;
     let steps = summary.steps;
