@@ -7,18 +7,7 @@
 //
 // Limits: n a multiple of 4; buffers aligned to 32 bytes. 256 threads, grid = ceil(n / 2048), no dynamic shared
 // memory: a warp has one block of 256 elements, a lane eight of them. Launched by launch_flat.rs.
-#include "common.cuh"
-
-// The code nearest to x: how many means of neighbours in the map are below it.
-DEVICE u32 code_of(const float* map, float x) {
-    u32 code = 0;
-#pragma unroll
-    for (u32 step = 128; step > 0; step >>= 1) {
-        u32 i = code + step;
-        if ((map[i - 1] + map[i]) * 0.5f < x) code = i;
-    }
-    return code;
-}
+#include "codes_moment.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
     adamw_8bit_f32(float* params, const float* grads, u32* m, u32* v, float* m_max, float* v_max, const float* norm,
@@ -68,8 +57,7 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int j = 0; j < 8; j++) {
         // A block of zeros has a maximum of 0.
-        u32 code = code_of(map_m, top_m > 0.0f ? first[j] / top_m : 0.0f);
-        if (first[j] < 0.0f && map_m[code] == 0.0f) code--;
+        u32 code = signed_code_of(map_m, top_m > 0.0f ? first[j] / top_m : 0.0f);
         new_m[j / 4] |= code << (8 * (j % 4));
         new_v[j / 4] |= code_of(map_v, top_v > 0.0f ? second[j] / top_v : 0.0f) << (8 * (j % 4));
     }

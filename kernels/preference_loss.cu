@@ -1,5 +1,5 @@
 // The loss of pairs of sequences and the derivative with respect to each token's cross-entropy: Op::PreferenceLoss has the
-// formulas. loss f32 [T], kinds u32 [T], bounds u32 [2 · pairs + 1], reference f32 [2 · pairs], hyper f32 [4] (which loss, beta, nu),
+// formulas. loss f32 [T], kinds u32 [T], bounds u32 [2 · pairs + 1], reference f32 [2 · pairs], hyper f32 [4] (which loss, beta, nu, epsilon),
 // weights f32 [T], pairs f32 [pairs, 4]; counts[2] / 2 pairs are live. One block of 256 threads a pair, grid = pairs.
 // Launched by launch_rows.rs.
 #include "common.cuh"
@@ -30,8 +30,9 @@ extern "C" __global__ void __launch_bounds__(256)
     u32 which = (u32)hyper[0];
     float beta = hyper[1], m = gain_c - gain_r, value, d_c, d_r;
     if (which == 0) {
-        value = -log_sigmoid(beta * m);
-        d_c = -beta * sigmoid(-beta * m);
+        float wrong = hyper[3];
+        value = -(1.0f - wrong) * log_sigmoid(beta * m) - wrong * log_sigmoid(-beta * m);
+        d_c = beta * (wrong * sigmoid(beta * m) - (1.0f - wrong) * sigmoid(-beta * m));
         d_r = -d_c;
     } else if (which == 1) {
         value = fmaxf(0.0f, 1.0f - beta * m);

@@ -1,5 +1,5 @@
 // The loss of pairs of sequences and the derivative with respect to each token's cross-entropy: Op::PreferenceLoss has the
-// formulas. loss f32 [T], kinds u32 [T], bounds u32 [2 · pairs + 1], reference f32 [2 · pairs], hyper f32 [4] (which loss, beta, nu),
+// formulas. loss f32 [T], kinds u32 [T], bounds u32 [2 · pairs + 1], reference f32 [2 · pairs], hyper f32 [4] (which loss, beta, nu, epsilon),
 // weights f32 [T], pairs f32 [pairs, 4]; counts[2] / 2 pairs are live. One workgroup a pair. Launched by launch_rows.rs.
 
 struct Params {
@@ -57,8 +57,9 @@ fn main(ids: Ids) {
     var value = 0.0;
     var d = vec2<f32>(0.0);
     if which == 0u {
-        value = -log_sigmoid(beta * m);
-        d = -beta * sigmoid(-beta * m) * vec2<f32>(1.0, -1.0);
+        let wrong = hyper[3];
+        value = -(1.0 - wrong) * log_sigmoid(beta * m) - wrong * log_sigmoid(-beta * m);
+        d = beta * (wrong * sigmoid(beta * m) - (1.0 - wrong) * sigmoid(-beta * m)) * vec2<f32>(1.0, -1.0);
     } else if which == 1u {
         value = max(0.0, 1.0 - beta * m);
         d = select(0.0, -beta, beta * m < 1.0) * vec2<f32>(1.0, -1.0);

@@ -1,4 +1,4 @@
-//! AdamW with 8-bit moments against bitsandbytes' map and rounding (scripts/golden/adamw_8bit.py).
+//! AdamW and Lion with 8-bit moments against bitsandbytes' map and rounding (scripts/golden/adamw_8bit.py).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -9,14 +9,17 @@
 )]
 
 use runtime::backend::{Bindings, BufferDesc, ComputeType, cpu};
-use runtime::program::{Builder, Live, Op, dynamic_map};
+use runtime::program::{Builder, Live, Op, TensorId, dynamic_map};
 use runtime::tensor::DType;
 use safetensors::SafeTensors;
 use std::sync::Arc;
 
 fn golden() -> Vec<u8> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/adamw_8bit/updates.safetensors");
-    std::fs::read(path).unwrap()
+    golden_of("updates")
+}
+
+fn golden_of(name: &str) -> Vec<u8> {
+    std::fs::read(format!("{}/tests/golden/adamw_8bit/{name}.safetensors", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
 fn floats(golden: &SafeTensors, name: &str) -> Vec<f32> {
@@ -46,28 +49,57 @@ fn the_maps_are_those_of_bitsandbytes() {
 
 #[test]
 fn three_updates_equal_bitsandbytes() {
-    let file = golden();
-    let golden = SafeTensors::deserialize(&file).unwrap();
+    updates(&golden(), &["m", "v"], 520, 0.999, |id| Op::AdamW8bit {
+        params: id("params"),
+        grads: id("grads"),
+        m: id("m"),
+        v: id("v"),
+        m_max: id("m_max"),
+        v_max: id("v_max"),
+        norm: id("norm"),
+        hyper: id("hyper"),
+    });
+}
+
+#[test]
+fn three_updates_of_lion_equal_bitsandbytes() {
+    updates(&golden_of("lion"), &["m"], 264, 0.99, |id| Op::Lion8bit {
+        params: id("params"),
+        grads: id("grads"),
+        m: id("m"),
+        m_max: id("m_max"),
+        norm: id("norm"),
+        hyper: id("hyper"),
+    });
+}
+
+/// Three updates of an optimizer with these moments.
+fn updates(
+    file: &[u8],
+    moments: &[&str],
+    hyper_len: usize,
+    beta2: f64,
+    op: impl Fn(&mut dyn FnMut(&str) -> TensorId) -> Op,
+) {
+    let golden = SafeTensors::deserialize(file).unwrap();
     let device = cpu::open(ComputeType::F32).unwrap();
     let params = floats(&golden, "params.0");
     let n = params.len();
-    let mut b = Builder::new("adamw_8bit");
+    let mut b = Builder::new("8 bits");
     let mut bindings = Bindings::new();
-    let mut state = |name: &str, dtype: DType, cols: usize| {
+    let mut state = |name: &str| {
+        let (dtype, cols) = match name {
+            "params" | "grads" => (DType::F32, n),
+            "m" | "v" => (DType::U32, n / 4),
+            "norm" => (DType::F32, 1),
+            "hyper" => (DType::F32, hyper_len),
+            _ => (DType::F32, n.div_ceil(256)),
+        };
         let desc = BufferDesc { name: name.into(), dtype, rows: 1, cols };
         bindings.insert(name.into(), device.allocate(desc).unwrap());
         b.state(name, name, 0, dtype, 1, cols)
     };
-    let op = Op::AdamW8bit {
-        params: state("params", DType::F32, n),
-        grads: state("grads", DType::F32, n),
-        m: state("m", DType::U32, n / 4),
-        v: state("v", DType::U32, n / 4),
-        m_max: state("m_max", DType::F32, n.div_ceil(256)),
-        v_max: state("v_max", DType::F32, n.div_ceil(256)),
-        norm: state("norm", DType::F32, 1),
-        hyper: state("hyper", DType::F32, 520),
-    };
+    let op = op(&mut state);
     b.push(op).unwrap();
     b.output("unused", 1, 1, Live::All);
     let mut executable = device.compile(Arc::new(b.finish()), &bindings).unwrap();
@@ -84,12 +116,12 @@ fn three_updates_equal_bitsandbytes() {
     let maps = [dynamic_map(true), dynamic_map(false)].concat();
     for step in 1..=3 {
         let correction = |beta: f64| (1.0 - beta.powi(step)) as f32;
-        let hyper = [1e-2, 0.9, 0.999, 1e-8, 0.01, correction(0.9), correction(0.999), 0.0];
-        write("hyper", &[&hyper[..], &maps].concat());
+        let hyper = [1e-2, 0.9, beta2 as f32, 1e-8, 0.01, correction(0.9), correction(beta2), 0.0];
+        write("hyper", &[&hyper[..], &maps[..hyper_len - 8]].concat());
         write("grads", &floats(&golden, &format!("grads.{step}")));
         executable.run().unwrap();
         close(&format!("params.{step}"), &floats(&golden, &format!("params.{step}")), &read_floats("params"), 1.0);
-        for name in ["m", "v"] {
+        for name in moments {
             let label = format!("{name}.{step}");
             let (want, got) = (golden.tensor(&label).unwrap().data().to_vec(), read(name));
             let different: Vec<usize> = (0..n).filter(|i| want[*i] != got[*i]).collect();

@@ -440,7 +440,23 @@ fn a_recipe_file_runs_and_flags_go_before_it() {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(Path::new(&path("adapter")).join("adapter_model.safetensors").exists());
-    refused(&["train", "--recipe", &recipe, "--use-dora"], "--use-dora");
+    // Magnitudes from the run to the answer: beside the weights, and merged into them.
+    let printed = ok(&["train", "--recipe", &recipe, "--use-dora", "--load-in-4bit", "--print-recipe"]);
+    for part in ["use_dora = true", "weight_type = \"nf4\""] {
+        assert!(printed.lines().any(|line| line == part), "{part}: {printed}");
+    }
+    let (dora, merged) = (path("dora"), path("merged"));
+    let train = ["train", "--recipe", &path("printed.toml"), "--use-dora", "-o", &dora, "--backend", "cpu"];
+    let output = run(&train);
+    assert!(output.status.success(), "{}", stderr(&output));
+    ok(&["merge", "-m", TINY, "--adapter", &dora, "-o", &merged, "--dtype", "f32"]);
+    let answer = |more: &[&str]| {
+        ok(&[&["generate", "--ids", "5,17,33", "-n", "6", "--backend", "cpu", "--json"], more].concat())
+    };
+    let ids = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap()["ids"].clone();
+    let beside = ids(answer(&["-m", TINY, "--adapter", &dora]));
+    assert_eq!(beside, ids(answer(&["-m", &merged])));
+    assert!(beside.as_array().is_some_and(|ids| !ids.is_empty()), "{beside}");
     std::fs::write(path("bad.toml"), "lerning_rate = 1").unwrap();
     let message = error(&["train", "--recipe", &path("bad.toml")]);
     assert!(message.contains("bad.toml: unknown field `lerning_rate`"), "{message}");

@@ -1124,6 +1124,18 @@ fn optimizer_in_8_bits() {
         let maps = [dynamic_map(true), dynamic_map(false)].concat();
         given.insert("hyper", hyper.iter().chain(&maps).map(|h| h.to_bits()).collect());
         check(&format!("adamw_8bit {n}"), b.finish(), &given, 2e-6);
+
+        let mut b = Builder::new("lion_8bit");
+        let params = b.state("params", "params", 0, DType::F32, 1, n);
+        let grads = b.state("grads", "grads", 0, DType::F32, 1, n);
+        let m = b.state("m", "m", 0, DType::U32, 1, n / 4);
+        let m_max = b.state("m_max", "m_max", 64, DType::F32, 1, n.div_ceil(256));
+        let hyper = b.input("hyper", DType::F32, 1, 264);
+        let norm = b.output("norm", 1, 1, Live::All);
+        b.push(Op::GradNorm { x: grads, out: norm }).unwrap();
+        b.push(Op::Lion8bit { params, grads, m, m_max, norm, hyper }).unwrap();
+        given.insert("hyper", given["hyper"][..264].to_vec());
+        check(&format!("lion_8bit {n}"), b.finish(), &given, 2e-6);
     }
 }
 
@@ -1319,7 +1331,7 @@ fn gradients_match_finite_differences() {
     let x = live_input(&mut b, "x", rows, k);
     let dy = live_input(&mut b, "dy", rows, k);
     let magnitude = b.input("magnitude", DType::F32, 1, k);
-    let norms = b.weight("norms", DType::F32, 1, k);
+    let norms = b.input("norms", DType::F32, 1, k);
     let out = b.output("out", rows, k, Live::Tokens);
     let dx = b.output("dx", rows, k, Live::Tokens);
     let dm = b.state("dm", "dm", 0, DType::F32, 1, k);

@@ -18,8 +18,10 @@ fn recipe(case: &serde_json::Value) -> Recipe {
     let name = case["name"].as_str().unwrap();
     let (loss, rpo_alpha) = match name {
         "rpo" => (PreferenceLoss::Sigmoid, 0.5),
+        "cdpo" => (PreferenceLoss::Sigmoid, 0.0),
         other => (other.parse().unwrap(), 0.0),
     };
+    let label_smoothing = if case["name"] == "cdpo" { 0.1 } else { 0.0 };
     Recipe {
         data: vec![golden("preference").join(case["data"].as_str().unwrap()).into()],
         init_adapter: Some(golden("preference/init")),
@@ -30,7 +32,7 @@ fn recipe(case: &serde_json::Value) -> Recipe {
         warmup_steps: 5,
         max_steps: Some(30),
         shuffle: false,
-        preference: Some(Preference { loss, beta: case["beta"].as_f64().unwrap(), rpo_alpha }),
+        preference: Some(Preference { loss, beta: case["beta"].as_f64().unwrap(), rpo_alpha, label_smoothing }),
         ..Recipe::default()
     }
 }

@@ -266,6 +266,7 @@ fn variants() -> Vec<(&'static str, Set)> {
         ("lion", vec![group()]),
         ("sgd", vec![group()]),
         ("adamw_8bit", vec![reductions()]),
+        ("lion_8bit", vec![reductions()]),
     ];
     table.into_iter().flat_map(|(shader, axes)| product(&axes).into_iter().map(move |set| (shader, set))).collect()
 }
@@ -314,6 +315,7 @@ fn every_file_is_used() {
         "attention_tile",
         "decode_load",
         "decode_value",
+        "codes_moment",
     ];
     let shaders: std::collections::BTreeSet<_> = variants().into_iter().map(|(shader, _)| shader).collect();
     for name in FILES {

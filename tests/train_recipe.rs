@@ -16,7 +16,7 @@ use runtime::format::peft::Adapter;
 use runtime::model::LoadedModel;
 use runtime::train::{self, EvalReport, Job, LrCurve, Observer, Optim, Recipe, StepReport};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use train_support::{compare_steps, golden, json, open, recipe, tensors};
 
@@ -154,11 +154,16 @@ struct Watch {
     steps: Vec<StepReport>,
     evaluations: Vec<EvalReport>,
     samples: Vec<usize>,
+    /// A picture, and how many steps found it whole.
+    plot: Option<PathBuf>,
+    plots: usize,
 }
 
 impl Observer for Watch {
     fn step(&mut self, report: &StepReport) {
         self.steps.push(*report);
+        let svg = self.plot.as_ref().map(|path| std::fs::read_to_string(path).unwrap());
+        self.plots += usize::from(svg.is_some_and(|svg| svg.starts_with("<svg") && svg.ends_with("</svg>\n")));
     }
     fn evaluated(&mut self, report: &EvalReport) {
         self.evaluations.push(*report);
@@ -292,8 +297,10 @@ fn logs_and_curves() {
         save_steps: Some(4),
         ..short()
     };
-    let mut watch = Watch::default();
+    let mut watch = Watch { plot: recipe.plot.clone(), ..Watch::default() };
     train::run(tiny(), &recipe, &mut watch).unwrap();
+    // The curves are there from the first step on.
+    assert_eq!(watch.plots, 6);
     let file = std::fs::read_dir(at("tb")).unwrap().next().unwrap().unwrap();
     assert!(file.file_name().to_str().unwrap().starts_with("events.out.tfevents."));
     let events = frames(&std::fs::read(file.path()).unwrap());

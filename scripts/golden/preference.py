@@ -1,4 +1,4 @@
-"""Preference tuning as TRL does it: DPO, its hinge and IPO forms, DPO with the chosen answers' likelihood, and ORPO.
+"""Preference tuning as TRL does it: DPO, DPO with label smoothing (cDPO), its hinge and IPO forms, DPO with the chosen answers' likelihood, and ORPO.
 
 Reads   tests/golden/tiny/chat.
 Writes  tests/golden/preference/
@@ -8,7 +8,8 @@ Writes  tests/golden/preference/
 Rerun   python scripts/golden/preference.py     (3 minutes)
 
 All f32, on the CPU: 2 pairs a step in file order, AdamW (weight decay 0.01), linear schedule with 5 warm-up steps of 30,
-gradients clipped to 1. The reference is the model with its adapter switched off.
+gradients clipped to 1. The reference is the model with its adapter switched off. TRL's sigmoid loss no longer has a label
+smoothing: cDPO (https://ericmitchell.ai/cdpo.pdf, eq. 3) is its trainer with `(1 - e) log s(x) + e log s(-x)` for `log s(x)`.
 """
 
 import json
@@ -23,6 +24,7 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl.trainer import dpo_trainer
 
 from common import GOLDEN, PROJECTIONS, arguments, hash_uniform, versions, write_json
 from peft_sft import SEED, peft_name, save_adapter
@@ -30,11 +32,12 @@ from sft_data import ROWS
 
 MODEL = GOLDEN / "tiny" / "chat"
 OUT = GOLDEN / "preference"
-RANK, ALPHA, STEPS, PAIRS = 4, 8, 30, 60
+RANK, ALPHA, STEPS, PAIRS, SMOOTHING = 4, 8, 30, 60, 0.1
 
 # name, file, β, learning rate, settings of the trainer
 CASES = [
     ("dpo", "messages", 0.1, 1e-3, dict(loss_type=["sigmoid"])),
+    ("cdpo", "messages", 0.1, 1e-3, dict(loss_type=["sigmoid"])),
     ("hinge", "messages", 0.2, 1e-3, dict(loss_type=["hinge"])),
     ("ipo", "messages", 0.3, 1e-3, dict(loss_type=["ipo"])),
     ("rpo", "messages", 0.1, 1e-3, dict(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5])),
@@ -59,7 +62,19 @@ def write_data():
     return {"messages": messages, "texts": texts}
 
 
+class Smoothed:
+    """torch.nn.functional with the log-sigmoid of cDPO."""
+
+    def __getattr__(self, name):
+        return getattr(torch.nn.functional, name)
+
+    def logsigmoid(self, x):
+        plain = torch.nn.functional.logsigmoid
+        return (1 - SMOOTHING) * plain(x) + SMOOTHING * plain(-x)
+
+
 def run(name, rows, beta, lr, settings):
+    dpo_trainer.F = Smoothed() if name == "cdpo" else torch.nn.functional
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, attn_implementation="eager")
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, bias="none", target_modules=PROJECTIONS, task_type="CAUSAL_LM")

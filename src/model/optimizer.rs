@@ -22,14 +22,20 @@ pub enum Rule {
     AdamW8bit,
     /// [`Op::Lion`]
     Lion,
+    /// [`Op::Lion8bit`]
+    Lion8bit,
     /// [`Op::Sgd`]
     Sgd,
 }
 
 impl Rule {
-    /// Numbers in the hyper input: AdamW's eight, and the two maps of 8-bit moments.
+    /// Numbers in the hyper input: AdamW's eight, and the maps of 8-bit moments.
     pub fn hyper_len(self) -> usize {
-        if self == Self::AdamW8bit { 520 } else { 8 }
+        match self {
+            Self::AdamW8bit => 520,
+            Self::Lion8bit => 264,
+            Self::AdamW | Self::Lion | Self::Sgd => 8,
+        }
     }
 
     /// Name, type and length of the State buffers for `len` parameters.
@@ -46,6 +52,9 @@ impl Rule {
                     (LORA_V_MAX, DType::F32, maxima),
                 ]
             }
+            Self::Lion8bit => {
+                vec![(LORA_M, DType::U32, len / 4), (LORA_M_MAX, DType::F32, len.div_ceil(MOMENT_BLOCK))]
+            }
             Self::Lion | Self::Sgd => vec![(LORA_M, DType::F32, len)],
         }
     }
@@ -53,8 +62,8 @@ impl Rule {
     /// Elements that one number of a moment's buffer stands for.
     fn share(self, buffer: &str) -> usize {
         match self {
-            Self::AdamW8bit if buffer == buffers::LORA_M || buffer == buffers::LORA_V => 4,
-            Self::AdamW8bit => MOMENT_BLOCK,
+            Self::AdamW8bit | Self::Lion8bit if buffer == buffers::LORA_M || buffer == buffers::LORA_V => 4,
+            Self::AdamW8bit | Self::Lion8bit => MOMENT_BLOCK,
             _ => 1,
         }
     }
@@ -87,6 +96,7 @@ impl Rule {
             (Self::AdamW8bit, &[m, v, m_max, v_max]) => {
                 Op::AdamW8bit { params, grads, m, v, m_max, v_max, norm, hyper }
             }
+            (Self::Lion8bit, &[m, m_max]) => Op::Lion8bit { params, grads, m, m_max, norm, hyper },
             (Self::Lion, &[m]) => Op::Lion { params, grads, m, norm, hyper },
             (Self::Sgd, &[m]) => Op::Sgd { params, grads, m, norm, hyper },
             _ => return Err(crate::Error::internal("an optimizer without its moments")),

@@ -322,6 +322,15 @@ impl Builder {
                 shape(*norm, 1, 1)?;
                 shape(*hyper, 1, 520)
             }
+            Op::Lion8bit { params, grads, m, m_max, norm, hyper } => {
+                let n = d(*params).len();
+                same(*grads, *params)?;
+                shape(*params, 1, n / 4 * 4)?;
+                shape(*m, 1, n / 4)?;
+                shape(*m_max, 1, n.div_ceil(MOMENT_BLOCK))?;
+                shape(*norm, 1, 1)?;
+                shape(*hyper, 1, 264)
+            }
             Op::Lion { params, grads, m, norm, hyper } | Op::Sgd { params, grads, m, norm, hyper } => {
                 for id in [grads, m] {
                     same(*id, *params)?;

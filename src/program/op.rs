@@ -1,5 +1,5 @@
 //! The fused ops. The same op has the same name everywhere: `Op::RmsNorm`, `kernels/rms_norm.cu`,
-//! `shaders/rms_norm.wgsl`, a row in `tests/ops.rs`.
+//! `shaders/rms_norm.wgsl`, a row in `tests/ops.rs`. The file is long because it is one list of all ops.
 //!
 //! Shapes: T = rows of the step, K = inputs, N = outputs, r = rank, H = query heads, G = key/value heads,
 //! D = head width, V = vocabulary. Activations are f32 and row-major; a weight is `[N, K]` as in
@@ -192,10 +192,10 @@ pub enum Op {
     /// each token's cross-entropy. Sequence s has the rows `bounds[s] .. bounds[s + 1]` (u32 `[1, 2 · pairs + 1]`) of
     /// `loss` f32 `[T, 1]`; kinds u32 `[1, T]`: bit 0 counts a token in its sequence's log-probability `p(s) = −Σ loss`, bit 1 in
     /// the likelihood that is kept up beside the preference; `n(s)`: tokens with bit 0. hyper f32 `[1, 4]`: which loss,
-    /// β, ν; `reference[s]` f32 `[1, 2 · pairs]` is p(s) of the model that is not trained. With
+    /// β, ν, ε; `reference[s]` f32 `[1, 2 · pairs]` is p(s) of the model that is not trained. With
     /// `m = (p(c) − reference(c)) − (p(r) − reference(r))`:
     ///
-    /// | 0 | sigmoid | `−log σ(β m)` | <https://arxiv.org/abs/2305.18290> |
+    /// | 0 | sigmoid | `−(1 − ε) log σ(β m) − ε log σ(−β m)` | <https://arxiv.org/abs/2305.18290>; ε: <https://ericmitchell.ai/cdpo.pdf> |
     /// | 1 | hinge | `max(0, 1 − β m)` | <https://arxiv.org/abs/2305.10425> |
     /// | 2 | ipo | `(m − 1/2β)²`, p and reference divided by n | <https://arxiv.org/abs/2310.12036> |
     /// | 3 | orpo | `−β log σ(o(p(c)/n(c)) − o(p(r)/n(r)))`, `o(l) = l − log(1 − eˡ)` | <https://arxiv.org/abs/2403.07691> |
@@ -270,6 +270,9 @@ pub enum Op {
         norm: TensorId,
         hyper: TensorId,
     },
+    /// [`Op::Lion`] with its moment in 8 bits, as in [`Op::AdamW8bit`]: hyper f32 `[1, 264]` holds the eight numbers and the map
+    /// of m.
+    Lion8bit { params: TensorId, grads: TensorId, m: TensorId, m_max: TensorId, norm: TensorId, hyper: TensorId },
 }
 
 impl Op {
@@ -307,6 +310,7 @@ impl Op {
             Op::Lion { .. } => "lion",
             Op::Sgd { .. } => "sgd",
             Op::AdamW8bit { .. } => "adamw_8bit",
+            Op::Lion8bit { .. } => "lion_8bit",
         }
     }
 
@@ -512,6 +516,14 @@ impl Op {
                 f(params, ReadWrite);
                 f(grads, Read);
                 f(m, ReadWrite);
+                f(norm, Read);
+                f(hyper, Read);
+            }
+            Op::Lion8bit { params, grads, m, m_max, norm, hyper } => {
+                f(params, ReadWrite);
+                f(grads, Read);
+                f(m, ReadWrite);
+                f(m_max, ReadWrite);
                 f(norm, Read);
                 f(hyper, Read);
             }

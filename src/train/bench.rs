@@ -3,7 +3,8 @@
 use super::adapter::{Start, fresh};
 use super::batch::MicroBatch;
 use super::data::Row;
-use super::recipe::{Optim, Recipe};
+use super::optim::Optim;
+use super::recipe::Recipe;
 use super::report::MemoryReport;
 use super::trainer::{Trainer, TrainerOptions, Update};
 use crate::error::{Error, Result};

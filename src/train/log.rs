@@ -1,4 +1,4 @@
-//! What a run writes about itself: JSONL, TensorBoard's event files, and the curves as SVG at the end.
+//! What a run writes about itself: JSONL, TensorBoard's event files, and the curves as SVG, on the way and at the end.
 
 use super::plot;
 use super::recipe::Recipe;
@@ -9,12 +9,18 @@ use serde_json::Value;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Time between two pictures of the curves: a reader sees a run move, and long runs do not draw all the time.
+const PLOT_EVERY: Duration = Duration::from_secs(5);
 
 /// The logs of a run.
 pub struct Logs {
     file: Option<(PathBuf, File)>,
     events: Option<Events>,
     plot: Option<PathBuf>,
+    /// When the curves were last written.
+    plotted: Option<Instant>,
     /// (step, loss) of what was trained and of what was evaluated.
     curves: [Vec<(usize, f64)>; 2],
 }
@@ -36,7 +42,7 @@ impl Logs {
             None => None,
         };
         let events = recipe.tensorboard.as_deref().map(Events::create).transpose()?;
-        Ok(Self { file, events, plot: recipe.plot.clone(), curves })
+        Ok(Self { file, events, plot: recipe.plot.clone(), plotted: None, curves })
     }
 
     /// After a step.
@@ -46,6 +52,9 @@ impl Logs {
     pub fn step(&mut self, report: &StepReport) -> Result<()> {
         self.line(&report.log_line())?;
         self.curves[0].push((report.step, report.loss));
+        if self.plotted.is_none_or(|at| at.elapsed() >= PLOT_EVERY) {
+            self.draw()?;
+        }
         let Some(events) = &mut self.events else { return Ok(()) };
         // The names that transformers' Trainer gives them.
         let values = [
@@ -65,6 +74,7 @@ impl Logs {
     pub fn evaluated(&mut self, report: &EvalReport) -> Result<()> {
         self.line(&report.log_line())?;
         self.curves[1].push((report.step, report.loss));
+        self.draw()?;
         self.events.as_mut().map_or(Ok(()), |events| events.scalars(report.step, &[("eval/loss", report.loss)]))
     }
 
@@ -77,10 +87,22 @@ impl Logs {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
+        self.draw()
+    }
+
+    /// Writes the curves so far. A reader finds a whole picture at any time.
+    fn draw(&mut self) -> Result<()> {
         let Some(path) = &self.plot else { return Ok(()) };
         let [train, eval] = &self.curves;
-        std::fs::write(path, plot::losses(train, eval)).map_err(|e| Error::io(path, e))
+        if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        }
+        let partial = path.with_extension("svg.partial");
+        std::fs::write(&partial, plot::losses(train, eval)).map_err(|e| Error::io(&partial, e))?;
+        std::fs::rename(&partial, path).map_err(|e| Error::io(path, e))?;
+        self.plotted = Some(Instant::now());
+        Ok(())
     }
 
     fn line(&mut self, line: &str) -> Result<()> {

@@ -3,11 +3,11 @@
 //! [`run`] does a whole run from a [`Recipe`]; [`Job`] is the same step by step. The base model is the copy that
 //! also serves: it is borrowed, never changed.
 //!
-//! - `recipe`, `recipe_file`, `schedule`: what decides a run
+//! - `recipe`, `recipe_file`, `recipe_fields`, `schedule`: what decides a run
 //! - `files`, `data`, `encode`, `convert`: from files to rows of tokens; `rows` keeps them, `batch` puts them together
 //! - `preference`: pairs of answers
 //! - `trainer`: programs and buffers on the device
-//! - `evaluate`, `optimizer`, `noise`: losses of other rows, updates, NEFTune
+//! - `evaluate`, `optim`, `optimizer`, `noise`: losses of other rows, updates, NEFTune
 //! - `adapter`, `checkpoint`, `export`: from and to files
 //! - `run`, `report`, `log`, `tensorboard`, `plot`: a whole run, and what it says about itself
 
@@ -24,10 +24,12 @@ pub(crate) mod files;
 mod job;
 mod log;
 mod noise;
+mod optim;
 mod optimizer;
 pub mod plot;
 pub mod preference;
 mod recipe;
+mod recipe_fields;
 pub mod recipe_file;
 mod report;
 pub mod rows;
@@ -40,9 +42,10 @@ pub use checkpoint::Best;
 pub use data::DataReport;
 pub use files::DataFile;
 pub use job::{Accumulated, Job};
+pub use optim::Optim;
 pub use optimizer::OptimizerOptions;
 pub use preference::{PairReport, Preference, PreferenceLoss};
-pub use recipe::{BadRows, DEFAULT_ALPHA, DEFAULT_EPOCHS, DEFAULT_RANK, LossOn, Optim, Recipe};
+pub use recipe::{BadRows, DEFAULT_ALPHA, DEFAULT_EPOCHS, DEFAULT_RANK, LossOn, Recipe, WEIGHT_TYPES, weight_type};
 pub use report::{EvalReport, MemoryReport, Observer, StepReport, Summary};
 pub use run::run;
 pub use schedule::{LrCurve, Schedule};

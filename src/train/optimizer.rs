@@ -1,7 +1,7 @@
 //! The optimizer on its device, and its state: on the device, or in host memory ("paged"), from where each update
 //! brings it over in pieces.
 
-use super::recipe::Optim;
+use super::optim::Optim;
 use super::trainer::Update;
 use crate::backend::{Bindings, Buffer, BufferDesc, Device, Executable};
 use crate::error::{Error, Result};
@@ -123,13 +123,15 @@ impl Optimizer {
 
     /// What 8-bit codes stand for: behind the eight numbers that change.
     fn write_maps(&mut self) -> Result<()> {
-        if self.rule != Rule::AdamW8bit {
+        let len = self.rule.hyper_len();
+        if len == 8 {
             return Ok(());
         }
         let numbers: Vec<f32> = [[0.0; 8].to_vec(), dynamic_map(true).to_vec(), dynamic_map(false).to_vec()].concat();
+        let numbers = &numbers[..len];
         for step in &mut self.steps {
             for hyper in &step.program.hyper {
-                step.executable.write(*hyper, bytemuck::cast_slice(&numbers))?;
+                step.executable.write(*hyper, bytemuck::cast_slice(numbers))?;
             }
         }
         Ok(())

@@ -1,13 +1,15 @@
 //! Everything that decides a run, as plain data: what `runtime train` takes, and what a checkpoint keeps.
 
 use super::files::{DataFile, one_or_many};
+use super::optim::Optim;
 use super::optimizer::OptimizerOptions;
 use super::preference::Preference;
 use super::schedule::{LrCurve, Schedule};
 use crate::error::{Error, Result};
 use crate::model::lora::Projection;
 use crate::model::optimizer::Rule;
-use serde::{Deserialize, Serialize};
+use crate::tensor::DType;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -57,89 +59,28 @@ impl FromStr for BadRows {
     }
 }
 
-/// The optimizer, under the names of transformers' `optim`. Paged ones keep their state in host memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String")]
-pub enum Optim {
-    /// AdamW with f32 state.
-    #[default]
-    #[serde(rename = "adamw")]
-    AdamW,
-    /// AdamW with the moments in 8 bits, in bitsandbytes' dynamic type by blocks of 256; the rest as [`Optim::AdamW`].
-    #[serde(rename = "adamw_8bit")]
-    AdamW8bit,
-    /// Lion (<https://arxiv.org/abs/2302.06675>): one moment, steps of one size.
-    #[serde(rename = "lion")]
-    Lion,
-    /// SGD, with momentum where the recipe has `momentum`.
-    #[serde(rename = "sgd")]
-    Sgd,
-    /// [`Optim::AdamW`], paged.
-    #[serde(rename = "paged_adamw")]
-    PagedAdamW,
-    /// [`Optim::AdamW8bit`], paged.
-    #[serde(rename = "paged_adamw_8bit")]
-    PagedAdamW8bit,
-    /// [`Optim::Lion`], paged.
-    #[serde(rename = "paged_lion")]
-    PagedLion,
+/// What weights can be quantised to while a model is loaded; NF4 is bitsandbytes' `load_in_4bit`.
+pub const WEIGHT_TYPES: [DType; 6] = [DType::NF4, DType::Q4_0, DType::Q4_K, DType::Q5_0, DType::Q6_K, DType::Q8_0];
+
+/// One of [`WEIGHT_TYPES`] by its name.
+///
+/// # Errors
+/// [`Error::Invalid`] listing them.
+pub fn weight_type(text: &str) -> Result<DType> {
+    let found = WEIGHT_TYPES.into_iter().find(|t| t.name().eq_ignore_ascii_case(text));
+    found.ok_or_else(|| {
+        let names = WEIGHT_TYPES.map(DType::name).join(", ");
+        Error::invalid(format!("weights are not quantised to '{text}': use {names}"))
+    })
 }
 
-impl Optim {
-    /// The update rule.
-    #[must_use]
-    pub fn rule(self) -> Rule {
-        match self {
-            Self::AdamW | Self::PagedAdamW => Rule::AdamW,
-            Self::AdamW8bit | Self::PagedAdamW8bit => Rule::AdamW8bit,
-            Self::Lion | Self::PagedLion => Rule::Lion,
-            Self::Sgd => Rule::Sgd,
-        }
-    }
-
-    /// True where the state is in host memory.
-    #[must_use]
-    pub fn paged(self) -> bool {
-        matches!(self, Self::PagedAdamW | Self::PagedAdamW8bit | Self::PagedLion)
-    }
-
-    /// Decay rates of the moments where the recipe has none: those of `torch.optim.AdamW` and of bitsandbytes' Lion.
-    #[must_use]
-    pub fn betas(self) -> (f64, f64) {
-        match self.rule() {
-            Rule::AdamW | Rule::AdamW8bit => (0.9, 0.999),
-            Rule::Lion => (0.9, 0.99),
-            Rule::Sgd => (0.0, 0.0),
-        }
-    }
+fn write_type<S: Serializer>(dtype: &Option<DType>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    dtype.map(DType::name).serialize(serializer)
 }
 
-impl FromStr for Optim {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "adamw" | "adamw_torch" | "adamw_torch_fused" | "adamw_hf" => Ok(Self::AdamW),
-            "adamw_8bit" | "adamw_bnb_8bit" => Ok(Self::AdamW8bit),
-            "lion" | "lion_32bit" => Ok(Self::Lion),
-            "sgd" => Ok(Self::Sgd),
-            "paged_adamw" | "paged_adamw_32bit" => Ok(Self::PagedAdamW),
-            "paged_adamw_8bit" => Ok(Self::PagedAdamW8bit),
-            "paged_lion" | "paged_lion_32bit" => Ok(Self::PagedLion),
-            other => Err(Error::unsupported(format!(
-                "optim '{other}'; there are adamw (f32 state), adamw_8bit, lion, sgd, and paged_adamw, paged_adamw_8bit, \
-                 paged_lion (state in host memory)"
-            ))),
-        }
-    }
-}
-
-impl TryFrom<String> for Optim {
-    type Error = Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
-    }
+fn read_type<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<DType>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|text| weight_type(&text).map_err(serde::de::Error::custom)).transpose()
 }
 
 /// Rank where neither the recipe nor an initial adapter says.
@@ -155,6 +96,9 @@ pub const DEFAULT_EPOCHS: f64 = 3.0;
 pub struct Recipe {
     /// The model, for whoever opens it: a file, a folder or a repository.
     pub model: Option<String>,
+    /// Type that the layers' matrices of a model in 16 bits are quantised to, for whoever opens it; see [`WEIGHT_TYPES`].
+    #[serde(serialize_with = "write_type", deserialize_with = "read_type")]
+    pub weight_type: Option<DType>,
     /// Files of training rows (JSON Lines, JSON, Parquet).
     #[serde(deserialize_with = "one_or_many")]
     pub data: Vec<DataFile>,
@@ -239,7 +183,7 @@ pub struct Recipe {
     pub log: Option<PathBuf>,
     /// Folder for TensorBoard's event files.
     pub tensorboard: Option<PathBuf>,
-    /// SVG file of the loss curves, written at the end.
+    /// SVG file of the loss curves, written after evaluations, every few seconds, and at the end.
     pub plot: Option<PathBuf>,
     /// Write a checkpoint every so many steps, besides the one at the end.
     pub save_steps: Option<usize>,
@@ -271,6 +215,7 @@ impl Default for Recipe {
     fn default() -> Self {
         Self {
             model: None,
+            weight_type: None,
             data: Vec::new(),
             bad_rows: BadRows::Error,
             output: PathBuf::new(),
@@ -433,6 +378,13 @@ impl Recipe {
         if let Some(preference) = &self.preference {
             preference.validate()?;
             must(!self.packing, "packing", &self.packing, "false with pairs of answers")?;
+            let smoothing = self.label_smoothing;
+            must(
+                smoothing == 0.0,
+                "label_smoothing",
+                &smoothing,
+                "0 with pairs of answers: theirs is preference.label_smoothing",
+            )?;
             must(self.loss == LossOn::Assistant, "loss", &"all", "assistant with pairs of answers")?;
         }
         self.projections().map(drop)
@@ -547,16 +499,6 @@ mod tests {
         refused(|r| r.sample_steps = Some(2), "sample_steps and sample_prompts go together");
         refused(|r| r.momentum = 0.9, "momentum is SGD's");
         refused(|r| r.label_smoothing = 1.0, "label_smoothing is 1");
-    }
-
-    #[test]
-    fn unknown_optimizers_say_which_exist() {
-        let error = "adafactor".parse::<Optim>().map_err(|e| e.to_string()).err().unwrap_or_default();
-        assert!(
-            error.starts_with("unsupported: optim 'adafactor'; there are adamw (f32 state), adamw_8bit, lion"),
-            "{error}"
-        );
-        assert_eq!("adamw_bnb_8bit".parse::<Optim>().ok(), Some(Optim::AdamW8bit));
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::path::Path;
 
 /// Field, and what others call it.
 pub const NAMES: &[(&str, &[&str])] = &[
-    ("model", &["model_name", "model_name_or_path", "base_model"]),
-    ("data", &["dataset", "datasets", "train_file", "data_files", "train_dataset"]),
+    ("model", &["model_name", "model_name_or_path", "base_model", "base_model_name_or_path"]),
+    ("data", &["dataset", "datasets", "dataset_name", "train_file", "data_files", "train_dataset"]),
     ("output", &["output_dir"]),
     ("rank", &["r", "lora_r", "lora_rank"]),
     ("alpha", &["lora_alpha"]),
@@ -27,8 +27,7 @@ pub const NAMES: &[(&str, &[&str])] = &[
     ("seed", &["random_state"]),
     ("label_smoothing", &["label_smoothing_factor"]),
     ("packing", &["sample_packing"]),
-    ("recompute", &["gradient_checkpointing", "use_gradient_checkpointing"]),
-    ("shuffle", &["shuffle_dataset"]),
+    ("recompute", &["gradient_checkpointing", "use_gradient_checkpointing", "activation_checkpointing"]),
     ("resume", &["resume_from_checkpoint"]),
     ("init_adapter", &["adapter_name_or_path"]),
     ("tensorboard", &["logging_dir"]),
@@ -39,15 +38,13 @@ pub const NAMES: &[(&str, &[&str])] = &[
 const WITHOUT_EFFECT: &[(&str, &[&str], &str)] = &[
     ("bias", &["none"], "biases are not trained"),
     ("task_type", &["CAUSAL_LM"], "that is what is trained"),
-    ("load_in_8bit", &["false"], "the model's file decides"),
-    ("load_in_4bit", &["false"], "it is an option of the command line, --load-in-4bit"),
     ("full_finetuning", &["false"], "adapters are trained"),
     ("modules_to_save", &["null", "[]"], "whole modules are not trained"),
     ("loftq_config", &["null", "{}"], "LoftQ is not built"),
     ("init_lora_weights", &["true"], "that is how an adapter starts"),
     ("logging_steps", &["*"], "every step is logged"),
     ("logging_strategy", &["steps"], "every step is logged"),
-    ("report_to", &["none", "tensorboard", "[]"], "`tensorboard` names the folder"),
+    ("report_to", &["none", "tensorboard", "[]", "[\"none\"]", "[\"tensorboard\"]"], "`tensorboard` names the folder"),
     ("save_strategy", &["no", "steps"], "`save_steps` decides"),
     ("eval_strategy", &["no", "steps", "epoch"], "`eval_data` and `eval_steps` decide"),
     ("evaluation_strategy", &["no", "steps", "epoch"], "`eval_data` and `eval_steps` decide"),
@@ -57,7 +54,6 @@ const WITHOUT_EFFECT: &[(&str, &[&str], &str)] = &[
     ("dataset_num_proc", &["*"], "all cores tokenise"),
     ("dataloader_num_workers", &["*"], "rows are read where they are used"),
     ("remove_unused_columns", &["*"], "other columns are not read"),
-    ("padding_free", &["true"], "batches have no padding"),
 ];
 
 /// Reads a recipe; its name's end says what it is (`.toml`, `.yaml`, `.yml`, `.json`). Besides, notes on fields that have
@@ -84,6 +80,7 @@ pub fn read(path: &Path) -> Result<(Recipe, Vec<String>)> {
 /// [`Error::Invalid`] with the field that is wrong.
 pub fn parse(fields: Map<String, Value>) -> Result<(Recipe, Vec<String>)> {
     let (mut out, mut notes) = (Map::new(), Vec::new());
+    let fields = super::recipe_fields::translated(fields, &mut notes)?;
     let mut add = |given: &str, field: &str, value: Value| match out.insert(field.to_owned(), value.clone()) {
         Some(before) if before != value => {
             Err(Error::invalid(format!("'{given}' is {value}, but {field} has been given as {before}")))
@@ -98,25 +95,15 @@ pub fn parse(fields: Map<String, Value>) -> Result<(Recipe, Vec<String>)> {
         if let Some((_, allowed, why)) = WITHOUT_EFFECT.iter().find(|(other, ..)| *other == name) {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             if !allowed.contains(&"*") && !allowed.contains(&text.as_str()) {
-                return Err(Error::unsupported(format!("'{given}' is {text}: {why}")));
+                let accepted = allowed.join(", ");
+                return Err(Error::unsupported(format!("'{given}' is {text}; accepted: {accepted} ({why})")));
             }
             notes.push(format!("{given} has no effect: {why}"));
             continue;
         }
-        match (name.as_str(), &value) {
-            ("lr_scheduler_kwargs", Value::Object(more)) => {
-                more.iter().try_for_each(|(field, value)| add(field, field, value.clone()))?;
-                continue;
-            }
-            ("assistant_only_loss" | "completion_only_loss" | "train_on_responses_only", Value::Bool(only)) => {
-                add(&given, "loss", json!(if *only { "assistant" } else { "all" }))?;
-                continue;
-            }
-            ("train_on_inputs", Value::Bool(all)) => {
-                add(&given, "loss", json!(if *all { "all" } else { "assistant" }))?;
-                continue;
-            }
-            _ => {}
+        if let ("lr_scheduler_kwargs", Value::Object(more)) = (name.as_str(), &value) {
+            more.iter().try_for_each(|(field, value)| add(field, field, value.clone()))?;
+            continue;
         }
         let known = NAMES.iter().find(|(field, names)| *field == name || names.contains(&name.as_str()));
         let field = known.map_or(name.as_str(), |(field, _)| field);
@@ -235,7 +222,7 @@ mod tests {
         refused("lerning_rate: 1", "unknown field `lerning_rate`");
         refused("lr: fast", "lr: invalid type: string \"fast\"");
         refused("lr: 1\nlearning_rate: 2", "'learning_rate' is 2, but lr has been given as 1");
-        refused("load_in_4bit: true", "'load_in_4bit' is true");
+        refused("load_in_8bit: true", "'load_in_8bit' is true; accepted: null or false (use weight_type with q8_0)");
         refused("optim: adafactor", "optim: unsupported: optim 'adafactor'");
         refused("- 1", "expected fields");
         refused("lr: [", "");

@@ -8,8 +8,8 @@ pub use pairs::Reference;
 
 use super::batch::MicroBatch;
 use super::noise;
+use super::optim::Optim;
 use super::optimizer::{Optimizer, OptimizerOptions};
-use super::recipe::Optim;
 use super::report::MemoryReport;
 use crate::backend::{Bindings, Buffer, BufferDesc, Device, Executable};
 use crate::error::{Error, Result};

@@ -47,6 +47,13 @@ impl Recorder<'_> {
                 let args = Args::new().ptrs(&operands).u64(n);
                 self.launch("adamw_8bit", "adamw_8bit_f32", [n.div_ceil(2048), 1, 1], 256, 0, args)?;
             }
+            Op::Lion8bit { params, grads, m, m_max, norm, hyper } => {
+                let n = self.flat(params)?;
+                let operands = [params, grads, m, m_max, norm, hyper].map(|id| self.at(id));
+                let operands = operands.into_iter().collect::<Result<Vec<_>>>()?;
+                let args = Args::new().ptrs(&operands).u64(n);
+                self.launch("lion_8bit", "lion_8bit_f32", [n.div_ceil(2048), 1, 1], 256, 0, args)?;
+            }
             ref other => return Err(Error::internal(format!("cuda: '{}' is no flat op", other.name()))),
         }
         Ok(())

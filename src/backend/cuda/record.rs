@@ -120,6 +120,7 @@ impl<'a> Recorder<'a> {
             | Op::AdamW { .. }
             | Op::AdamW8bit { .. }
             | Op::Lion { .. }
+            | Op::Lion8bit { .. }
             | Op::Sgd { .. } => self.flat_ops(op),
             Op::DoraNorm { .. } | Op::DoraScale { .. } | Op::DoraScaleBackward { .. } => self.dora_ops(op),
             _ => self.row_ops(op),

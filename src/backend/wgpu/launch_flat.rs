@@ -1,4 +1,4 @@
-//! Launches the ops over whole flat buffers (millions of elements): fill, grad_norm, adamw, adamw_8bit, lion, sgd. Buffers
+//! Launches the ops over whole flat buffers (millions of elements): fill, grad_norm, adamw, adamw_8bit, lion, lion_8bit, sgd. Buffers
 //! larger than a binding take several dispatches.
 
 use super::places::View;
@@ -61,28 +61,43 @@ impl Recorder<'_> {
                 Ok(())
             }
             Op::AdamW8bit { params, grads, m, v, m_max, v_max, norm, hyper } => {
-                let n = self.program.decl(*params).len() as u64;
-                let block = MOMENT_BLOCK as u64;
-                // Pieces start where the maxima of their blocks are aligned, too.
-                let most = (self.caps.max_binding / 4 / (64 * block) * (64 * block)).max(64 * block);
-                let set = self.reducing(64);
-                for start in (0..n).step_by(usize::try_from(most).unwrap_or(usize::MAX)) {
-                    let count = most.min(n - start);
-                    let mut bindings = vec![self.piece(*params, start, count)?, self.piece(*grads, start, count)?];
-                    for id in [m, v] {
-                        bindings.push(self.piece(*id, start / 4, count / 4)?);
-                    }
-                    let blocks = count.div_ceil(block);
-                    for id in [m_max, v_max] {
-                        bindings.push(self.piece(*id, start / block, blocks)?);
-                    }
-                    bindings.extend(self.binds(&[*norm, *hyper])?);
-                    self.dispatch("adamw_8bit", set.clone(), bindings, &[count as u32], blocks, count * 16)?;
-                }
-                Ok(())
+                self.in_blocks(op.name(), [*params, *grads], &[*m, *v], &[*m_max, *v_max], [*norm, *hyper])
+            }
+            Op::Lion8bit { params, grads, m, m_max, norm, hyper } => {
+                self.in_blocks(op.name(), [*params, *grads], &[*m], &[*m_max], [*norm, *hyper])
             }
             other => Err(Error::internal(format!("flat_ops: {}", other.name()))),
         }
+    }
+
+    /// An optimizer whose moments are codes, with a maximum for each block of them.
+    fn in_blocks(
+        &mut self,
+        shader: &'static str,
+        [params, grads]: [TensorId; 2],
+        codes: &[TensorId],
+        maxima: &[TensorId],
+        numbers: [TensorId; 2],
+    ) -> Result<()> {
+        let n = self.program.decl(params).len() as u64;
+        let block = MOMENT_BLOCK as u64;
+        // Pieces start where the maxima of their blocks are aligned, too.
+        let most = (self.caps.max_binding / 4 / (64 * block) * (64 * block)).max(64 * block);
+        let set = self.reducing(64);
+        for start in (0..n).step_by(usize::try_from(most).unwrap_or(usize::MAX)) {
+            let count = most.min(n - start);
+            let mut bindings = vec![self.piece(params, start, count)?, self.piece(grads, start, count)?];
+            for id in codes {
+                bindings.push(self.piece(*id, start / 4, count / 4)?);
+            }
+            let blocks = count.div_ceil(block);
+            for id in maxima {
+                bindings.push(self.piece(*id, start / block, blocks)?);
+            }
+            bindings.extend(self.binds(&numbers)?);
+            self.dispatch(shader, set.clone(), bindings, &[count as u32], blocks, count * 16)?;
+        }
+        Ok(())
     }
 
     /// (first word, words) of pieces that each fit in a binding.

@@ -125,5 +125,7 @@ files!(
     "adamw.wgsl",
     "adamw_8bit.wgsl",
     "lion.wgsl",
+    "lion_8bit.wgsl",
+    "codes_moment.wgsl",
     "sgd.wgsl",
 );

@@ -50,18 +50,14 @@ pub struct WeightArgs {
 }
 
 impl WeightArgs {
-    fn dtype(self) -> Option<DType> {
+    /// What was asked for.
+    pub fn dtype(self) -> Option<DType> {
         if self.load_in_4bit { Some(DType::NF4) } else { self.weight_type }
     }
 }
 
 fn parse_weights(text: &str) -> Result<DType> {
-    const TYPES: [DType; 6] = [DType::NF4, DType::Q4_0, DType::Q4_K, DType::Q5_0, DType::Q6_K, DType::Q8_0];
-    let found = TYPES.into_iter().find(|t| t.name().eq_ignore_ascii_case(text));
-    found.ok_or_else(|| {
-        let names = TYPES.map(DType::name).join(", ");
-        Error::invalid(format!("weights are not quantised to '{text}': use {names}"))
-    })
+    runtime::train::weight_type(text)
 }
 
 fn parse_backend(text: &str) -> Result<BackendChoice> {
@@ -111,8 +107,13 @@ impl ModelArgs {
 
 /// Puts a model on its device.
 pub fn load(model: &str, weights: WeightArgs, device: DeviceArgs) -> Result<Arc<LoadedModel>> {
+    load_as(model, weights.dtype(), device)
+}
+
+/// The same, with the type that weights are quantised to.
+pub fn load_as(model: &str, weights: Option<DType>, device: DeviceArgs) -> Result<Arc<LoadedModel>> {
     let DeviceArgs { backend, device, dtype: compute } = device;
-    let options = LoadOptions { backend, device, compute, weights: weights.dtype() };
+    let options = LoadOptions { backend, device, compute, weights };
     LoadedModel::open(&resolve(model)?, &options)
 }
 

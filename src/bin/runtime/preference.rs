@@ -16,6 +16,9 @@ pub struct PreferenceArgs {
     /// Adds so many times the cross-entropy of the chosen answers
     #[arg(long, value_name = "ALPHA", default_value_t = 0.0, requires = "preference")]
     rpo_alpha: f64,
+    /// Of dpo: the share of pairs that are taken to be the wrong way round (TRL's label_smoothing)
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, requires = "preference")]
+    preference_smoothing: f64,
 }
 
 fn parse(text: &str) -> Result<PreferenceLoss> {
@@ -25,6 +28,7 @@ fn parse(text: &str) -> Result<PreferenceLoss> {
 impl PreferenceArgs {
     /// For the recipe.
     pub fn preference(self) -> Option<Preference> {
-        self.preference.map(|loss| Preference { loss, beta: self.beta, rpo_alpha: self.rpo_alpha })
+        let Self { beta, rpo_alpha, preference_smoothing: label_smoothing, .. } = self;
+        self.preference.map(|loss| Preference { loss, beta, rpo_alpha, label_smoothing })
     }
 }

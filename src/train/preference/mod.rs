@@ -53,11 +53,13 @@ pub struct Preference {
     pub beta: f64,
     /// Adds so many times the mean cross-entropy of the chosen answers (RPO, <https://arxiv.org/abs/2404.19733>); 0: nothing.
     pub rpo_alpha: f64,
+    /// Conservative DPO (<https://ericmitchell.ai/cdpo.pdf>): the share of pairs that are taken to be the wrong way round; 0: none.
+    pub label_smoothing: f64,
 }
 
 impl Default for Preference {
     fn default() -> Self {
-        Self { loss: PreferenceLoss::Sigmoid, beta: DEFAULT_BETA, rpo_alpha: 0.0 }
+        Self { loss: PreferenceLoss::Sigmoid, beta: DEFAULT_BETA, rpo_alpha: 0.0, label_smoothing: 0.0 }
     }
 }
 
@@ -67,12 +69,21 @@ impl Preference {
     /// # Errors
     /// [`Error::Invalid`] naming the field, its value and what is accepted.
     pub fn validate(&self) -> Result<()> {
-        let Self { loss, beta, rpo_alpha } = *self;
+        let Self { loss, beta, rpo_alpha, label_smoothing } = *self;
         if !(beta.is_finite() && beta > 0.0) {
             return Err(Error::invalid(format!("beta is {beta}, expected a number above 0")));
         }
         if !(rpo_alpha.is_finite() && rpo_alpha >= 0.0) {
             return Err(Error::invalid(format!("rpo_alpha is {rpo_alpha}, expected a number of 0 or more")));
+        }
+        if !(0.0..0.5).contains(&label_smoothing) {
+            let accepted = "0 or more and less than 0.5 with pairs of answers";
+            return Err(Error::invalid(format!("label_smoothing is {label_smoothing}, expected {accepted}")));
+        }
+        if loss != PreferenceLoss::Sigmoid && label_smoothing > 0.0 {
+            return Err(Error::invalid(format!(
+                "label_smoothing is {label_smoothing}: of pairs of answers, it is dpo's alone"
+            )));
         }
         if loss == PreferenceLoss::Orpo && rpo_alpha != 0.0 {
             return Err(Error::invalid("rpo_alpha with orpo, which has the likelihood of the chosen rows already"));
@@ -90,7 +101,7 @@ impl Preference {
         if self.loss == PreferenceLoss::Orpo { 1.0 } else { self.rpo_alpha }
     }
 
-    /// The numbers that the device reads: which loss, β, ν.
+    /// The numbers that the device reads: which loss, β, ν, ε.
     pub(super) fn hyper(&self, nu: f64) -> [f32; 4] {
         let which = match self.loss {
             PreferenceLoss::Sigmoid => 0.0,
@@ -98,7 +109,7 @@ impl Preference {
             PreferenceLoss::Ipo => 2.0,
             PreferenceLoss::Orpo => 3.0,
         };
-        [which, self.beta as f32, nu as f32, 0.0]
+        [which, self.beta as f32, nu as f32, self.label_smoothing as f32]
     }
 }
 
@@ -167,6 +178,9 @@ mod tests {
         let error = |p: Preference| p.validate().map_err(|e| e.to_string()).err().unwrap_or_default();
         assert!(error(Preference { beta: 0.0, ..Preference::default() }).contains("beta is 0"));
         assert!(error(Preference { rpo_alpha: -1.0, ..Preference::default() }).contains("rpo_alpha is -1"));
-        assert!(error(Preference { loss: PreferenceLoss::Orpo, rpo_alpha: 1.0, beta: 0.1 }).contains("orpo"));
+        assert!(error(Preference { label_smoothing: 0.7, ..Preference::default() }).contains("label_smoothing is 0.7"));
+        assert!(
+            error(Preference { loss: PreferenceLoss::Orpo, rpo_alpha: 1.0, ..Preference::default() }).contains("orpo")
+        );
     }
 }

@@ -75,5 +75,6 @@ pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
         Op::Lion { .. } => optim::lion(args),
         Op::Sgd { .. } => optim::sgd(args),
         Op::AdamW8bit { .. } => optim::adamw_8bit(args),
+        Op::Lion8bit { .. } => optim::lion_8bit(args),
     }
 }

@@ -1,4 +1,4 @@
-//! grad_norm, adamw, adamw_8bit, lion, sgd
+//! grad_norm, adamw, adamw_8bit, lion, lion_8bit, sgd
 
 use crate::backend::cpu::args::Args;
 use crate::error::{Error, Result};
@@ -105,6 +105,36 @@ pub fn adamw_8bit(mut args: Args) -> Result<()> {
         }
         for (i, word) in v.iter_mut().enumerate() {
             *word = (0..4).fold(0, |word, j| word | code(map_v, second[4 * i + j], *v_max) << (8 * j));
+        }
+    });
+    Ok(())
+}
+
+/// [`lion`] with its moment in 8 bits, block by block.
+pub fn lion_8bit(mut args: Args) -> Result<()> {
+    let (params, grads, m, m_max) = (args.write()?, args.read()?, args.write()?, args.write()?);
+    let norm = args.read()?[0];
+    let hyper = args.read()?;
+    let [lr, beta1, beta2, _, decay, _, _, max_norm, ref map @ ..] = *hyper else {
+        return Err(Error::internal("lion_8bit: hyper is too short"));
+    };
+    let clip = if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    let m: &mut [u32] = bytemuck::cast_slice_mut(m);
+    let codes = m.par_chunks_mut(MOMENT_BLOCK / 4).zip(m_max.par_iter_mut());
+    let blocks = params.par_chunks_mut(MOMENT_BLOCK).zip(grads.par_chunks(MOMENT_BLOCK)).zip(codes);
+    blocks.for_each(|((params, grads), (m, m_max))| {
+        let mut moment = [0f32; MOMENT_BLOCK];
+        for (i, (p, g)) in params.iter_mut().zip(grads).enumerate() {
+            let g = g * clip;
+            let old = map[(m[i / 4] >> (8 * (i % 4)) & 255) as usize] * *m_max;
+            let step = beta1 * old + (1.0 - beta1) * g;
+            let sign = if step == 0.0 { 0.0 } else { step.signum() };
+            *p = *p * (1.0 - lr * decay) - lr * sign;
+            moment[i] = beta2 * old + (1.0 - beta2) * g;
+        }
+        *m_max = moment.iter().fold(0.0, |top, x| x.abs().max(top));
+        for (i, word) in m.iter_mut().enumerate() {
+            *word = (0..4).fold(0, |word, j| word | signed_code(map, moment[4 * i + j], *m_max) << (8 * j));
         }
     });
     Ok(())

@@ -57,8 +57,9 @@ fn derivatives(
     let m = (p_c - ref_c) - (p_r - ref_r);
     match kind {
         0 => {
-            let d = -beta * sigmoid(-beta * m);
-            (-log_sigmoid(beta * m), d, -d)
+            let wrong = hyper[3];
+            let d = beta * (wrong * sigmoid(beta * m) - (1.0 - wrong) * sigmoid(-beta * m));
+            (-(1.0 - wrong) * log_sigmoid(beta * m) - wrong * log_sigmoid(-beta * m), d, -d)
         }
         1 => {
             let d = if beta * m < 1.0 { -beta } else { 0.0 };

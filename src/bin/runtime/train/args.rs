@@ -133,8 +133,8 @@ struct Fields {
     #[arg(long, value_name = "LR", alias = "lr_end")]
     #[serde(skip_serializing_if = "Option::is_none")]
     lr_end: Option<f64>,
-    /// Optimizer: adamw (the default), adamw_8bit, lion, sgd; paged_adamw, paged_adamw_8bit, paged_lion keep their state in
-    /// host memory
+    /// Optimizer: adamw (the default), adamw_8bit, lion, lion_8bit, sgd; with paged_ before it (paged_adamw) all but sgd keep
+    /// their state in host memory
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     optim: Option<Optim>,
@@ -194,7 +194,7 @@ struct Fields {
     #[arg(long, value_name = "DIR", aliases = ["logging-dir", "logging_dir"])]
     #[serde(skip_serializing_if = "Option::is_none")]
     tensorboard: Option<PathBuf>,
-    /// Write the loss curves at the end
+    /// Write the loss curves, anew every few seconds
     #[arg(long, value_name = "FILE.svg")]
     #[serde(skip_serializing_if = "Option::is_none")]
     plot: Option<PathBuf>,
@@ -257,6 +257,9 @@ impl Args {
         if let Some(preference) = self.preference.preference() {
             let value = serde_json::to_value(preference).map_err(|e| Error::internal(e.to_string()))?;
             fields.insert("preference".into(), value);
+        }
+        if let Some(dtype) = self.weights.dtype() {
+            fields.insert("weight_type".into(), dtype.name().into());
         }
         // One of two that exclude each other goes before the file's other one.
         if fields.contains_key("epochs") {

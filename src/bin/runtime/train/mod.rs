@@ -32,7 +32,7 @@ pub fn run(args: &Args) -> Result<()> {
         eprintln!("stopping after this micro-batch (Ctrl-C again: at once, without a checkpoint)");
     };
     ctrlc::set_handler(handler).map_err(|error| Error::internal(format!("cannot catch Ctrl-C: {error}")))?;
-    let model = common::load(model, args.weights, args.device)?;
+    let model = common::load_as(model, recipe.weight_type, args.device)?;
     eprintln!("{} on {}", model.name, model.device.info().name);
     let mut screen = Screen::new(stop, Arc::clone(&model), &recipe);
     let result = train::run(model, &recipe, &mut screen);
