@@ -63,6 +63,9 @@ pub struct Args {
     /// The adapter's product is scaled by alpha / rank [default: 16, or the initial adapter's]
     #[arg(long, value_name = "ALPHA")]
     alpha: Option<f64>,
+    /// DoRA: learn the lengths of the weights' rows besides
+    #[arg(long, alias = "use_dora")]
+    use_dora: bool,
     /// Peak learning rate
     #[arg(long, value_name = "LR", default_value_t = 1e-4)]
     lr: f64,
@@ -137,6 +140,7 @@ pub fn run(args: &Args) -> Result<()> {
         output: args.output.clone(),
         rank: args.rank,
         alpha: args.alpha,
+        use_dora: args.use_dora.then_some(true),
         lr: args.lr,
         warmup_steps: args.warmup_steps,
         max_steps: Some(args.max_steps),
