@@ -258,6 +258,7 @@ fn variants() -> Vec<(&'static str, Set)> {
         ("top_logprobs_chunks", vec![reductions()]),
         ("accumulate", vec![group()]),
         ("fill", vec![group()]),
+        ("place_adapter", vec![group()]),
         ("grad_norm", vec![reductions(), flag("LAST")]),
         ("adamw", vec![group()]),
         ("lion", vec![group()]),

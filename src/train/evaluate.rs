@@ -40,35 +40,77 @@ impl Evaluation {
         self.report.longest
     }
 
-    /// Mean loss over the counted tokens of all rows, each once. `room`: tokens and rows that the trainer takes at once.
+    /// Mean loss over the counted tokens of all rows, each once; `None` where the deadline comes first. `room`: tokens and rows
+    /// that the trainer takes at once.
     ///
     /// # Errors
     /// [`Error::Device`]; [`Error::Invalid`] where the loss is not finite.
-    pub fn run(&self, trainer: &mut Trainer, room: (usize, usize), step: usize) -> Result<EvalReport> {
+    pub fn go_on(
+        &self,
+        state: &mut Evaluating,
+        trainer: &mut Trainer,
+        room: (usize, usize),
+        step: usize,
+        deadline: Instant,
+    ) -> Result<Option<EvalReport>> {
         let began = Instant::now();
-        let (mut sum, mut counted, mut tokens) = (0.0, 0, 0);
-        let mut at = 0;
-        while at < self.rows.len() {
-            let mut batch = vec![self.rows.get(at)?];
-            let mut used = batch[0].ids.len();
-            at += 1;
-            while at < self.rows.len() && batch.len() < room.1 && used + self.rows.tokens(at) <= room.0 {
-                used += self.rows.tokens(at);
-                batch.push(self.rows.get(at)?);
-                at += 1;
+        while state.batch.is_some() || state.at < self.rows.len() {
+            let (batch, first) = match state.batch.take() {
+                Some(begun) => begun,
+                None => {
+                    let batch = self.batch(&mut state.at, room)?;
+                    trainer.begin_losses(&batch)?;
+                    (batch, 0)
+                }
+            };
+            match trainer.go_on_losses(first, deadline)? {
+                Some(next) => state.batch = Some((batch, next)),
+                None => {
+                    state.sum += trainer.losses(&batch)?;
+                    state.counted += batch.counted();
+                    state.tokens += batch.ids.len();
+                }
             }
-            let batch = MicroBatch::new(&batch);
-            sum += trainer.losses(&batch)?;
-            counted += batch.counted();
-            tokens += used;
+            if Instant::now() >= deadline {
+                state.seconds += began.elapsed().as_secs_f64();
+                return Ok(None);
+            }
         }
-        let loss = sum / counted as f64;
+        let loss = state.sum / state.counted as f64;
         if !loss.is_finite() {
             return Err(Error::invalid(format!("step {step}: the loss of eval_data is {loss}")));
         }
-        let seconds = began.elapsed().as_secs_f64();
-        Ok(EvalReport { step, loss, counted, tok_s: tokens as f64 / seconds.max(1e-9), best: false })
+        let seconds = state.seconds + began.elapsed().as_secs_f64();
+        let tok_s = state.tokens as f64 / seconds.max(1e-9);
+        Ok(Some(EvalReport { step, loss, counted: state.counted, tok_s, best: false }))
     }
+
+    /// The rows from `at` on that fit the trainer.
+    fn batch(&self, at: &mut usize, room: (usize, usize)) -> Result<MicroBatch> {
+        let mut rows = vec![self.rows.get(*at)?];
+        let mut used = rows[0].ids.len();
+        *at += 1;
+        while *at < self.rows.len() && rows.len() < room.1 && used + self.rows.tokens(*at) <= room.0 {
+            used += self.rows.tokens(*at);
+            rows.push(self.rows.get(*at)?);
+            *at += 1;
+        }
+        Ok(MicroBatch::new(&rows))
+    }
+}
+
+/// An evaluation between two turns.
+#[derive(Default)]
+pub struct Evaluating {
+    /// The first row that no batch has had.
+    at: usize,
+    /// What is being computed, and the part that it goes on with.
+    batch: Option<(MicroBatch, usize)>,
+    sum: f64,
+    counted: usize,
+    tokens: usize,
+    /// Seconds of computing.
+    seconds: f64,
 }
 
 impl Best {

@@ -6,23 +6,25 @@ use pairs::Pairs;
 
 use super::adapter::{Start, existing, fresh, to_adapter};
 use super::batch::{MicroBatch, Order};
-use super::checkpoint::{self, Best, Saved};
+use super::checkpoint::{self, Best, Saved, Snapshot};
 use super::data::{self, DataReport, Row};
-use super::evaluate::Evaluation;
+use super::evaluate::{Evaluating, Evaluation};
 use super::preference::{self, PairReport};
 use super::recipe::{DEFAULT_EPOCHS, Recipe};
 use super::report::{EvalReport, MemoryReport, StepReport};
 use super::rows::Rows;
 use super::trainer::{Reference, Trainer, TrainerOptions, Update, live_peak};
+use crate::backend::Buffer;
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, AdapterConfig};
 use crate::model::LoadedModel;
 use crate::model::decoder::Objective;
+use crate::model::lora::LoraLayout;
 use crate::tensor::DType;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Short micro-batches of one step run together up to this many tokens: from there on products no longer gain from
 /// more rows (SmolLM2 on 2 cores, 95-token micro-batches: 97 tok/s apart, 2 × 512 tokens: 220).
@@ -54,6 +56,8 @@ pub struct Job {
     pairs: Option<Pairs>,
     /// A step that is being computed in turns.
     pending: Option<Pending>,
+    /// An evaluation that is being computed in turns.
+    evaluating: Option<Evaluating>,
 }
 
 /// A step between two turns.
@@ -198,7 +202,7 @@ impl Job {
                 .needs_reference()
                 .then(|| Reference::new(&*model.device, config, &model.weights, sizes))
                 .transpose()?;
-            Ok::<_, Error>(Pairs { preference, reference, known: vec![None; rows.len()] })
+            Ok::<_, Error>(Pairs { preference, reference, known: vec![None; rows.len()], pending: None })
         });
         let pairs = pairs.transpose()?;
         let (mut done, mut best) = (0, Best::default());
@@ -223,6 +227,7 @@ impl Job {
             began: Instant::now(),
             pairs,
             pending: None,
+            evaluating: None,
         })
     }
 
@@ -244,6 +249,11 @@ impl Job {
     /// Optimizer steps done, those before a resumed checkpoint included.
     pub fn steps_done(&self) -> usize {
         self.done
+    }
+
+    /// Whole passes over the data that the steps done make up.
+    pub fn epochs_done(&self) -> usize {
+        self.position(self.done) / self.order.len().max(1)
     }
 
     /// Optimizer steps of the whole run.
@@ -276,15 +286,14 @@ impl Job {
         Ok(Some(self.report(sum, grad_norm, lr, start.elapsed().as_secs_f64())))
     }
 
-    /// Works on a step until `deadline`, but for the device's smallest unit of work (one op on the CPU, a micro-batch elsewhere)
-    /// and for the optimizer's part, which is done as a whole; a step of preference tuning is one unit, too. Gives the step's
-    /// report when it is complete.
+    /// Works on a step until `deadline`, but for the device's smallest unit of work ([`crate::backend::Executable::run_part`])
+    /// and for the optimizer's part, which is done as a whole. Gives the step's report when it is complete.
     ///
     /// # Errors
     /// As [`Job::step`].
     pub fn turn(&mut self, deadline: Instant) -> Result<Option<StepReport>> {
         if self.pairs.is_some() {
-            return self.step().map(Some);
+            return self.turn_pairs(deadline);
         }
         let start = Instant::now();
         let mut pending = match self.pending.take() {
@@ -411,20 +420,33 @@ impl Job {
     /// # Errors
     /// [`Error::Io`], [`Error::Device`].
     pub fn save(&self, folder: &Path) -> Result<PathBuf> {
-        let moments = self.trainer.moments()?;
-        let saved = Saved {
-            folder: folder.to_owned(),
-            adapter: self.adapter()?,
-            moments,
-            step: self.done,
-            best: self.best.clone(),
-        };
-        let position = self.position(self.done);
-        let path = checkpoint::write(&saved, &self.recipe, &self.rows, position)?;
+        let path = self.snapshot()?.write(folder)?;
         if let Some(limit) = self.recipe.save_total_limit {
             checkpoint::prune(folder, limit, &self.best)?;
         }
         Ok(path)
+    }
+
+    /// What a checkpoint holds, as it is now, on the host: it may be written while the job goes on.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        Ok(Snapshot {
+            adapter: self.adapter()?,
+            moments: self.trainer.moments()?,
+            step: self.done,
+            best: self.best.clone(),
+            recipe: self.recipe.clone(),
+            position: self.position(self.done),
+            rows: self.rows.len(),
+            data_hash: self.data_hash(),
+        })
+    }
+
+    /// Where the adapter lies on the device: the buffer, what lies where in it, and what the low-rank product is multiplied by.
+    pub fn placed(&self) -> (&Buffer, &LoraLayout, f32) {
+        (self.trainer.param_buffer(), self.trainer.layout(), self.scale)
     }
 
     /// The evaluation set, where there is one.
@@ -445,10 +467,29 @@ impl Job {
     /// Measures the loss of the evaluation set. `None` without one.
     ///
     /// # Errors
-    /// Those of [`Evaluation::run`].
+    /// Those of [`Evaluation::go_on`].
     pub fn evaluate(&mut self) -> Result<Option<EvalReport>> {
-        let Some(evaluation) = &self.evaluation else { return Ok(None) };
-        let mut report = evaluation.run(&mut self.trainer, self.room, self.done)?;
+        if self.evaluation.is_none() {
+            return Ok(None);
+        }
+        loop {
+            if let Some(report) = self.evaluate_turn(Instant::now() + Duration::from_secs(3600))? {
+                return Ok(Some(report));
+            }
+        }
+    }
+
+    /// As [`Job::evaluate`], until `deadline`: then `None`, and the next call goes on. An error without an evaluation set.
+    ///
+    /// # Errors
+    /// Those of [`Evaluation::go_on`].
+    pub fn evaluate_turn(&mut self, deadline: Instant) -> Result<Option<EvalReport>> {
+        let Some(evaluation) = &self.evaluation else { return Err(Error::internal("no evaluation set")) };
+        let mut state = self.evaluating.take().unwrap_or_default();
+        let Some(mut report) = evaluation.go_on(&mut state, &mut self.trainer, self.room, self.done, deadline)? else {
+            self.evaluating = Some(state);
+            return Ok(None);
+        };
         report.best = self.best.see(self.done, report.loss, self.recipe.early_stopping_threshold);
         Ok(Some(report))
     }

@@ -14,7 +14,7 @@
 pub(crate) mod adapter;
 pub mod batch;
 pub mod bench;
-mod checkpoint;
+pub mod checkpoint;
 mod convert;
 pub mod data;
 mod encode;
@@ -36,7 +36,7 @@ mod schedule;
 mod tensorboard;
 pub mod trainer;
 
-pub use checkpoint::Best;
+pub use checkpoint::{Best, Snapshot};
 pub use data::DataReport;
 pub use files::DataFile;
 pub use job::{Accumulated, Job};

@@ -118,6 +118,7 @@ files!(
     "top_logprobs_chunks.wgsl",
     "accumulate.wgsl",
     "fill.wgsl",
+    "place_adapter.wgsl",
     "grad_norm.wgsl",
     "adamw.wgsl",
     "adamw_8bit.wgsl",
