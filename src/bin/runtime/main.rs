@@ -21,6 +21,8 @@ mod score;
 #[cfg(feature = "serve")]
 mod serve;
 mod speculative;
+#[cfg(feature = "serve")]
+mod together;
 mod tokenize;
 mod train;
 
