@@ -58,7 +58,7 @@ fn on_device(model: &LoadedModel, seed: u64) -> DeviceAdapter {
 fn engine(model: &Arc<LoadedModel>, places: usize) -> Engine {
     let options = EngineOptions {
         max_seqs: 8,
-        max_len: Some(128),
+        max_len: Some(256),
         kv: KvSize::Tokens(2048),
         max_adapters: places,
         max_rank: 2 * RANK,
@@ -215,7 +215,9 @@ fn published_as_loaded(model: Arc<LoadedModel>) {
         Row { counted: vec![true; ids.len()], ids, line: 1 }
     };
     let mut job = Job::from_rows(&model, &recipe, (0..8).map(row).collect(), None).unwrap();
-    (0..3).for_each(|_| drop(job.step().unwrap()));
+    for _ in 0..3 {
+        job.step().unwrap();
+    }
     engine.load_adapter("loaded", &job.adapter().unwrap()).unwrap();
     let (buffer, layout, scale) = job.placed();
     let adapter = DeviceAdapter::new(buffer.clone(), layout.clone(), scale);
@@ -240,7 +242,7 @@ fn both(model: &Arc<LoadedModel>, text: &[u32]) -> (Vec<f32>, Vec<f32>) {
     let (layout, engine) = (layout(model), engine(model, 1));
     let options = TrainerOptions {
         tokens: text.len(),
-        max_len: 128,
+        max_len: 256,
         scale: 2.0,
         objective: Objective::Weighted,
         ..TrainerOptions::default()
@@ -257,17 +259,20 @@ fn both(model: &Arc<LoadedModel>, text: &[u32]) -> (Vec<f32>, Vec<f32>) {
     (engine.score(text, Some("live")).unwrap().logprobs, trained)
 }
 
+const TEXT: &str = "The lighthouse stands on a small island, and its keeper lights the lamp every evening before the sun goes \
+                    down. In the morning she writes the weather into a book, makes coffee, and feeds the gulls.";
+
 #[test]
 fn served_log_probabilities_are_those_of_training() {
     let mut models = vec![tiny()];
     models.extend(smollm2().map(|path| open(&path, BackendChoice::Cpu)));
     for model in models {
-        let vocab = model.config().vocab as u32;
-        let text: Vec<u32> = (0..60u32).map(|i| (3 + i * 977) % vocab).collect();
+        // A text that a model finds likely: at a log-probability of −20 one bit of f32 is 2e-6 already.
+        let text = model.tokenizer().unwrap().encode(TEXT, true).unwrap();
         let (served, trained) = both(&model, &text);
         let worst = served.iter().zip(&trained).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         println!("{}: log-probabilities differ by {worst:e} at most", model.name);
-        assert!(served.len() == 59 && worst <= 1e-5, "{worst}");
+        assert!(served.len() > 40 && worst <= 1e-5, "{worst}");
     }
 }
 
@@ -294,7 +299,8 @@ fn weights_exist_once_whatever_is_made_of_them() {
     let alone = weights();
     assert!(alone > 0);
     let engine = engine(&model, 4);
-    let recipe = Recipe { rank: Some(RANK), max_steps: Some(1), loss: LossOn::All, ..Recipe::default() };
+    let recipe =
+        Recipe { rank: Some(RANK), max_steps: Some(1), max_length: 64, loss: LossOn::All, ..Recipe::default() };
     let row = |i: u32| Row { ids: (i..i + 20).collect(), counted: vec![true; 20], line: 1 };
     let mut jobs: Vec<Job> =
         (0..3).map(|_| Job::from_rows(&model, &recipe, (1..9).map(row).collect(), None).unwrap()).collect();

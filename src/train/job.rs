@@ -13,6 +13,7 @@ use super::preference::{self, PairReport};
 use super::recipe::{DEFAULT_EPOCHS, Recipe};
 use super::report::{EvalReport, MemoryReport, StepReport};
 use super::rows::Rows;
+use super::snapshot::Copying;
 use super::trainer::{Reference, Trainer, TrainerOptions, Update, live_peak};
 use crate::backend::Buffer;
 use crate::error::{Error, Result};
@@ -432,16 +433,36 @@ impl Job {
     /// # Errors
     /// [`Error::Device`].
     pub fn snapshot(&self) -> Result<Snapshot> {
-        Ok(Snapshot {
-            adapter: self.adapter()?,
-            moments: self.trainer.moments()?,
+        let mut copying = self.copying();
+        while !self.copy(&mut copying, Instant::now() + Duration::from_secs(3600))? {}
+        copying.finish()
+    }
+
+    /// As [`Job::snapshot`], begun: [`Job::copy`] goes on with it.
+    pub fn copying(&self) -> Copying {
+        let moments = self.trainer.moment_shapes().into_iter();
+        Copying {
+            config: self.config.clone(),
+            layout: self.trainer.layout().clone(),
+            scale: self.scale,
+            recipe: self.recipe.clone(),
             step: self.done,
             best: self.best.clone(),
-            recipe: self.recipe.clone(),
             position: self.position(self.done),
             rows: self.rows.len(),
             data_hash: self.data_hash(),
-        })
+            params: vec![0.0; self.trainer.layout().len],
+            moments: moments.map(|(name, dtype, len, bytes)| (name, dtype, len, vec![0; bytes])).collect(),
+            at: (0, 0),
+        }
+    }
+
+    /// Copies until `deadline`; true once all is there. No step may be begun before.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn copy(&self, copying: &mut Copying, deadline: Instant) -> Result<bool> {
+        copying.turn(&self.trainer, deadline)
     }
 
     /// Where the adapter lies on the device: the buffer, what lies where in it, and what the low-rank product is multiplied by.

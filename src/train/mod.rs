@@ -8,7 +8,7 @@
 //! - `preference`: pairs of answers
 //! - `trainer`: programs and buffers on the device
 //! - `evaluate`, `optimizer`, `noise`: losses of other rows, updates, NEFTune
-//! - `adapter`, `checkpoint`, `export`: from and to files
+//! - `adapter`, `snapshot`, `checkpoint`, `export`: from and to files
 //! - `run`, `report`, `log`, `tensorboard`, `plot`: a whole run, and what it says about itself
 
 pub(crate) mod adapter;
@@ -33,6 +33,7 @@ mod report;
 pub mod rows;
 mod run;
 mod schedule;
+mod snapshot;
 mod tensorboard;
 pub mod trainer;
 
@@ -46,5 +47,6 @@ pub use recipe::{BadRows, DEFAULT_ALPHA, DEFAULT_EPOCHS, DEFAULT_RANK, LossOn, O
 pub use report::{EvalReport, MemoryReport, Observer, StepReport, Summary};
 pub use run::run;
 pub use schedule::{LrCurve, Schedule};
+pub use snapshot::Copying;
 
 pub(crate) use log::open_log;

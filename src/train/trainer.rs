@@ -287,6 +287,27 @@ impl Trainer {
         sum_of_losses(&mut **executable, program, batch)
     }
 
+    /// Copies the bytes of the flat adapter buffer from `start` on.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn read_params(&self, start: usize, out: &mut [u8]) -> Result<()> {
+        self.device.read(&self.params, start, out)
+    }
+
+    /// Name in checkpoints, type, length and bytes of each of the optimizer's moments.
+    pub fn moment_shapes(&self) -> Vec<(String, DType, usize, usize)> {
+        self.optimizer.moment_shapes()
+    }
+
+    /// Copies the bytes of a moment from `start` on.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn read_moment(&self, moment: usize, start: usize, out: &mut [u8]) -> Result<()> {
+        self.optimizer.read_moment(moment, start, out)
+    }
+
     /// Where the adapters are on the device: f32 `[1, layout.len]`.
     pub fn param_buffer(&self) -> &Buffer {
         &self.params

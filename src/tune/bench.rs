@@ -191,13 +191,14 @@ impl Streams {
         self.tokens.recv_timeout(Duration::from_secs(120)).map_err(|_| Error::internal("the streams have ended"))
     }
 
-    /// Gaps between tokens for so many seconds.
-    fn watch(&self, streams: usize, seconds: f64) -> Result<Latency> {
+    /// Gaps between tokens for so many seconds, and until it is enough (but not for more than twenty times as long).
+    fn watch(&self, streams: usize, seconds: f64, enough: &dyn Fn() -> bool) -> Result<Latency> {
         // What came while nobody watched.
         while self.tokens.try_recv().is_ok() {}
         let mut last: Vec<Option<Instant>> = vec![None; streams];
         let (mut gaps, began, mut count) = (Vec::new(), Instant::now(), 0);
-        while began.elapsed().as_secs_f64() < seconds {
+        let on = |passed: f64| passed < seconds || (!enough() && passed < 20.0 * seconds);
+        while on(began.elapsed().as_secs_f64()) {
             let (stream, at) = self.next()?;
             count += 1;
             gaps.extend(last[stream].replace(at).map(|before| at.duration_since(before).as_secs_f64()));
@@ -291,7 +292,7 @@ pub fn run(model: &Arc<LoadedModel>, options: &TogetherOptions) -> Result<Togeth
     let sleep = || std::thread::sleep(Duration::from_secs_f64(options.seconds));
 
     // The streams alone, before anybody trains.
-    let itl_alone = Streams::start(&engine, options, room)?.watch(options.streams, options.seconds)?;
+    let itl_alone = Streams::start(&engine, options, room)?.watch(options.streams, options.seconds, &|| true)?;
     let mut together = Vec::new();
     let mut train_alone_tok_s = 0.0;
     for (index, share) in [f64::NAN].iter().chain(&options.shares).enumerate() {
@@ -309,7 +310,9 @@ pub fn run(model: &Arc<LoadedModel>, options: &TogetherOptions) -> Result<Togeth
         }
         let streams = Streams::start(&engine, options, room)?;
         taken(&desk);
-        let itl = streams.watch(options.streams, options.seconds)?;
+        // A rate needs some whole steps.
+        let steps = || desk.steps.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let itl = streams.watch(options.streams, options.seconds, &|| *share == 0.0 || steps() >= 3)?;
         let train_tok_s = rate(&taken(&desk));
         drop(streams);
         if let Ok(Err(error)) = heard.try_recv() {

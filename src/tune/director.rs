@@ -9,7 +9,7 @@ use super::tuner::{Shared, event};
 use crate::engine::panic_message;
 use crate::error::{Error, Result};
 use crate::format::peft::Adapter;
-use crate::train::{EvalReport, Job, Snapshot, StepReport};
+use crate::train::{Copying, EvalReport, Job, StepReport};
 use serde_json::{Value, json};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -86,7 +86,7 @@ impl Director {
             Note::Kick => self.validate_all(),
             Note::Step { job, report } => self.stepped(&job, &report),
             Note::Evaluated { job, report } => self.evaluated(&job, &report),
-            Note::Saved { job, snapshot, published } => self.saved(&job, &snapshot, published),
+            Note::Saved { job, copied, published } => self.saved(&job, *copied, published),
             Note::Ended { job, outcome } => {
                 let result = self.ended(&job, outcome);
                 *self.shared.active() = None;
@@ -258,7 +258,8 @@ impl Director {
         self.update(id, |_| Some(metrics(format!("Step {step}: full validation loss={loss:.4}"), data)))
     }
 
-    fn saved(&self, id: &str, snapshot: &Snapshot, published: Option<(String, u64)>) -> Result<()> {
+    fn saved(&self, id: &str, copied: Copying, published: Option<(String, u64)>) -> Result<()> {
+        let snapshot = copied.finish()?;
         let store = &self.shared.store;
         let folder = store.job_folder(id);
         let path = snapshot.write(&folder)?;
@@ -329,8 +330,7 @@ impl Director {
     fn ended(&self, id: &str, outcome: Outcome) -> Result<()> {
         match outcome {
             Outcome::Failed(error) => self.fail(id, failure(&error)),
-            Outcome::Cancelled => {}
-            Outcome::Paused(snapshot) => self.saved(id, &snapshot, None)?,
+            Outcome::Cancelled | Outcome::Paused => {}
             Outcome::Done => self.succeeded(id)?,
         }
         Ok(())

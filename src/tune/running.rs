@@ -5,7 +5,7 @@ use super::session::{Did, Trained};
 use crate::engine::{DeviceAdapter, Guest, House, Turn, panic_message};
 use crate::error::{Error, Result};
 use crate::model::LoadedModel;
-use crate::train::{EvalReport, Job, Snapshot, StepReport};
+use crate::train::{Copying, EvalReport, Job, StepReport};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,8 +26,8 @@ pub struct Control {
 pub enum Outcome {
     /// All steps are done.
     Done,
-    /// It may go on from this.
-    Paused(Box<Snapshot>),
+    /// It may go on from its last checkpoint.
+    Paused,
     /// Somebody wanted so.
     Cancelled,
     /// It cannot go on.
@@ -43,11 +43,19 @@ pub enum Note {
     /// The validation file's loss.
     Evaluated { job: String, report: EvalReport },
     /// A checkpoint to write; those at the end of an epoch have a name under which the version is published.
-    Saved { job: String, snapshot: Box<Snapshot>, published: Option<(String, u64)> },
+    Saved { job: String, copied: Box<Copying>, published: Option<(String, u64)> },
     /// It is over.
     Ended { job: String, outcome: Outcome },
     /// The server ends.
     Stop,
+}
+
+/// A checkpoint on its way to the host.
+struct Saving {
+    copying: Box<Copying>,
+    published: Option<(String, u64)>,
+    /// Then the job leaves.
+    pause: bool,
 }
 
 /// A job that was made ready.
@@ -59,6 +67,7 @@ pub struct Running {
     pub model: String,
     placed: DeviceAdapter,
     evaluating: bool,
+    saving: Option<Saving>,
     /// Epochs that were complete after the last step.
     epochs: usize,
     saved: Instant,
@@ -77,7 +86,18 @@ impl Running {
     ) -> Self {
         let (params, layout, scale) = job.placed();
         let placed = DeviceAdapter::new(params.clone(), layout.clone(), scale);
-        Self { id, job, control, model, placed, evaluating: false, epochs, saved: Instant::now(), save_every }
+        Self {
+            id,
+            job,
+            control,
+            model,
+            placed,
+            evaluating: false,
+            saving: None,
+            epochs,
+            saved: Instant::now(),
+            save_every,
+        }
     }
 
     /// Works until `deadline`; the outcome once it is over.
@@ -85,8 +105,22 @@ impl Running {
         if self.control.cancel.load(Ordering::SeqCst) {
             return Ok(Some(Outcome::Cancelled));
         }
+        if let Some(saving) = &mut self.saving {
+            if !self.job.copy(&mut saving.copying, deadline)? {
+                return Ok(None);
+            }
+            let Some(Saving { copying, published, pause }) = self.saving.take() else { return Ok(None) };
+            self.saved = Instant::now();
+            let _ = notes.send(Note::Saved { job: self.id.clone(), copied: copying, published });
+            return Ok(match (pause, self.job.is_done()) {
+                (_, true) => Some(Outcome::Done),
+                (true, false) => Some(Outcome::Paused),
+                (false, false) => None,
+            });
+        }
         if self.control.pause.load(Ordering::SeqCst) && !self.evaluating {
-            return Ok(Some(Outcome::Paused(Box::new(self.job.snapshot()?))));
+            self.saving = Some(Saving { copying: Box::new(self.job.copying()), published: None, pause: true });
+            return Ok(None);
         }
         let tell = |note| drop(notes.send(note));
         if self.evaluating {
@@ -108,26 +142,24 @@ impl Running {
         let whole = epochs > self.epochs || self.job.is_done();
         self.epochs = epochs;
         if whole || self.saved.elapsed() >= self.save_every {
-            self.save(whole, house, notes)?;
+            self.save(whole, house)?;
         }
-        Ok(self.job.is_done().then_some(Outcome::Done))
+        Ok(None)
     }
 
-    /// Publishes what was learned, in place, and has a checkpoint written.
-    fn save(&mut self, publish: bool, house: &mut dyn House, notes: &Sender<Note>) -> Result<()> {
-        let snapshot = Box::new(self.job.snapshot()?);
+    /// Publishes what was learned, in place, and begins to copy a checkpoint.
+    fn save(&mut self, publish: bool, house: &mut dyn House) -> Result<()> {
         let mut published = None;
         if publish {
-            let name = checkpoint_name(&self.model, snapshot.step, self.job.is_done());
+            let name = checkpoint_name(&self.model, self.job.steps_done(), self.job.is_done());
             let version = match house.publish(&name, &mut self.placed) {
                 // All places are taken, or the device has no way: through the host then.
-                Err(Error::Busy(_) | Error::Unsupported(_)) => house.load(&name, &snapshot.adapter)?,
+                Err(Error::Busy(_) | Error::Unsupported(_)) => house.load(&name, &self.job.adapter()?)?,
                 other => other?,
             };
             published = Some((name, version));
         }
-        self.saved = Instant::now();
-        let _ = notes.send(Note::Saved { job: self.id.clone(), snapshot, published });
+        self.saving = Some(Saving { copying: Box::new(self.job.copying()), published, pause: false });
         Ok(())
     }
 }

@@ -164,7 +164,8 @@ def refusals(url, model, folder):
         form = {"file": ("a.jsonl", jsonl(good)), "purpose": purpose}
         refused(lambda: c.files.create(**form), param="purpose", says=purpose)
     body = {"file": ("a.jsonl", jsonl(good))}
-    refused(lambda: c.post("/files", files=body, cast_to=object), param="purpose", says="required")
+    form = {"headers": {"Content-Type": "multipart/form-data"}}
+    refused(lambda: c.post("/files", files=body, cast_to=object, options=form), param="purpose", says="required")
     others = [upload(c, good) for _ in range(3)]
     refused(lambda: upload(c, good), code="file_limit_exceeded", says="4 files")
     for file in others:

@@ -169,11 +169,12 @@ def check_tuning(page, folder):
         assert browser.run("return document.getElementById('start').disabled")
         browser.type("#file", str(good))
         browser.until("return document.getElementById('summary').textContent.startsWith('12 examples, 12 answers')")
-    assert browser.text("#file-wrong") == "" and browser.text("#example") == "user: what is " + MARKUP + "\nassistant: seven"
-    for field, value in (("suffix", "mine"), ("epochs", "4"), ("batch", "4"), ("rate", "50")):
-        page.set(field, value)
-    browser.run("document.getElementById('model').value = 'tiny'")
-    browser.click("#start")
+        assert browser.text("#file-wrong") == "" and browser.text("#example") == "user: what is " + MARKUP + "\nassistant: seven"
+        for field, value in (("suffix", "mine"), ("epochs", "4"), ("batch", "4"), ("rate", "50")):
+            page.set(field, value)
+        browser.run("document.getElementById('model').value = 'tiny'")
+        browser.click("#start")
+        browser.until("return document.getElementById('status').textContent")
     browser.until("return document.getElementById('status').textContent === 'succeeded'", seconds=120)
     browser.until("return document.getElementById('progress').textContent === '12 of 12 steps'")
     points = browser.run("return document.getElementById('train-line').getAttribute('points').split(' ').map(p => Number(p.split(',')[1]))")
