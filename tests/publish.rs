@@ -26,7 +26,7 @@ use runtime::tensor::DType;
 use runtime::train::batch::MicroBatch;
 use runtime::train::data::Row;
 use runtime::train::trainer::{Trainer, TrainerOptions};
-use runtime::train::{Job, LossOn, Recipe};
+use runtime::train::{Job, LossOn, Preference, Recipe};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -310,4 +310,92 @@ fn weights_exist_once_whatever_is_made_of_them() {
         assert_eq!(answer(&engine, &[1, 2, 3], &format!("a{i}"), 4).len(), 4);
     }
     assert_eq!(weights(), alone);
+}
+
+/// Losses, norms and the loss of the evaluation set of some steps, each computed as a whole or in slices of a moment.
+fn steps(model: &Arc<LoadedModel>, recipe: &Recipe, slices: bool) -> Vec<(f64, f32, Option<f64>)> {
+    let mut job = Job::new(model, recipe).unwrap();
+    let (mut all, mut turns) = (Vec::new(), 0);
+    while !job.is_done() {
+        let report = loop {
+            turns += 1;
+            let deadline = Instant::now();
+            match if slices { job.turn(deadline).unwrap() } else { Some(job.step().unwrap()) } {
+                Some(report) => break report,
+                None => continue,
+            }
+        };
+        let evaluated = match (job.evaluation_due(), slices) {
+            (false, _) => None,
+            (true, false) => job.evaluate().unwrap(),
+            (true, true) => loop {
+                if let Some(report) = job.evaluate_turn(Instant::now()).unwrap() {
+                    break Some(report);
+                }
+            },
+        };
+        all.push((report.loss, report.grad_norm, evaluated.map(|report| report.loss)));
+    }
+    if slices && model.device.info().backend == "cpu" {
+        assert!(turns > 20 * all.len(), "{turns} slices for {} steps", all.len());
+    }
+    all
+}
+
+fn slices_change_nothing(model: &Arc<LoadedModel>) {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, row: &dyn Fn(usize) -> serde_json::Value| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, (0..6).map(|i| row(i).to_string() + "\n").collect::<String>()).unwrap();
+        path
+    };
+    let say = |role: &str, text: String| serde_json::json!({"role": role, "content": text});
+    let rows = write(
+        "rows.jsonl",
+        &|i| serde_json::json!({"messages": [say("user", format!("say {i}")), say("assistant", format!("it is {}", i * 7))]}),
+    );
+    let pairs = write("pairs.jsonl", &|i| {
+        serde_json::json!({
+            "input": {"messages": [say("user", format!("say {i}"))]},
+            "preferred_output": [say("assistant", format!("it is {i}"))],
+            "non_preferred_output": [say("assistant", "never".into())],
+        })
+    });
+    let plain = Recipe {
+        data: vec![rows.clone().into()],
+        eval_data: vec![rows.into()],
+        rank: Some(RANK),
+        epochs: Some(2.0),
+        batch_size: 1,
+        grad_accum: 3,
+        max_length: 256,
+        dropout: 0.1,
+        ..Recipe::default()
+    };
+    let preference = Some(Preference::default());
+    let pairs = Recipe { data: vec![pairs.into()], eval_data: Vec::new(), dropout: 0.0, preference, ..plain.clone() };
+    for recipe in [plain, pairs] {
+        let whole = steps(model, &recipe, false);
+        assert_eq!(whole.len(), 4);
+        assert_eq!(steps(model, &recipe, true), whole);
+    }
+}
+
+#[test]
+fn slices_of_a_step_change_nothing() {
+    slices_change_nothing(&tiny());
+}
+
+#[test]
+fn slices_of_a_step_change_nothing_on_wgpu() {
+    if std::env::var_os("RUNTIME_NO_WGPU").is_none() {
+        slices_change_nothing(&open(&golden("tiny/chat"), BackendChoice::Wgpu));
+    }
+}
+
+#[test]
+fn slices_of_a_step_change_nothing_on_cuda() {
+    if let Some(model) = cuda(ComputeType::Auto, &golden("tiny/chat")) {
+        slices_change_nothing(&model);
+    }
 }

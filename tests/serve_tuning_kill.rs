@@ -24,6 +24,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const KILLS: usize = 30;
+/// Times that the server is asked to end instead.
+const STOPS: usize = 5;
 const EPOCHS: usize = 8;
 const STEPS: usize = 5 * EPOCHS;
 
@@ -140,6 +142,11 @@ impl Served {
         }
     }
 
+    /// Waits for the end that a signal brings.
+    fn end(mut self) {
+        self.process.wait().unwrap();
+    }
+
     fn kill(mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -227,7 +234,7 @@ fn thirty_kills_lose_nothing() {
     // Long enough to be cut off on its way.
     let large: String = text.repeat(3000);
     let mut interrupted = 0;
-    for round in 0..KILLS {
+    for round in 0..KILLS + STOPS {
         let server = Served::start(folder.path());
         check(&server, folder.path(), &known, &unbroken);
         let lifetime = Duration::from_millis(random.random_range(0..250));
@@ -250,8 +257,10 @@ fn thirty_kills_lose_nothing() {
                 made
             });
             std::thread::sleep(lifetime);
-            // The handle is lent to the client meanwhile, so by its number.
-            let killed = Command::new("sh").args(["-c", &format!("kill -9 {}", server.process.id())]).status().unwrap();
+            // The handle is lent to the client meanwhile, so by its number. Now and then politely.
+            let signal = if round % 7 == 6 { "-TERM" } else { "-9" };
+            let kill = format!("kill {signal} {}", server.process.id());
+            let killed = Command::new("sh").args(["-c", &kill]).status().unwrap();
             assert!(killed.success());
             client.join().unwrap()
         });
@@ -261,7 +270,7 @@ fn thirty_kills_lose_nothing() {
         jobs.extend(job);
         let was_open = !jobs.is_empty();
         interrupted += usize::from(was_open);
-        server.kill();
+        server.end();
     }
     let server = Served::start(folder.path());
     check(&server, folder.path(), &known, &unbroken);

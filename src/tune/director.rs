@@ -16,8 +16,10 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// How long the end of the server waits for a checkpoint's next piece of work.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Checkpoints of one job that are models, as at OpenAI.
 const KEPT: usize = 3;
 
@@ -48,12 +50,13 @@ impl Director {
         Ok(Self { shared, began: (Instant::now(), 0) })
     }
 
-    /// Works until told to stop.
+    /// Works until told to stop, and until the job that trains has left a checkpoint then.
     pub fn run(mut self, inbox: &Receiver<Note>) {
-        while let Ok(note) = inbox.recv() {
-            if matches!(note, Note::Stop) {
-                return;
-            }
+        let mut stopping = false;
+        loop {
+            let note = if stopping { inbox.recv_timeout(PATIENCE).ok() } else { inbox.recv().ok() };
+            let Some(note) = note else { return };
+            stopping |= matches!(note, Note::Stop);
             let job = match &note {
                 Note::Step { job, .. } | Note::Evaluated { job, .. } | Note::Saved { job, .. } => Some(job.clone()),
                 _ => None,
@@ -66,7 +69,11 @@ impl Director {
                     self.fail(&job, failure(&error));
                 }
             }
-            if let Err(error) = self.start_next() {
+            if stopping {
+                if self.shared.active().is_none() {
+                    return;
+                }
+            } else if let Err(error) = self.start_next() {
                 tracing::error!("fine-tuning: {error}");
             }
         }

@@ -118,9 +118,9 @@ pub struct SessionRecord {
 
 impl Drop for Tuner {
     fn drop(&mut self) {
-        // The job that trains ends; its last checkpoint is what the next server begins with.
+        // The job that trains leaves a checkpoint, with which the next server begins.
         if let Some((_, control)) = &*self.shared.active() {
-            control.cancel.store(true, Ordering::SeqCst);
+            control.pause.store(true, Ordering::SeqCst);
         }
         self.shared.engine.wake();
         self.note(Note::Stop);
