@@ -54,14 +54,15 @@ impl Served {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let mut stderr = BufReader::new(process.stderr.take().unwrap());
+        let mut served = Self { process, address: ([0; 4], 0).into() };
         let mut all = String::new();
         loop {
             let mut line = String::new();
             assert!(stderr.read_line(&mut line).unwrap() > 0, "the server ended: {all}");
             if let Some((_, address)) = line.trim_end().split_once("http://") {
-                let address = address.strip_suffix("/v1").unwrap().parse().unwrap();
+                served.address = address.strip_suffix("/v1").unwrap().parse().unwrap();
                 std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
-                return Self { process, address };
+                return served;
             }
             all.push_str(&line);
         }
