@@ -297,9 +297,10 @@ pub trait Executable: Send {
     /// [`Error::Device`].
     fn run(&mut self) -> Result<()>;
 
-    /// Runs the ops from number `first` on, at least one, until all have run (`None`) or `deadline` has passed: then the number of
-    /// the op to go on with. A program that is not gone on with has done no harm: its next run begins anew. A backend that
-    /// cannot stop between ops runs them all.
+    /// Runs the parts of the program from number `first` on, at least one, until all have run (`None`) or `deadline` has passed:
+    /// then the number of the part to go on with. A part is an op on the CPU, about a millisecond's launches of a program that
+    /// may be cut ([`Program::cut`]) on a GPU; other programs have one part. A program that is not gone on with has done no harm:
+    /// its next run begins anew.
     ///
     /// # Errors
     /// As [`Executable::run`].

@@ -290,7 +290,8 @@ pub fn train_program(model: &ModelShape, shape: &TrainShape, layout: &TrainLayou
     };
     let h = decoder.body(ids)?;
     let (loss, objective) = decoder.objective(h, [labels, loss_scale, bounds], shape.objective)?;
-    let forward = decoder.b.finish();
+    let mut forward = decoder.b.finish();
+    forward.cut = true;
     if !shape.gradients {
         let program = forward;
         return Ok(TrainProgram {

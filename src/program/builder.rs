@@ -23,8 +23,14 @@ impl Builder {
             place: Place::Input,
             live: Live::All,
         };
-        let program =
-            Program { name: name.into(), tensors: vec![counts], nodes: vec![], counts: TensorId(0), forward_len: 0 };
+        let program = Program {
+            name: name.into(),
+            tensors: vec![counts],
+            nodes: vec![],
+            counts: TensorId(0),
+            forward_len: 0,
+            cut: false,
+        };
         Self { program, segment: 0, activations: DType::F32 }
     }
 
@@ -324,6 +330,11 @@ impl Builder {
             Op::Copy { x, out } => same(*x, *out),
             Op::Accumulate { x, y } => same(*x, *y),
             Op::Fill { .. } => Ok(()),
+            Op::PlaceAdapter { from, table, to } => {
+                shape(*table, d(*table).rows, 8)?;
+                shape(*from, 1, d(*from).cols)?;
+                shape(*to, 1, d(*to).cols)
+            }
             Op::GradNorm { out, .. } => shape(*out, 1, 1),
             Op::AdamW8bit { params, grads, m, v, m_max, v_max, norm, hyper } => {
                 let n = d(*params).len();

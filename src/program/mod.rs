@@ -127,6 +127,9 @@ pub struct Program {
     pub counts: TensorId,
     /// How many of the nodes are the forward pass; the rest was added by [`differentiate`].
     pub forward_len: usize,
+    /// May be run in parts, between which other programs run ([`crate::backend::Executable::run_part`]): its intermediates have
+    /// memory of their own then.
+    pub cut: bool,
 }
 
 impl Program {

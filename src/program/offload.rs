@@ -14,7 +14,7 @@ pub const OFFLOADED: &str = "offload.";
 /// layer's forward pass is over, and back into a fresh intermediate before the backward pass of the layer that reads it.
 /// Segment 0, which is outside the layers, keeps what it reads.
 pub fn offload(program: Program) -> Program {
-    let Program { name, mut tensors, nodes, counts, forward_len } = program;
+    let Program { name, mut tensors, nodes, counts, forward_len, cut } = program;
     let (forward, backward) = nodes.split_at(forward_len);
     let written: HashMap<TensorId, u32> = forward
         .iter()
@@ -82,7 +82,7 @@ pub fn offload(program: Program) -> Program {
         }));
         at = end;
     }
-    Program { name, tensors, nodes: out, counts, forward_len }
+    Program { name, tensors, nodes: out, counts, forward_len, cut }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ pub fn recompute_cheap(program: Program) -> Program {
 }
 
 fn recompute_only(program: Program, may: &dyn Fn(&Op) -> bool) -> Program {
-    let Program { name, mut tensors, nodes, counts, forward_len } = program;
+    let Program { name, mut tensors, nodes, counts, forward_len, cut } = program;
     let (forward, backward) = nodes.split_at(forward_len);
     let mut out = forward.to_vec();
     let mut at = 0;
@@ -44,7 +44,7 @@ fn recompute_only(program: Program, may: &dyn Fn(&Op) -> bool) -> Program {
         }
         at = end;
     }
-    Program { name, tensors, nodes: out, counts, forward_len }
+    Program { name, tensors, nodes: out, counts, forward_len, cut }
 }
 
 /// The forward ops of `segment` whose temporaries the backward `group` reads, directly or through others.

@@ -11,15 +11,22 @@ use crate::backend::{Bindings, Executable, Timing};
 use crate::error::{Error, Result};
 use crate::program::{Place, Program, TensorId};
 use cudarc::driver::{result, sys};
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Changed ranges of the inputs that lie closer than this travel in one copy: a copy of its own costs about 2 µs.
 const GAP: usize = 4096;
+/// Launches of a part of a program that may be cut: about a millisecond of a training step of 2 × 1024 tokens on an H100.
+const PART: usize = 12;
 
 pub struct CudaExecutable {
-    // Drops before what it uses.
-    graph: Option<Graph>,
-    /// What the graph replays.
+    // Drop before what they use.
+    /// The program, in parts where it may be cut.
+    graphs: Vec<Graph>,
+    /// After the latest parts, in turns.
+    ran: [sys::CUevent; 2],
+    /// What the graphs replay.
     launches: Vec<Work>,
     program: Arc<Program>,
     places: Places,
@@ -29,7 +36,7 @@ pub struct CudaExecutable {
     copied: sys::CUevent,
     /// Changed byte ranges of the inputs, in order.
     dirty: Vec<(usize, usize)>,
-    /// Used by the graph's kernels, by address.
+    /// Used by the graphs' kernels, by address.
     _extra: Extra<Arc<Memory>>,
     extra_bytes: usize,
     context: Arc<Context>,
@@ -69,14 +76,27 @@ impl CudaExecutable {
         };
         let recorder = Recorder::record(&context, &program, &places, addresses)?;
         context.write(addresses.segments, bytemuck::cast_slice(&recorder.segments()?))?;
+        let whole = std::iter::once(0..recorder.launches.len());
+        let parts = if program.cut { parts(&recorder.ends) } else { whole.collect() };
         let launches = recorder.launches;
-        let submit = |stream| launches.iter().try_for_each(|launch| launch.submit(stream));
-        let graph = Graph::capture(&context, &program.name, submit)?;
+        let graphs = parts.into_iter().map(|part| {
+            let submit = |stream| {
+                launches[part.clone()].iter().enumerate().try_for_each(|(i, launch)| match i {
+                    // What it would overlap with is in another graph.
+                    0 => launch.submit_apart(stream),
+                    _ => launch.submit(stream),
+                })
+            };
+            Graph::capture(&context, &program.name, submit)
+        });
+        let graphs = graphs.collect::<Result<Vec<_>>>()?;
         let inputs = Pinned::new(places.input_bytes)?;
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-        let copied = result::event::create(flags).map_err(|e| device_error("making an event", e))?;
+        let event = || result::event::create(flags).map_err(|e| device_error("making an event", e));
+        let (copied, ran) = (event()?, [event()?, event()?]);
         Ok(Self {
-            graph: Some(graph),
+            graphs,
+            ran,
             launches,
             program,
             places,
@@ -154,9 +174,33 @@ impl Executable for CudaExecutable {
     fn run(&mut self) -> Result<()> {
         self.context.bind()?;
         self.copy_inputs()?;
-        let Some(graph) = &self.graph else { return Err(Error::internal("no graph")) };
-        // What the graph's kernels use, `self` and the bindings in `places` keep alive.
-        graph.launch(&self.context, &self.program.name)
+        // What the graphs' kernels use, `self` and the bindings in `places` keep alive.
+        self.graphs.iter().try_for_each(|graph| graph.launch(&self.context, &self.program.name))
+    }
+
+    /// A part waits for the one before the last, so that the device always has the next one.
+    fn run_part(&mut self, first: usize, deadline: Instant) -> Result<Option<usize>> {
+        if self.graphs.len() < 2 {
+            return self.run().map(|()| None);
+        }
+        self.context.bind()?;
+        if first == 0 {
+            self.copy_inputs()?;
+        }
+        let fail = |e| device_error("running a part of a program", e);
+        for (at, graph) in self.graphs.iter().enumerate().skip(first) {
+            graph.launch(&self.context, &self.program.name)?;
+            // SAFETY: events and stream belong to the bound context.
+            unsafe { result::event::record(self.ran[at % 2], self.context.stream) }.map_err(fail)?;
+            if at > 0 {
+                // SAFETY: as above.
+                unsafe { result::event::synchronize(self.ran[(at - 1) % 2]) }.map_err(fail)?;
+            }
+            if at + 1 < self.graphs.len() && Instant::now() >= deadline {
+                return Ok(Some(at + 1));
+            }
+        }
+        Ok(None)
     }
 
     fn read(&mut self, id: TensorId, out: &mut [u8]) -> Result<()> {
@@ -177,9 +221,24 @@ impl Drop for CudaExecutable {
             return;
         }
         let _ = self.context.wait();
-        // The graph goes before what its kernels use.
-        self.graph = None;
-        // SAFETY: nothing runs any more, and nobody else has the event.
-        let _ = unsafe { result::event::destroy(self.copied) };
+        // The graphs go before what their kernels use.
+        self.graphs.clear();
+        for event in [self.copied, self.ran[0], self.ran[1]] {
+            // SAFETY: nothing runs any more, and nobody else has the event.
+            let _ = unsafe { result::event::destroy(event) };
+        }
     }
+}
+
+/// Cuts launches into parts of about [`PART`], where one group ends and the next begins: a kernel's scratch does not outlive
+/// its group.
+fn parts(ends: &[usize]) -> Vec<Range<usize>> {
+    let (mut parts, mut start) = (Vec::new(), 0);
+    for (i, end) in ends.iter().enumerate() {
+        if *end > start && (*end - start >= PART || i + 1 == ends.len()) {
+            parts.push(start..*end);
+            start = *end;
+        }
+    }
+    parts
 }

@@ -77,7 +77,10 @@ impl Places {
     pub fn settle(&mut self, context: &Arc<Context>, program: &Program, groups: &[usize]) -> Result<()> {
         self.plan = plan_groups(program, groups, ALIGN, usize::MAX)?;
         let what = format!("the intermediates of '{}'", program.name);
-        self.arena = Some(context.shared(&what, Shared::Arena, self.plan.bytes())?);
+        self.arena = Some(match program.cut {
+            true => Arc::new(context.allocate(&what, self.plan.bytes())?),
+            false => context.shared(&what, Shared::Arena, self.plan.bytes())?,
+        });
         Ok(())
     }
 

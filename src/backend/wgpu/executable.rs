@@ -9,6 +9,7 @@ use crate::backend::{Bindings, Executable, Timing};
 use crate::error::{Error, Result};
 use crate::program::{Place, Program, TensorId};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// One dispatch, ready to be encoded.
 pub struct Step {
@@ -18,6 +19,8 @@ pub struct Step {
     grid: [u32; 2],
     /// A new submission starts after this step.
     cut: bool,
+    /// A part of a program that may be cut ends after this step.
+    part: bool,
 }
 
 impl Step {
@@ -57,6 +60,8 @@ struct Copied {
 /// Multiply-adds in one submission. About half a second on a 2 TFLOP/s GPU: drivers reset a GPU whose
 /// submission takes longer than about 2 s.
 const WORK_BOUND: u64 = 500_000_000_000;
+/// Multiply-adds in a part of a program that may be cut: some milliseconds on such a GPU.
+const PART_BOUND: u64 = 10_000_000_000;
 /// Bytes from one dispatch's parameters to the next (WebGPU's strictest uniform alignment).
 const PARAM_STRIDE: u64 = 256;
 /// Changed ranges of the inputs that lie closer than this travel together: each write has its own staging memory.
@@ -73,7 +78,7 @@ impl WgpuExecutable {
         let scratch = context.storage(&format!("{} scratch", program.name), recorder.scratch)?;
         let params = parameters(&context, &recorder)?;
         let mut steps = Vec::with_capacity(recorder.dispatches.len());
-        let mut work = 0;
+        let (mut work, mut part_work) = (0, 0);
         for (i, dispatch) in recorder.dispatches.iter().enumerate() {
             let pipeline = context.pipeline(&dispatch.variant)?;
             let mut entries = vec![entry(0, &params, i as u64 * PARAM_STRIDE, PARAMS as u64 * 4)];
@@ -89,12 +94,17 @@ impl WgpuExecutable {
                 entries: &entries,
             });
             work += dispatch.work;
+            part_work += dispatch.work;
             let cut = work > WORK_BOUND;
             if cut {
                 work = 0;
             }
+            let part = part_work > PART_BOUND;
+            if part {
+                part_work = 0;
+            }
             let label = dispatch.label.clone();
-            steps.push(Step { label, pipeline, group, grid: dispatch.grid, cut });
+            steps.push(Step { label, pipeline, group, grid: dispatch.grid, cut, part });
         }
         context.check()?;
         let inputs = vec![0; usize::try_from(places.input_bytes).unwrap_or(0)];
@@ -201,6 +211,32 @@ impl Executable for WgpuExecutable {
             self.context.queue.submit([self.encode(steps)]);
         }
         self.context.check()
+    }
+
+    fn run_part(&mut self, first: usize, deadline: Instant) -> Result<Option<usize>> {
+        if !self.program.cut {
+            return self.run().map(|()| None);
+        }
+        self.context.check()?;
+        if first == 0 {
+            self.flush_inputs()?;
+            self.runs += 1;
+        }
+        let mut at = first;
+        loop {
+            let rest = &self.steps[at..];
+            let count = rest.iter().position(|step| step.part || step.cut).map_or(rest.len(), |last| last + 1);
+            let index = self.context.queue.submit([self.encode(&rest[..count])]);
+            at += count;
+            if at == self.steps.len() {
+                self.running = Some(index);
+                return self.context.check().map(|()| None);
+            }
+            self.context.wait(index)?;
+            if Instant::now() >= deadline {
+                return Ok(Some(at));
+            }
+        }
     }
 
     fn read(&mut self, id: TensorId, out: &mut [u8]) -> Result<()> {
