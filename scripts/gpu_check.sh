@@ -28,7 +28,7 @@ if has checks; then
         nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
         .carry/runtime devices
         export RUNTIME_CUDA=1 RUNTIME_NO_WGPU=1
-        for name in "ops" "models cuda" "train_tiny cuda" "train_smollm2 cuda" "publish cuda"; do
+        for name in "ops" "models cuda" "train_tiny cuda" "train_smollm2 cuda" "full_finetuning cuda" "publish cuda"; do
             echo "== $name"
             # shellcheck disable=SC2086
             timeout 240 .carry/${name%% *} ${name#"${name%% *}"} --test-threads 1 --nocapture >"$out/log" 2>&1 || true

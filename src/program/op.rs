@@ -4,6 +4,8 @@
 //! Shapes: T = rows of the step, K = inputs, N = outputs, r = rank, H = query heads, G = key/value heads,
 //! D = head width, V = vocabulary. Activations are f32 and row-major; a weight is `[N, K]` as in
 //! `nn.Linear`, so a product is `x · Wᵀ`. Unless an op says otherwise its output overlaps no input.
+//!
+//! The file is long because it is one table of all ops.
 
 use super::TensorId;
 use crate::model::config::Activation;
