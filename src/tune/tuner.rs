@@ -518,7 +518,8 @@ impl Drop for Upload<'_> {
 
 /// Names are shown and sent, never used as paths; those that try to be one are refused all the same.
 fn check_name(name: &str) -> Result<(), Refusal> {
-    let path = name.contains(['/', '\\', '\0']) || Path::new(name).components().count() != 1 || name == "..";
+    let path =
+        name.contains(['/', '\\', '\0']) || Path::new(name).components().count() != 1 || matches!(name, "." | "..");
     if name.is_empty() || name.len() > 255 || path || name.chars().any(char::is_control) {
         let message = format!("Invalid file name {name:?}: expected 1 to 255 characters that are no path.");
         return Err(Refusal::field("file", message).code("invalid_file_name"));
