@@ -158,7 +158,7 @@ fn initial(case: &Value, model: &LoadedModel) -> Adapter {
     let lora = |layer: usize, p: Projection| {
         let (module, (outputs, inputs)) = (p.module(layer), p.shape(config));
         let a = side(&module, "A", [4, inputs], 1.0 / (inputs as f64).sqrt());
-        let weights = LoraWeights { a, b: side(&module, "B", [outputs, 4], 0.02), scale: 2.0 };
+        let weights = LoraWeights { a, b: side(&module, "B", [outputs, 4], 0.02), scale: 2.0, magnitude: None };
         (module, weights)
     };
     let saved = runtime::model::weights::saved_tensors(config, &names).unwrap().into_iter().map(|(name, shape)| {
