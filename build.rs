@@ -30,7 +30,8 @@ mod cuda {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::{env, fs, thread};
 
-    /// Writes `kernels.rs` with the sources and the compressed images.
+    /// Writes `kernels.rs` with the sources and the compressed images, and `reports.rs` with what the assembler said about the
+    /// registers of those for Hopper, which tests/kernels.rs reads.
     pub fn kernels() {
         println!("cargo:rerun-if-changed=kernels");
         println!("cargo:rerun-if-changed=src/backend/cuda/nvrtc.rs");
@@ -78,7 +79,11 @@ mod cuda {
                 });
             }
         });
+        let mut reports = String::from("const REPORTS: &[(&str, &str)] = &[\n");
         for ((path, part, option), [cubin, ptx]) in jobs.iter().zip(images.into_inner().expect("no panic")) {
+            if let Some(image) = &cubin {
+                writeln!(reports, "    ({part:?}, include_str!({:?})),", report_of(image)).expect("a string grows");
+            }
             let image = |p: Option<PathBuf>| p.map_or("None".into(), |p| format!("Some(include_bytes!({p:?}))"));
             let (cubin, ptx) = (image(cubin), image(ptx));
             writeln!(
@@ -89,6 +94,7 @@ mod cuda {
         }
         text += "];\n";
         fs::write(out.join("kernels.rs"), text).expect("OUT_DIR can be written");
+        fs::write(out.join("reports.rs"), reports + "];\n").expect("OUT_DIR can be written");
     }
 
     /// The headers that a text includes, directly or not.
@@ -117,7 +123,6 @@ mod cuda {
         out: &Path,
     ) -> [Option<PathBuf>; 2] {
         let source = read(path);
-        let options: Vec<&str> = option.into_iter().collect();
         let wanted = env::var("RUNTIME_CUDA_TARGETS").unwrap_or_else(|_| "sm_90a,compute_80".into());
         ["sm_90a", "compute_80"].map(|arch| {
             if part.starts_with("sm90_") && arch != "sm_90a" || !wanted.split(',').any(|target| target == arch) {
@@ -127,17 +132,27 @@ mod cuda {
             let mut hash = DefaultHasher::new();
             (&source, included(&source, headers), option, nvrtc.version).hash(&mut hash);
             let target = out.join(format!("{}.{arch}.{:016x}.z", part.replace('/', "-"), hash.finish()));
-            if target.exists() {
+            let assembled = arch == "sm_90a";
+            if target.exists() && (!assembled || report_of(&target).exists()) {
                 return Some(target);
             }
+            let options: Vec<&str> = option.into_iter().chain(assembled.then_some("--ptxas-options=-v")).collect();
             let compiled = nvrtc
                 .compile(&file_name(path), &source, headers, arch, &options)
                 .unwrap_or_else(|log| panic!("kernels/{part} for {arch}: {log}"));
             let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
             let packed = encoder.write_all(&compiled.image).and_then(|()| encoder.finish()).expect("a vector grows");
+            if assembled {
+                fs::write(report_of(&target), &compiled.log).expect("OUT_DIR can be written");
+            }
             fs::write(&target, packed).expect("OUT_DIR can be written");
             Some(target)
         })
+    }
+
+    /// Where the assembler's report on an image lies.
+    fn report_of(image: &Path) -> PathBuf {
+        image.with_extension("log")
     }
 
     fn read(path: &Path) -> String {

@@ -148,8 +148,9 @@ DEVICE void begin_dependent() {
 }
 
 // A word by which a kernel tells the one after it, whose blocks it lets start early, that all kernels ahead of itself have
-// ended: the later one need not wait for this one then, until it reads what this one writes.
-DEVICE void raise_flag(u32* flag) { asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory"); }
+// ended: the later one need not wait for this one then, until it reads what this one writes. It publishes no write of the
+// thread that raises it: what ended kernels wrote is visible to the whole device already, and a release would cost its fence.
+DEVICE void raise_flag(u32* flag) { asm volatile("st.relaxed.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory"); }
 DEVICE void await_flag(const u32* flag) {
     u32 value;
     do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");

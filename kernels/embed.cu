@@ -3,12 +3,12 @@
 //
 // embed_<W>_<T>: a thread decodes eight elements.
 // Limits: k a multiple of 8 and out aligned to 16 bytes; other k (plain types alone) are written element by element.
-// Launch: block 128; grid (ceil(ceil(k / 8) / 128), rows); no dynamic shared memory.
+// Launch: block 128; grid (rows, ceil(ceil(k / 8) / 128)); no dynamic shared memory.
 #include "decode.cuh"
 
 template <typename W, typename T>
 DEVICE void embed(const WeightView& view, const u32* ids, const u32* counts, u32 which, u32 rows, T* out) {
-    u32 t = blockIdx.y, octet = blockIdx.x * blockDim.x + threadIdx.x;
+    u32 t = blockIdx.x, octet = blockIdx.y * blockDim.x + threadIdx.x;
     if (t >= live_rows(counts, which, rows) || octet * 8 >= view.k) return;
     Weight<W> w = {view};
     u32 id = ids[t];

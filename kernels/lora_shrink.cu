@@ -267,7 +267,7 @@ template <typename T> DEVICE void shrink_one(const Shrink<ADAPTER(T)>& p) {
     wait_for_previous();
     u32 rank = blockIdx.x, row = blockIdx.y, group = blockIdx.z;
     if (rank + row + group + threadIdx.x == 0) {
-        if (p.ready) raise_flag(p.ready); // first: it would wait for a write ahead of it
+        if (p.ready) raise_flag(p.ready);
         if (p.clear) *p.clear = 0;
     }
     u32 slot = p.slots ? p.slots[row] : 0; // before live rows are known: the buffer has the bucket's rows

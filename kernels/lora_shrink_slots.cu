@@ -32,7 +32,7 @@ struct Shrink {
 DEVICE void tell(const Shrink& p) {
     wait_for_previous();
     if (blockIdx.x + blockIdx.y + blockIdx.z + threadIdx.x > 0) return;
-    if (p.ready) raise_flag(p.ready); // first: it would wait for a write ahead of it
+    if (p.ready) raise_flag(p.ready);
     if (p.clear) *p.clear = 0;
 }
 

@@ -17,6 +17,9 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+// What the assembler said when the program was built: the same sources, for sm_90a.
+include!(concat!(env!("OUT_DIR"), "/reports.rs"));
+
 /// Kernels that may use local memory, with the most bytes of stack and of spills, and why.
 const LOCAL_MEMORY: &[(&str, usize, usize, &str)] = &[
     ("attention_decode_d128_bf16_i8", 8, 24, AMPERE),
@@ -73,15 +76,18 @@ fn every_kernel_compiles_and_stays_in_registers() {
     let (next, wrong, count) = (AtomicUsize::new(0), Mutex::new(Vec::new()), AtomicUsize::new(0));
     let work = || {
         while let Some((kernel, arch)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let known = REPORTS.iter().find(|(name, _)| *arch == "sm_90a" && *name == kernel.name);
             let options: Vec<&str> = kernel.option.into_iter().chain(["--ptxas-options=-v"]).collect();
-            let compiled = match nvrtc.compile(&format!("{}.cu", kernel.name), kernel.source, HEADERS, arch, &options) {
-                Ok(compiled) => compiled,
+            let compile =
+                || nvrtc.compile(&format!("{}.cu", kernel.name), kernel.source, HEADERS, arch, &options).map(|c| c.log);
+            let log = match known.map_or_else(compile, |(_, log)| Ok((*log).to_owned())) {
+                Ok(log) => log,
                 Err(log) => {
                     wrong.lock().unwrap().push(format!("{} for {arch}: {log}", kernel.name));
                     continue;
                 }
             };
-            for (name, (stack, spills)) in local_memory(&compiled.log) {
+            for (name, (stack, spills)) in local_memory(&log) {
                 count.fetch_add(1, Ordering::Relaxed);
                 let allowed = LOCAL_MEMORY.iter().find(|(kernel, ..)| *kernel == name);
                 let (most_stack, most_spills) = allowed.map_or((0, 0), |row| (row.1, row.2));

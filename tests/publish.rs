@@ -286,11 +286,14 @@ fn served_log_probabilities_are_those_of_training() {
 }
 
 #[test]
-fn served_log_probabilities_are_those_of_training_on_cuda() {
+fn served_log_probabilities_are_close_to_those_of_training_on_cuda() {
     let Some(model) = cuda(ComputeType::Auto, &golden("tiny/chat")) else { return };
     let text: Vec<u32> = (0..64u32).map(|i| (3 + i * 977) % model.config().vocab as u32).collect();
     let (served, trained) = both(&model, &text);
-    assert_eq!(served, trained, "one shape, the same kernels: the same bits");
+    // Not the same bits: what is served lies in a bank of 16 bits with its scale in B, and its terms are added in the products.
+    let apart = served.iter().zip(&trained).map(|(a, b)| (a - b).abs()).sum::<f32>() / served.len() as f32;
+    println!("log-probabilities differ by {apart:e} in the mean");
+    assert!(apart <= 0.05, "{apart}");
 }
 
 fn purpose(name: &str) -> Purpose {

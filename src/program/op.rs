@@ -1,5 +1,5 @@
 //! The fused ops. The same op has the same name everywhere: `Op::RmsNorm`, `kernels/rms_norm.cu`,
-//! `shaders/rms_norm.wgsl`, a row in `tests/ops.rs`. The file is long because it is one list of all ops.
+//! `shaders/rms_norm.wgsl`, a row in `tests/ops.rs`.
 //!
 //! Shapes: T = rows of the step, K = inputs, N = outputs, r = rank, H = query heads, G = key/value heads,
 //! D = head width, V = vocabulary. Activations are f32 and row-major; a weight is `[N, K]` as in

@@ -1,35 +1,34 @@
 //! One fine-tuning run, step by step.
 
 mod agree;
+mod evaluation;
 mod pairs;
+mod state;
 
 use pairs::Pairs;
 
-use super::adapter::{Start, existing, fresh, to_adapter};
+use super::adapter::{Start, existing, fresh};
 use super::batch::{MicroBatch, Order};
-use super::checkpoint::{self, Best, Saved, Snapshot};
+use super::checkpoint::{self, Best, Saved};
 use super::data::{self, DataReport, Row};
 use super::evaluate::{Evaluating, Evaluation};
 use super::outcome::Outcome;
 use super::preference::{self, PairReport};
 use super::recipe::{DEFAULT_EPOCHS, Recipe};
-use super::report::{EvalReport, MemoryReport, StepReport};
+use super::report::{MemoryReport, StepReport};
 use super::rows::Rows;
-use super::snapshot::Copying;
 use super::trainer::{Reference, Trainer, TrainerOptions, Update, live_peak};
 use super::whole;
-use crate::backend::Buffer;
 use crate::collective::{Alone, Collective};
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, AdapterConfig};
 use crate::model::LoadedModel;
 use crate::model::decoder::Objective;
-use crate::model::lora::LoraLayout;
 use crate::tensor::DType;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Short micro-batches of one step run together up to this many tokens: from there on products no longer gain from
 /// more rows (SmolLM2 on 2 cores, 95-token micro-batches: 97 tok/s apart, 2 × 512 tokens: 220).
@@ -449,144 +448,6 @@ impl Job {
         self.finite("norm of the gradient", f64::from(norm))?;
         self.done += 1;
         Ok((norm, lr))
-    }
-
-    /// The adapter as it is now.
-    ///
-    /// # Errors
-    /// [`Error::Device`]; [`Error::Unsupported`] in full fine-tuning.
-    pub fn adapter(&self) -> Result<Adapter> {
-        self.outcome()?.into_adapter()
-    }
-
-    /// What has been trained, as it is now.
-    ///
-    /// # Errors
-    /// [`Error::Device`].
-    pub fn outcome(&self) -> Result<Outcome> {
-        self.named(&self.trainer.params()?)
-    }
-
-    /// The gradients added up so far, under the names and in the shapes of what is trained.
-    ///
-    /// # Errors
-    /// [`Error::Device`].
-    pub fn gradients(&self) -> Result<Outcome> {
-        self.named(&self.trainer.gradients()?)
-    }
-
-    fn named(&self, flat: &[f32]) -> Result<Outcome> {
-        let layout = self.trainer.layout();
-        Ok(match self.recipe.full_finetuning {
-            true => Outcome::Model(whole::tensors(layout, flat)?),
-            false => Outcome::Adapter(to_adapter(&self.config, layout, self.scale, flat)?),
-        })
-    }
-
-    /// Writes `checkpoint-N` into `folder`: what [`Recipe::resume`] needs. Gives its path. Of several processes rank 0 writes.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::Device`].
-    pub fn save(&self, folder: &Path) -> Result<PathBuf> {
-        if self.group.rank() > 0 {
-            return Ok(folder.join(format!("checkpoint-{}", self.done)));
-        }
-        let path = self.snapshot()?.write(folder, &self.model.checkpoint)?;
-        if let Some(limit) = self.recipe.save_total_limit {
-            checkpoint::prune(folder, limit, &self.best)?;
-        }
-        Ok(path)
-    }
-
-    /// What a checkpoint holds, as it is now, on the host: it may be written while the job goes on.
-    ///
-    /// # Errors
-    /// [`Error::Device`].
-    pub fn snapshot(&self) -> Result<Snapshot> {
-        let mut copying = self.copying();
-        while !self.copy(&mut copying, Instant::now() + Duration::from_secs(3600))? {}
-        copying.finish()
-    }
-
-    /// As [`Job::snapshot`], begun: [`Job::copy`] goes on with it.
-    pub fn copying(&self) -> Copying {
-        let moments = self.trainer.moment_shapes().into_iter();
-        Copying {
-            config: self.config.clone(),
-            layout: self.trainer.layout().clone(),
-            scale: self.scale,
-            recipe: self.recipe.clone(),
-            step: self.done,
-            best: self.best.clone(),
-            position: self.position(self.done),
-            rows: self.rows.len(),
-            data_hash: self.data_hash(),
-            world_size: self.group.world_size(),
-            params: vec![0.0; self.trainer.layout().len],
-            moments: moments.map(|(name, dtype, len, bytes)| (name, dtype, len, vec![0; bytes])).collect(),
-            at: (0, 0),
-        }
-    }
-
-    /// Copies until `deadline`; true once all is there. No step may be begun before.
-    ///
-    /// # Errors
-    /// [`Error::Device`].
-    pub fn copy(&self, copying: &mut Copying, deadline: Instant) -> Result<bool> {
-        copying.turn(&self.trainer, deadline)
-    }
-
-    /// Where the adapter lies on the device: the buffer, what lies where in it, and what the low-rank product is multiplied by.
-    pub fn placed(&self) -> (&Buffer, &LoraLayout, f32) {
-        (self.trainer.param_buffer(), &self.trainer.layout().lora, self.scale)
-    }
-
-    /// The evaluation set, where there is one.
-    pub fn eval_data(&self) -> Option<&DataReport> {
-        self.evaluation.as_ref().map(Evaluation::data)
-    }
-
-    /// Whether the evaluation set is due after the step that was just done.
-    pub fn evaluation_due(&self) -> bool {
-        let epochs = |steps: usize| self.position(steps) / self.order.len().max(1);
-        let due = match self.recipe.eval_steps {
-            Some(every) => self.done.is_multiple_of(every),
-            None => self.done > 0 && epochs(self.done) > epochs(self.done - 1),
-        };
-        self.evaluation.is_some() && (due || self.is_done())
-    }
-
-    /// Measures the loss of the evaluation set. `None` without one.
-    ///
-    /// # Errors
-    /// Those of [`Evaluation::go_on`].
-    pub fn evaluate(&mut self) -> Result<Option<EvalReport>> {
-        if self.evaluation.is_none() {
-            return Ok(None);
-        }
-        loop {
-            if let Some(report) = self.evaluate_turn(Instant::now() + Duration::from_secs(3600))? {
-                return Ok(Some(report));
-            }
-        }
-    }
-
-    /// As [`Job::evaluate`], until `deadline`: then `None`, and the next call goes on; of several processes none may have one. An
-    /// error without an evaluation set.
-    ///
-    /// # Errors
-    /// Those of [`Evaluation::go_on`].
-    pub fn evaluate_turn(&mut self, deadline: Instant) -> Result<Option<EvalReport>> {
-        let Some(evaluation) = &self.evaluation else { return Err(Error::internal("no evaluation set")) };
-        let group = &*self.group;
-        let mut state = self.evaluating.take().unwrap_or_else(|| Evaluating::new(group));
-        let turn = evaluation.go_on(&mut state, &mut self.trainer, self.room, self.done, group, deadline)?;
-        let Some(mut report) = turn else {
-            self.evaluating = Some(state);
-            return Ok(None);
-        };
-        report.best = self.best.see(self.done, report.loss, self.recipe.early_stopping_threshold);
-        Ok(Some(report))
     }
 
     /// What the evaluations have shown.

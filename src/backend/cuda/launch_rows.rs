@@ -35,7 +35,7 @@ impl Recorder<'_> {
                 let args = args.u32(r.which).u32(r.rows).ptr(self.at(out)?);
                 let across = r.cols.div_ceil(8).div_ceil(128);
                 let file = format!("embed/{}", suffix(self.decl(table).dtype));
-                self.launch(&file, &name, [across, r.rows, 1], 128, 0, args)?;
+                self.launch(&file, &name, [r.rows, across, 1], 128, 0, args)?;
             }
             Op::RmsNorm { x, weight, eps, out } => {
                 let (r, t) = (self.rows(x), self.activation(&[x, out])?);
