@@ -231,6 +231,8 @@ fn job(model: &Arc<LoadedModel>, options: &TogetherOptions) -> Result<Job> {
         grad_accum: 1,
         max_length: options.length,
         max_steps: Some(1_000_000),
+        // It trains for as long as is measured, on made-up tokens and perhaps random weights: it must not diverge.
+        lr: 1e-7,
         optim: options.optim,
         recompute: options.recompute,
         ..Recipe::default()
@@ -312,12 +314,14 @@ pub fn run(model: &Arc<LoadedModel>, options: &TogetherOptions) -> Result<Togeth
         taken(&desk);
         // A rate needs some whole steps.
         let steps = || desk.steps.lock().unwrap_or_else(PoisonError::into_inner).len();
-        let itl = streams.watch(options.streams, options.seconds, &|| *share == 0.0 || steps() >= 3)?;
+        let watched = streams.watch(options.streams, options.seconds, &|| *share == 0.0 || steps() >= 3);
         let train_tok_s = rate(&taken(&desk));
         drop(streams);
+        // The trainer's reason comes first: without it streams run until they end.
         if let Ok(Err(error)) = heard.try_recv() {
             return Err(error);
         }
+        let itl = watched?;
         together.push(Together {
             train_share: *share,
             train_tok_s,
