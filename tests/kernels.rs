@@ -33,7 +33,7 @@ const LOCAL_MEMORY: &[(&str, usize, usize, &str)] = &[
     ("matmul_dots1_q5_1_bf16", 8, 12, ADAPTERS),
     ("matmul_dots1_q5_1_f16", 8, 12, ADAPTERS),
     ("matmul_rows16_q4_k_bf16", 8, 12, AMPERE),
-    ("matmul_rows16_q6_k_bf16", 8, 12, AMPERE),
+    ("matmul_rows16_q6_k_bf16", 8, 16, AMPERE),
     ("matmul_rows16_q6_k_f16", 8, 16, AMPERE),
 ];
 
