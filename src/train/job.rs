@@ -28,7 +28,7 @@ use crate::tensor::DType;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Short micro-batches of one step run together up to this many tokens: from there on products no longer gain from
 /// more rows (SmolLM2 on 2 cores, 95-token micro-batches: 97 tok/s apart, 2 × 512 tokens: 220).
@@ -520,6 +520,11 @@ fn start(model: &Arc<LoadedModel>, recipe: &Recipe, saved: Option<&Saved>, init:
         (None, None, Some(folder)) => go_on(&Adapter::read(folder, config)?, &folder.display().to_string()),
         (None, None, None) => whole::beside(fresh(recipe, config)?, recipe, checkpoint, None),
     }
+}
+
+/// A deadline for whoever has none: later than the end of any step.
+fn unhurried() -> Instant {
+    Instant::now() + Duration::from_secs(24 * 3600)
 }
 
 /// Some rows as one micro-batch.

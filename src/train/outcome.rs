@@ -1,11 +1,14 @@
 //! What a run makes: an adapter, or in full fine-tuning a model. Either is written to the output folder at the end and to every
 //! checkpoint on the way.
 
+use super::adapter::to_adapter;
 use super::export::merge_tensors;
+use super::whole;
 use crate::error::{Error, Result};
 use crate::format::Checkpoint;
-use crate::format::peft::Adapter;
+use crate::format::peft::{Adapter, AdapterConfig};
 use crate::format::safetensors::Tensors;
+use crate::model::whole::TrainLayout;
 use crate::tensor::DType;
 use std::path::Path;
 
@@ -19,6 +22,23 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// The numbers of a run's flat buffer under their names: a model with `full`, else an adapter.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for a buffer that is shorter than its layout.
+    pub(super) fn named(
+        full: bool,
+        config: &AdapterConfig,
+        layout: &TrainLayout,
+        scale: f32,
+        flat: &[f32],
+    ) -> Result<Self> {
+        Ok(match full {
+            true => Self::Model(whole::tensors(layout, flat)?),
+            false => Self::Adapter(to_adapter(config, layout, scale, flat)?),
+        })
+    }
+
     /// Writes PEFT's folder, or a folder in Hugging Face's layout: weights in `dtype` (`None`: the model's own), configuration,
     /// tokenizer. `base` is what was trained upon.
     ///

@@ -1,12 +1,10 @@
 //! A job's state on its way to the host, piece by piece: for a large adapter it is half a gigabyte, and whoever shares the device
 //! need not wait for all of it.
 
-use super::adapter::to_adapter;
 use super::checkpoint::Snapshot;
 use super::outcome::Outcome;
 use super::recipe::Recipe;
 use super::trainer::Trainer;
-use super::whole;
 use crate::error::Result;
 use crate::format::peft::AdapterConfig;
 use crate::format::safetensors::Tensors;
@@ -70,10 +68,8 @@ impl Copying {
     /// # Errors
     /// [`crate::Error::Internal`] for what does not fit together.
     pub fn finish(self) -> Result<Snapshot> {
-        let outcome = match self.recipe.full_finetuning {
-            true => Outcome::Model(whole::tensors(&self.layout, &self.params)?),
-            false => Outcome::Adapter(to_adapter(&self.config, &self.layout, self.scale, &self.params)?),
-        };
+        let full = self.recipe.full_finetuning;
+        let outcome = Outcome::named(full, &self.config, &self.layout, self.scale, &self.params)?;
         let moments = self.moments.into_iter().map(|(name, dtype, len, bytes)| {
             Ok((name, HostTensor::new(dtype, vec![len], HostBytes::from_vec(bytes))?))
         });

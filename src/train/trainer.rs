@@ -20,7 +20,7 @@ use crate::model::decoder::{ModelShape, Objective, TrainProgram, TrainShape, buf
 use crate::model::lora::Magnitudes;
 use crate::model::rope::rope_table;
 use crate::model::whole::TrainLayout;
-use crate::program::{OFFLOADED, Place, plan};
+use crate::program::{OFFLOADED, Place, TensorId, plan};
 use crate::tensor::DType;
 use std::sync::Arc;
 use std::time::Instant;
@@ -352,9 +352,7 @@ impl Trainer {
         self.begin_losses(batch)?;
         let (executable, program) = self.evaluate.as_mut().ok_or_else(no_evaluation)?;
         executable.run()?;
-        let mut losses = vec![0f32; batch.ids.len()];
-        executable.read(program.loss, bytemuck::cast_slice_mut(&mut losses))?;
-        Ok(losses)
+        read_losses(&mut **executable, program.loss, batch.ids.len())
     }
 
     /// Copies the bytes of the flat adapter buffer from `start` on.
@@ -523,9 +521,15 @@ fn feed(executable: &mut dyn Executable, program: &TrainProgram, batch: &MicroBa
     numbers.into_iter().try_for_each(|(id, data)| executable.write(id, bytemuck::cast_slice(data)))
 }
 
+/// The losses of `tokens` tokens of a pass that has run.
+fn read_losses(executable: &mut dyn Executable, loss: TensorId, tokens: usize) -> Result<Vec<f32>> {
+    let mut losses = vec![0f32; tokens];
+    executable.read(loss, bytemuck::cast_slice_mut(&mut losses))?;
+    Ok(losses)
+}
+
 fn sum_of_losses(executable: &mut dyn Executable, program: &TrainProgram, batch: &MicroBatch) -> Result<f64> {
-    let mut losses = vec![0f32; batch.ids.len()];
-    executable.read(program.loss, bytemuck::cast_slice_mut(&mut losses))?;
+    let losses = read_losses(executable, program.loss, batch.ids.len())?;
     let counted = losses.iter().zip(&batch.labels).filter(|(_, label)| **label != super::batch::NOT_COUNTED);
     Ok(counted.map(|(loss, _)| f64::from(*loss)).sum())
 }

@@ -125,7 +125,7 @@ impl Recorder<'_> {
     /// The flag by which the product that is recorded next learns that x is there, or 0 where it has to wait for this launch.
     pub fn lora_spread(&mut self, s: &Spread) -> Result<u64> {
         let (r, t, hopper) = (self.rows(s.x), self.activation(&[s.x])?, self.caps.hopper());
-        let [ready, next] = if hopper { self.flags() } else { [0; 2] };
+        let [ready, next] = self.flags();
         let (mut a, mut out) = ([0; 3], [0; 3]);
         for (i, part) in s.parts.iter().enumerate() {
             (a[i], out[i]) = (self.at(part.0)?, part.1);
@@ -165,7 +165,7 @@ impl Recorder<'_> {
         let args = args.ptrs(&[partials, counters]).ptr(self.counts()?).u32(r.which);
         let args = args.u32(r.rows).u32(r.cols).u32(s.rank).u32(groups);
         let (norm, eps) = s.norm.unwrap_or_default();
-        let [ready, next] = if tells && tile == "one" && self.caps.hopper() { self.flags() } else { [0; 2] };
+        let [ready, next] = if tells && tile == "one" { self.flags() } else { [0; 2] };
         let args = args.ptr(norm).f32(eps).ptr(ready).ptr(next);
         let file = format!("lora_shrink/{}", self.part(s.parts[0].0, t)?);
         let overlaps = self.caps.hopper();

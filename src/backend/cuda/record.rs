@@ -236,8 +236,12 @@ impl<'a> Recorder<'a> {
     }
 
     /// For a launch that tells the next one when all ahead of itself have ended: the flag that it raises and that of the next
-    /// such launch, which it lowers. A step's first has none (0), as nobody would lower it.
+    /// such launch, which it lowers. A step's first has none (0), as nobody would lower it; nor
+    /// has any where launches do not overlap.
     pub fn flags(&mut self) -> [u64; 2] {
+        if !self.caps.hopper() {
+            return [0; 2];
+        }
         let at = self.needed.flags;
         self.needed.flags += size_of::<u32>();
         let next = self.extra.flags + self.needed.flags as u64;

@@ -1,11 +1,11 @@
 //! The loss on rows that are not trained on, on the way.
 
-use super::Job;
+use super::{Job, unhurried};
 use crate::error::{Error, Result};
 use crate::train::data::DataReport;
 use crate::train::evaluate::{Evaluating, Evaluation};
 use crate::train::report::EvalReport;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 impl Job {
     /// The evaluation set, where there is one.
@@ -32,7 +32,7 @@ impl Job {
             return Ok(None);
         }
         loop {
-            if let Some(report) = self.evaluate_turn(Instant::now() + Duration::from_secs(3600))? {
+            if let Some(report) = self.evaluate_turn(unhurried())? {
                 return Ok(Some(report));
             }
         }

@@ -1,12 +1,12 @@
 //! A step of preference tuning.
 
-use super::{Accumulated, Job, rows_of};
+use super::{Accumulated, Job, rows_of, unhurried};
 use crate::error::{Error, Result};
 use crate::train::data::Row;
 use crate::train::preference::{PairBatch, PairReport, Preference, PreferenceLoss};
 use crate::train::report::StepReport;
 use crate::train::trainer::Reference;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// What a job of pairs has besides.
 pub struct Pairs {
@@ -45,9 +45,6 @@ enum Stage {
     /// Training goes on with this part; what the reference said of each row.
     Train(usize, Vec<f32>),
 }
-
-/// Longer than any step.
-const UNHURRIED: Duration = Duration::from_secs(24 * 3600);
 
 impl Job {
     fn pair_step(&mut self) -> Result<PairStep> {
@@ -159,7 +156,7 @@ impl Job {
             if stopped {
                 break;
             }
-            while !self.pair_part(&mut step, Instant::now() + UNHURRIED)? {}
+            while !self.pair_part(&mut step, unhurried())? {}
         }
         self.pairs_added_up(&step, stopped)
     }

@@ -1,17 +1,15 @@
 //! What has been trained, and what a job goes on from.
 
-use super::Job;
+use super::{Job, unhurried};
 use crate::backend::Buffer;
 use crate::error::Result;
 use crate::format::peft::Adapter;
 use crate::model::lora::LoraLayout;
-use crate::train::adapter::to_adapter;
 use crate::train::checkpoint::{self, Snapshot};
 use crate::train::outcome::Outcome;
 use crate::train::snapshot::Copying;
-use crate::train::whole;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 impl Job {
     /// The adapter as it is now.
@@ -39,11 +37,7 @@ impl Job {
     }
 
     fn named(&self, flat: &[f32]) -> Result<Outcome> {
-        let layout = self.trainer.layout();
-        Ok(match self.recipe.full_finetuning {
-            true => Outcome::Model(whole::tensors(layout, flat)?),
-            false => Outcome::Adapter(to_adapter(&self.config, layout, self.scale, flat)?),
-        })
+        Outcome::named(self.recipe.full_finetuning, &self.config, self.trainer.layout(), self.scale, flat)
     }
 
     /// Writes `checkpoint-N` into `folder`: what [`Recipe::resume`] needs. Gives its path. Of several processes rank 0 writes.
@@ -67,7 +61,7 @@ impl Job {
     /// [`Error::Device`].
     pub fn snapshot(&self) -> Result<Snapshot> {
         let mut copying = self.copying();
-        while !self.copy(&mut copying, Instant::now() + Duration::from_secs(3600))? {}
+        while !self.copy(&mut copying, unhurried())? {}
         copying.finish()
     }
 

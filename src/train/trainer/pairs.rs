@@ -1,6 +1,6 @@
 //! Steps whose tokens weigh differently: pairs of sequences, weights that the caller gives; and the model without adapters.
 
-use super::{ROW_BUCKET, Trainer};
+use super::{ROW_BUCKET, Trainer, read_losses};
 use crate::backend::{Bindings, BufferDesc, Device, Executable};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
@@ -84,9 +84,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::Device`].
     pub fn token_losses(&mut self, tokens: usize) -> Result<Vec<f32>> {
-        let mut losses = vec![0f32; tokens];
-        self.train.read(self.inputs.loss, bytemuck::cast_slice_mut(&mut losses))?;
-        Ok(losses)
+        read_losses(&mut *self.train, self.inputs.loss, tokens)
     }
 }
 
@@ -163,8 +161,6 @@ impl Reference {
     /// # Errors
     /// [`Error::Device`].
     pub fn losses(&mut self, tokens: usize) -> Result<Vec<f32>> {
-        let mut losses = vec![0f32; tokens];
-        self.run.read(self.inputs.loss, bytemuck::cast_slice_mut(&mut losses))?;
-        Ok(losses)
+        read_losses(&mut *self.run, self.inputs.loss, tokens)
     }
 }
