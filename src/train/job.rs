@@ -1,8 +1,10 @@
 //! One fine-tuning run, step by step.
 
 mod pairs;
+mod turn;
 
 use pairs::Pairs;
+use turn::Pending;
 
 use super::adapter::{Start, existing, fresh, to_adapter};
 use super::batch::{MicroBatch, Order};
@@ -56,20 +58,6 @@ pub struct Job {
     pending: Option<Pending>,
 }
 
-/// A step between two turns.
-struct Pending {
-    batches: Vec<MicroBatch>,
-    counted: usize,
-    /// The micro-batch that is being computed.
-    at: usize,
-    /// The op that it goes on with; `None` before its first.
-    next_op: Option<usize>,
-    sum: f64,
-    tokens: usize,
-    /// Seconds of computing.
-    seconds: f64,
-}
-
 /// What one step's micro-batches added up to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Accumulated {
@@ -98,8 +86,8 @@ impl Job {
         Self::build(model, recipe, rows, report, None)
     }
 
-    /// As [`Job::new`], with rows from memory instead of `recipe.data`, and an adapter from memory instead of
-    /// `recipe.init_adapter`.
+    /// As [`Job::new`], with rows from memory instead of `recipe.data` (in preference tuning two for a pair, chosen first), and an
+    /// adapter from memory instead of `recipe.init_adapter`.
     ///
     /// # Errors
     /// As [`Job::new`]; [`Error::Invalid`] where no row has a token that the loss counts.
@@ -110,6 +98,10 @@ impl Job {
         init: Option<&Adapter>,
     ) -> Result<Self> {
         check(model, recipe)?;
+        if recipe.preference.is_some() {
+            let (rows, report) = preference::data::take(recipe, &rows)?;
+            return Self::build(model, recipe, rows, report, init);
+        }
         let mut report = DataReport::default();
         let (given, mut taken) = (rows.len(), Rows::new(None));
         taken.next_file();
@@ -276,54 +268,6 @@ impl Job {
         Ok(Some(self.report(sum, grad_norm, lr, start.elapsed().as_secs_f64())))
     }
 
-    /// Works on a step until `deadline`, but for the device's smallest unit of work (one op on the CPU, a micro-batch elsewhere)
-    /// and for the optimizer's part, which is done as a whole; a step of preference tuning is one unit, too. Gives the step's
-    /// report when it is complete.
-    ///
-    /// # Errors
-    /// As [`Job::step`].
-    pub fn turn(&mut self, deadline: Instant) -> Result<Option<StepReport>> {
-        if self.pairs.is_some() {
-            return self.step().map(Some);
-        }
-        let start = Instant::now();
-        let mut pending = match self.pending.take() {
-            Some(pending) => pending,
-            None => {
-                let batches = self.batches()?;
-                let counted = batches.iter().map(MicroBatch::counted).sum();
-                Pending { batches, counted, at: 0, next_op: None, sum: 0.0, tokens: 0, seconds: 0.0 }
-            }
-        };
-        while let Some(batch) = pending.batches.get(pending.at) {
-            let first = match pending.next_op {
-                Some(op) => op,
-                None => {
-                    let seed = dropout_seed(self.recipe.seed, self.done * self.recipe.grad_accum + pending.at);
-                    self.trainer.begin(batch, 1.0 / pending.counted as f32, seed)?;
-                    0
-                }
-            };
-            pending.next_op = self.trainer.go_on(first, deadline)?;
-            if pending.next_op.is_none() {
-                pending.sum += self.trainer.loss(batch)?;
-                pending.tokens += batch.ids.len();
-                pending.at += 1;
-            }
-            if Instant::now() >= deadline {
-                pending.seconds += start.elapsed().as_secs_f64();
-                self.pending = Some(pending);
-                return Ok(None);
-            }
-        }
-        let Pending { sum, tokens, counted, seconds, .. } = pending;
-        let loss = sum / counted as f64;
-        self.finite("loss", loss)?;
-        let (grad_norm, lr) = self.update()?;
-        let seconds = seconds + start.elapsed().as_secs_f64();
-        Ok(Some(self.report(Accumulated { loss, tokens, counted, pairs: None }, grad_norm, lr, seconds)))
-    }
-
     fn report(&self, sum: Accumulated, grad_norm: f32, lr: f64, seconds: f64) -> StepReport {
         StepReport {
             step: self.done,
@@ -381,10 +325,19 @@ impl Job {
     /// # Errors
     /// As [`Job::step`].
     pub fn update(&mut self) -> Result<(f32, f64)> {
+        let update = self.next_update();
+        let norm = self.trainer.update(&update)?;
+        self.updated(norm, update.lr)
+    }
+
+    fn next_update(&self) -> Update {
         let r = &self.recipe;
         let lr = r.curve(self.total_steps).at(self.done);
-        let (weight_decay, max_grad_norm) = (r.weight_decay, r.max_grad_norm);
-        let norm = self.trainer.update(&Update { lr, weight_decay, max_grad_norm, step: self.done + 1 })?;
+        Update { lr, weight_decay: r.weight_decay, max_grad_norm: r.max_grad_norm, step: self.done + 1 }
+    }
+
+    /// The end of an update.
+    fn updated(&mut self, norm: f32, lr: f64) -> Result<(f32, f64)> {
         self.finite("norm of the gradient", f64::from(norm))?;
         self.done += 1;
         Ok((norm, lr))

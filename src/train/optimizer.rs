@@ -11,6 +11,7 @@ use crate::program::{TensorId, dynamic_map};
 use crate::tensor::{DType, HostBytes, HostTensor};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Parameters of a piece of paged state: 32 MiB of AdamW's f32 moments on the device.
 const PAGE: usize = 4 << 20;
@@ -50,6 +51,16 @@ enum Kept {
     Device(Buffer),
     /// On the host; the buffer is a piece's place on the device.
     Host { piece: Buffer, bytes: Vec<u8>, dtype: DType, len: usize },
+}
+
+/// How far an update has come.
+#[derive(Default)]
+pub struct Updating {
+    /// Spans that are done.
+    step: usize,
+    /// Where the program that was begun goes on.
+    next: Option<usize>,
+    norm: Option<f32>,
 }
 
 /// An optimizer over the flat adapter buffer.
@@ -140,36 +151,51 @@ impl Optimizer {
     /// # Errors
     /// [`Error::Device`].
     pub fn update(&mut self, update: &Update) -> Result<f32> {
-        let mut norm = 0f32;
-        if let Some(step) = &mut self.norm {
-            step.executable.run()?;
-            read_norm(step, &mut norm)?;
+        let norm = self.go_on(update, &mut Updating::default(), None)?;
+        norm.ok_or_else(|| Error::internal("an update without deadline ended early"))
+    }
+
+    /// As [`Optimizer::update`], until `deadline`: then `None`, and the update is to be gone on with.
+    ///
+    /// # Errors
+    /// As [`Optimizer::update`].
+    pub fn go_on(&mut self, update: &Update, at: &mut Updating, deadline: Option<Instant>) -> Result<Option<f32>> {
+        if let Some(step) = self.norm.as_mut().filter(|_| at.norm.is_none()) {
+            if !run_part(&mut *step.executable, &mut at.next, deadline)? {
+                return Ok(None);
+            }
+            at.norm = Some(read_norm(step)?);
         }
         let paged = self.norm.is_some();
-        for step in &mut self.steps {
-            for (hyper, ratio) in step.program.hyper.iter().zip(&step.ratios) {
-                step.executable.write(*hyper, bytemuck::cast_slice(&numbers(&self.options, update, *ratio)))?;
-            }
-            if !paged {
-                step.executable.run()?;
-                read_norm(step, &mut norm)?;
-                continue;
-            }
-            step.executable.write(step.program.norm, bytemuck::bytes_of(&norm))?;
-            for kept in &self.moments {
-                if let Kept::Host { piece, bytes, .. } = kept {
-                    self.device.write(piece, 0, &bytes[place(self.rule, piece, &step.spans[0])])?;
+        while let Some(step) = self.steps.get_mut(at.step) {
+            if at.next.is_none() {
+                for (hyper, ratio) in step.program.hyper.iter().zip(&step.ratios) {
+                    step.executable.write(*hyper, bytemuck::cast_slice(&numbers(&self.options, update, *ratio)))?;
+                }
+                if let (true, Some(norm)) = (paged, at.norm) {
+                    step.executable.write(step.program.norm, bytemuck::bytes_of(&norm))?;
+                }
+                for kept in &self.moments {
+                    if let Kept::Host { piece, bytes, .. } = kept {
+                        self.device.write(piece, 0, &bytes[place(self.rule, piece, &step.spans[0])])?;
+                    }
                 }
             }
-            step.executable.run()?;
+            if !run_part(&mut *step.executable, &mut at.next, deadline)? {
+                return Ok(None);
+            }
+            if !paged {
+                at.norm = Some(read_norm(step)?);
+            }
             for kept in &mut self.moments {
                 if let Kept::Host { piece, bytes, .. } = kept {
                     let place = place(self.rule, piece, &step.spans[0]);
                     self.device.read(piece, 0, &mut bytes[place])?;
                 }
             }
+            at.step += 1;
         }
-        Ok(norm)
+        Ok(at.norm)
     }
 
     /// The moments: `m` and `v`; with 8-bit moments four codes a word, and `m_max` and `v_max`.
@@ -234,10 +260,34 @@ impl Optimizer {
     }
 }
 
-fn read_norm(step: &mut Step, norm: &mut f32) -> Result<()> {
-    let id: TensorId = step.program.norm;
-    step.executable.read(id, bytemuck::bytes_of_mut(norm))
+fn read_norm(step: &mut Step) -> Result<f32> {
+    let (id, mut norm): (TensorId, f32) = (step.program.norm, 0.0);
+    step.executable.read(id, bytemuck::bytes_of_mut(&mut norm))?;
+    Ok(norm)
 }
+
+/// Runs a program from where it stopped; true when all has run.
+pub(super) fn run_part(
+    executable: &mut dyn Executable,
+    next: &mut Option<usize>,
+    deadline: Option<Instant>,
+) -> Result<bool> {
+    let Some(deadline) = deadline else {
+        // What was begun is ended, a whole run needs no stops.
+        while let Some(first) = *next {
+            *next = executable.run_part(first, Instant::now() + FAR)?;
+            if next.is_none() {
+                return Ok(true);
+            }
+        }
+        return executable.run().map(|()| true);
+    };
+    *next = executable.run_part(next.unwrap_or(0), deadline)?;
+    Ok(next.is_none())
+}
+
+/// Longer than any program runs.
+const FAR: Duration = Duration::from_secs(3600);
 
 /// Which bytes of a moment belong to a span; every number has 4.
 fn place(rule: Rule, buffer: &Buffer, span: &Range<usize>) -> Range<usize> {

@@ -8,7 +8,7 @@ pub use pairs::Reference;
 
 use super::batch::MicroBatch;
 use super::noise;
-use super::optimizer::{Optimizer, OptimizerOptions};
+use super::optimizer::{Optimizer, OptimizerOptions, Updating, run_part};
 use super::recipe::Optim;
 use super::report::MemoryReport;
 use crate::backend::{Bindings, Buffer, BufferDesc, Device, Executable};
@@ -273,12 +273,13 @@ impl Trainer {
         sum_of_losses(&mut **executable, program, batch)
     }
 
-    /// Runs the ops of a micro-batch from number `first` on until `deadline`: see [`Executable::run_part`].
+    /// Runs a micro-batch from where it stopped (`None`: from its beginning) until `deadline`, see [`Executable::run_part`]. True
+    /// when all has run.
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub fn go_on(&mut self, first: usize, deadline: Instant) -> Result<Option<usize>> {
-        self.train.run_part(first, deadline)
+    pub fn go_on(&mut self, next: &mut Option<usize>, deadline: Option<Instant>) -> Result<bool> {
+        run_part(&mut *self.train, next, deadline)
     }
 
     /// Σ loss over the counted tokens of a micro-batch that has run, in nat.
@@ -295,6 +296,19 @@ impl Trainer {
     /// [`Error::Device`].
     pub fn update(&mut self, update: &Update) -> Result<f32> {
         self.optimizer.update(update)
+    }
+
+    /// As [`Trainer::update`], in parts: see [`Optimizer::go_on`].
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn update_part(
+        &mut self,
+        update: &Update,
+        at: &mut Updating,
+        deadline: Option<Instant>,
+    ) -> Result<Option<f32>> {
+        self.optimizer.go_on(update, at, deadline)
     }
 
     /// Forgets what micro-batches have added since the last update.

@@ -1,6 +1,6 @@
 //! Steps whose tokens weigh differently: pairs of sequences, weights that the caller gives; and the model without adapters.
 
-use super::{ROW_BUCKET, Trainer};
+use super::{ROW_BUCKET, Trainer, run_part};
 use crate::backend::{Bindings, BufferDesc, Device, Executable};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
@@ -10,32 +10,42 @@ use crate::tensor::DType;
 use crate::train::batch::MicroBatch;
 use crate::train::preference::PairBatch;
 use std::sync::Arc;
+use std::time::Instant;
 
 impl Trainer {
-    /// Forward and backward pass over pairs: adds the gradients of `loss_scale · Σ loss`, and gives for each pair its loss, both
-    /// log-probabilities and the cross-entropies that are kept up ([`crate::program::Op::PreferenceLoss`]). `reference`: a
-    /// number for each row; `hyper`: which loss, β, ν.
+    /// Takes the inputs of a forward and backward pass over pairs, which adds the gradients of `loss_scale · Σ loss`. Then
+    /// [`Trainer::go_on`] runs it, and [`Trainer::pair_results`] ends it. `reference`: a number for each row; `hyper`: which loss,
+    /// β, ν.
     ///
     /// # Errors
     /// As [`Trainer::micro_batch`]; [`Error::Internal`] for a trainer of another objective.
-    pub fn pair_batch(
+    pub fn begin_pairs(
         &mut self,
         pairs: &PairBatch,
         reference: &[f32],
         hyper: [f32; 4],
         loss_scale: f32,
         seed: u32,
-    ) -> Result<Vec<[f32; 4]>> {
-        let ObjectiveInputs::Pairs { kinds, reference: known, hyper: numbers, pairs: out } = self.inputs.objective
-        else {
+    ) -> Result<()> {
+        let ObjectiveInputs::Pairs { kinds, reference: known, hyper: numbers, .. } = self.inputs.objective else {
             return Err(Error::internal("pairs for a trainer of single rows"));
         };
         self.begin(&pairs.batch, loss_scale, seed)?;
         self.train.write(kinds, bytemuck::cast_slice(&pairs.kinds))?;
         self.train.write(known, bytemuck::cast_slice(reference))?;
-        self.train.write(numbers, bytemuck::cast_slice(&hyper))?;
-        self.train.run()?;
-        let mut results = vec![[0f32; 4]; reference.len() / 2];
+        self.train.write(numbers, bytemuck::cast_slice(&hyper))
+    }
+
+    /// Of each of `count` pairs that have run its loss, both log-probabilities and the cross-entropies that are kept up
+    /// ([`crate::program::Op::PreferenceLoss`]).
+    ///
+    /// # Errors
+    /// As [`Trainer::begin_pairs`].
+    pub fn pair_results(&mut self, count: usize) -> Result<Vec<[f32; 4]>> {
+        let ObjectiveInputs::Pairs { pairs: out, .. } = self.inputs.objective else {
+            return Err(Error::internal("pairs for a trainer of single rows"));
+        };
+        let mut results = vec![[0f32; 4]; count];
         self.train.read(out, bytemuck::cast_slice_mut(&mut results))?;
         Ok(results)
     }
@@ -92,11 +102,17 @@ impl Reference {
         Ok(Self { run, inputs })
     }
 
-    /// The cross-entropy of each token's label, in nat; 0 where there is none.
+    /// The cross-entropy of each token's label, in nat; 0 where there is none. Runs from where it stopped (`next`, `None`: from
+    /// the beginning) until `deadline`: then `None`.
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub fn losses(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
+    pub fn losses(
+        &mut self,
+        batch: &MicroBatch,
+        next: &mut Option<usize>,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Vec<f32>>> {
         let (tokens, seqs) = (batch.ids.len(), batch.bounds.len().saturating_sub(1));
         let i = &self.inputs;
         let numbers: [(_, &[u32]); 6] = [
@@ -107,12 +123,14 @@ impl Reference {
             (i.bounds, &batch.bounds),
             (i.labels, &batch.labels),
         ];
-        for (id, data) in numbers {
+        for (id, data) in numbers.into_iter().filter(|_| next.is_none()) {
             self.run.write(id, bytemuck::cast_slice(data))?;
         }
-        self.run.run()?;
+        if !run_part(&mut *self.run, next, deadline)? {
+            return Ok(None);
+        }
         let mut losses = vec![0f32; tokens];
         self.run.read(i.loss, bytemuck::cast_slice_mut(&mut losses))?;
-        Ok(losses)
+        Ok(Some(losses))
     }
 }

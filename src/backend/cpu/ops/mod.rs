@@ -13,6 +13,7 @@ mod rope;
 mod sample;
 
 use super::args::Args;
+use super::cut::Cut;
 use super::executable::Step;
 use crate::error::Result;
 use crate::program::Op;
@@ -20,52 +21,52 @@ use crate::program::Op;
 /// Rows of a step from which work is spread over threads: below, handing it over costs more than it saves.
 const PARALLEL_ROWS: usize = 16;
 
-/// Runs one op.
-pub(super) fn run(op: &Op, args: Args, step: &Step) -> Result<()> {
+/// Runs one op from the unit on that `cut` names, until it is done or has stopped.
+pub(super) fn run(op: &Op, args: Args, step: &Step, cut: &mut Cut) -> Result<()> {
     match op {
-        Op::Embed { .. } => matmul::embed(args),
-        Op::MatMul { bias, residual, .. } => matmul::forward(args, bias.is_some(), residual.is_some()),
+        Op::Embed { .. } => matmul::embed(cut, args),
+        Op::MatMul { bias, residual, .. } => matmul::forward(cut, args, bias.is_some(), residual.is_some()),
         Op::MatMulDx { weight, scale, accumulate, .. } => {
-            matmul::dx(args, step.cols(*weight), scale.is_some(), *accumulate)
+            matmul::dx(cut, args, step.cols(*weight), scale.is_some(), *accumulate)
         }
-        Op::MatMulDw { dy, x, scale, .. } => matmul::dw(args, step.cols(*dy), step.cols(*x), scale.is_some()),
-        Op::GatherRows { x, .. } => matmul::gather_rows(args, step.cols(*x)),
-        Op::RmsNorm { eps, .. } => norm::forward(args, *eps),
-        Op::RmsNormBackward { eps, accumulate, .. } => norm::backward(args, *eps, *accumulate),
-        Op::LoraShrink { x, slots, rank, .. } => lora::shrink(args, step.cols(*x), *rank, slots.is_some()),
-        Op::LoraExpand { y, slots, rank, .. } => lora::expand(args, step.cols(*y), *rank, slots.is_some()),
-        Op::Dropout { p, salt, accumulate, .. } => elementwise::dropout(args, *p, *salt, step.seed, *accumulate),
-        Op::Glu { activation, .. } => elementwise::glu(args, *activation),
-        Op::GluBackward { activation, .. } => elementwise::glu_backward(args, *activation),
-        Op::Accumulate { .. } => elementwise::accumulate(args),
+        Op::MatMulDw { dy, x, scale, .. } => matmul::dw(cut, args, step.cols(*dy), step.cols(*x), scale.is_some()),
+        Op::GatherRows { x, .. } => matmul::gather_rows(cut, args, step.cols(*x)),
+        Op::RmsNorm { eps, .. } => norm::forward(cut, args, *eps),
+        Op::RmsNormBackward { eps, accumulate, .. } => norm::backward(cut, args, *eps, *accumulate),
+        Op::LoraShrink { x, slots, rank, .. } => lora::shrink(cut, args, step.cols(*x), *rank, slots.is_some()),
+        Op::LoraExpand { y, slots, rank, .. } => lora::expand(cut, args, step.cols(*y), *rank, slots.is_some()),
+        Op::Dropout { p, salt, accumulate, .. } => elementwise::dropout(cut, args, *p, *salt, step.seed, *accumulate),
+        Op::Glu { activation, .. } => elementwise::glu(cut, args, *activation),
+        Op::GluBackward { activation, .. } => elementwise::glu_backward(cut, args, *activation),
+        Op::Accumulate { .. } => elementwise::accumulate(cut, args),
         Op::Fill { value, .. } => elementwise::fill(args, *value),
         Op::QkNormRopeKv { q, k, q_norm, k_norm, eps, head_dim, rope, slots, k_out, v_out, .. } => {
             let heads =
                 rope::Heads { q: step.cols(*q), k: step.cols(*k), dim: *head_dim, rope: step.cols(*rope), eps: *eps };
             let cache = rope::Cache { dtype: step.dtype(*k_out), slots: slots.is_some(), values: v_out.is_some() };
-            rope::forward(args, &heads, (q_norm.is_some(), k_norm.is_some()), &cache)
+            rope::forward(cut, args, &heads, (q_norm.is_some(), k_norm.is_some()), &cache)
         }
         Op::QkNormRopeBackward { q, k, q_norm, k_norm, eps, head_dim, rope, .. } => {
             let heads =
                 rope::Heads { q: step.cols(*q), k: step.cols(*k), dim: *head_dim, rope: step.cols(*rope), eps: *eps };
-            rope::backward(args, &heads, (q_norm.is_some(), k_norm.is_some()))
+            rope::backward(cut, args, &heads, (q_norm.is_some(), k_norm.is_some()))
         }
         Op::Attention { k, layout, geometry, lse, .. } => {
             let stored = attention::Stored { dtype: step.dtype(*k), layout };
-            attention::forward(args, &stored, geometry, lse.is_some(), step)
+            attention::forward(cut, args, &stored, geometry, lse.is_some(), step)
         }
-        Op::AttentionBackward { geometry, .. } => attention::backward(args, geometry),
+        Op::AttentionBackward { geometry, .. } => attention::backward(cut, args, geometry),
         Op::HeadLoss { weights, dx, smoothing, .. } => {
-            loss::head_loss(args, weights.is_some(), dx.is_some(), *smoothing)
+            loss::head_loss(cut, args, weights.is_some(), dx.is_some(), *smoothing)
         }
         Op::PreferenceLoss { .. } => preference::forward(args, step.sequences),
-        Op::Sample { logits, .. } => sample::forward(args, step.cols(*logits)),
-        Op::AdjustLogits { logits, .. } => logits::adjust(args, step.cols(*logits)),
-        Op::TopLogprobs { logits, top, .. } => logits::top_logprobs(args, step.cols(*logits), step.cols(*top)),
-        Op::GradNorm { .. } => optim::grad_norm(args),
-        Op::AdamW { .. } => optim::adamw(args),
-        Op::Lion { .. } => optim::lion(args),
-        Op::Sgd { .. } => optim::sgd(args),
-        Op::AdamW8bit { .. } => optim::adamw_8bit(args),
+        Op::Sample { logits, .. } => sample::forward(cut, args, step.cols(*logits)),
+        Op::AdjustLogits { logits, .. } => logits::adjust(cut, args, step.cols(*logits)),
+        Op::TopLogprobs { logits, top, .. } => logits::top_logprobs(cut, args, step.cols(*logits), step.cols(*top)),
+        Op::GradNorm { .. } => optim::grad_norm(cut, args),
+        Op::AdamW { .. } => optim::adamw(cut, args),
+        Op::Lion { .. } => optim::lion(cut, args),
+        Op::Sgd { .. } => optim::sgd(cut, args),
+        Op::AdamW8bit { .. } => optim::adamw_8bit(cut, args),
     }
 }
