@@ -115,8 +115,8 @@ impl Job {
         Self::build(model, recipe, rows, report, None, group)
     }
 
-    /// As [`Job::new`], with rows from memory instead of `recipe.data`, and an adapter from memory instead of
-    /// `recipe.init_adapter`.
+    /// As [`Job::new`], with rows from memory instead of `recipe.data` (in preference tuning two for a pair, chosen first), and an
+    /// adapter from memory instead of `recipe.init_adapter`.
     ///
     /// # Errors
     /// As [`Job::new`]; [`Error::Invalid`] where no row has a token that the loss counts.
@@ -127,6 +127,10 @@ impl Job {
         init: Option<&Adapter>,
     ) -> Result<Self> {
         check(model, recipe)?;
+        if recipe.preference.is_some() {
+            let (rows, report) = preference::data::take(recipe, &rows)?;
+            return Self::build(model, recipe, rows, report, init, Arc::new(Alone));
+        }
         let mut report = DataReport::default();
         let (given, mut taken) = (rows.len(), Rows::new(None));
         taken.next_file();
@@ -297,9 +301,9 @@ impl Job {
         Ok(Some(self.report(sum, grad_norm, lr, start.elapsed().as_secs_f64())))
     }
 
-    /// Works on a step until `deadline`, but for the device's smallest unit of work (one op on the CPU, a micro-batch elsewhere)
-    /// and for the optimizer's part, which is done as a whole; a step of preference tuning or of several processes is one unit, too. Gives the step's
-    /// report when it is complete.
+    /// Works on a step until `deadline`, but for the device's smallest unit of work (a part of an op on the CPU, some launches
+    /// elsewhere) and for the optimizer's part, which is done as a whole; a step of preference tuning or of several processes is
+    /// one unit, too. Gives the step's report when it is complete.
     ///
     /// # Errors
     /// As [`Job::step`].

@@ -224,8 +224,8 @@ impl Engine {
         request
     }
 
-    /// Takes what has happened.
-    fn poll(&self) {
+    /// Takes what has happened; how many events that were.
+    fn poll(&self) -> usize {
         let mut events: [runtime_event; 8] = unsafe { std::mem::zeroed() };
         let mut n = 0;
         unsafe {
@@ -248,6 +248,7 @@ impl Engine {
                 cached: event.cached_tokens,
             });
         }
+        n
     }
 
     /// A little work, or time for the engine's thread to do some.
@@ -283,6 +284,12 @@ impl Engine {
             self.work(1);
             steps += 1;
         }
+    }
+
+    /// Slices that are worked on until an event has come.
+    pub fn slices_until(&self, kind: i32, object: u64) -> usize {
+        while self.poll() > 0 {}
+        self.take(kind, object).2
     }
 
     pub fn wait_for(&self, kind: i32, object: u64) -> Seen {

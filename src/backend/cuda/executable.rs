@@ -7,11 +7,13 @@ use super::memory::{Memory, Pinned};
 use super::places::Places;
 use super::profile::profile;
 use super::record::{Extra, Recorder};
+use crate::backend::pace::Pace;
 use crate::backend::{Bindings, Executable, Timing};
 use crate::error::{Error, Result};
 use crate::program::{Place, Program, TensorId};
 use cudarc::driver::{result, sys};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Changed ranges of the inputs that lie closer than this travel in one copy: a copy of its own costs about 2 µs.
 const GAP: usize = 4096;
@@ -21,6 +23,12 @@ pub struct CudaExecutable {
     graph: Option<Graph>,
     /// What the graph replays.
     launches: Vec<Work>,
+    /// How many launches there are up to the end of each group of ops.
+    ends: Vec<usize>,
+    /// How long the groups take, where a run is in parts.
+    pace: Pace,
+    /// The intermediates lie in memory of their own: other programs may run between two parts.
+    apart: bool,
     program: Arc<Program>,
     places: Places,
     /// The host's copy of the inputs, from which the device copies.
@@ -30,7 +38,7 @@ pub struct CudaExecutable {
     /// Changed byte ranges of the inputs, in order.
     dirty: Vec<(usize, usize)>,
     /// Used by the graph's kernels, by address.
-    _extra: Extra<Arc<Memory>>,
+    extra: Extra<Arc<Memory>>,
     extra_bytes: usize,
     context: Arc<Context>,
 }
@@ -38,6 +46,39 @@ pub struct CudaExecutable {
 // SAFETY: driver handles may be used from any thread that has made the context current; one thread at a time owns the
 // executable.
 unsafe impl Send for CudaExecutable {}
+
+/// A first guess of a launch's time, in seconds.
+const GUESS: f32 = 20e-6;
+
+/// Records a program's launches, and where its groups of ops end among them.
+fn record(
+    context: &Arc<Context>,
+    program: &Program,
+    places: &Places,
+    extra: &Extra<Arc<Memory>>,
+) -> Result<(Vec<Work>, Vec<usize>)> {
+    let addresses = Extra {
+        scratch: extra.scratch.address,
+        workspace: extra.workspace.address,
+        counters: extra.counters.address,
+        flags: extra.flags.address,
+        shadows: extra.shadows.address,
+        segments: extra.segments.address,
+    };
+    let recorder = Recorder::record(context, program, places, addresses)?;
+    context.write(addresses.segments, bytemuck::cast_slice(&recorder.segments()?))?;
+    Ok((recorder.launches, recorder.ends))
+}
+
+fn capture(context: &Context, program: &Program, launches: &[Work]) -> Result<Graph> {
+    let submit = |stream| launches.iter().try_for_each(|launch| launch.submit(stream));
+    Graph::capture(context, &program.name, submit)
+}
+
+/// Launches of each group.
+fn lengths(ends: &[usize]) -> impl Iterator<Item = usize> {
+    ends.iter().scan(0, |before, end| Some(end - std::mem::replace(before, *end)))
+}
 
 impl CudaExecutable {
     /// Places the program, records its launches and captures them.
@@ -59,31 +100,24 @@ impl CudaExecutable {
             ),
             segments: Arc::new(context.allocate("the list of the adapters' copies", needed.segments)?),
         };
-        let addresses = Extra {
-            scratch: extra.scratch.address,
-            workspace: extra.workspace.address,
-            counters: extra.counters.address,
-            flags: extra.flags.address,
-            shadows: extra.shadows.address,
-            segments: extra.segments.address,
-        };
-        let recorder = Recorder::record(&context, &program, &places, addresses)?;
-        context.write(addresses.segments, bytemuck::cast_slice(&recorder.segments()?))?;
-        let launches = recorder.launches;
-        let submit = |stream| launches.iter().try_for_each(|launch| launch.submit(stream));
-        let graph = Graph::capture(&context, &program.name, submit)?;
+        let (launches, ends) = record(&context, &program, &places, &extra)?;
+        let graph = capture(&context, &program, &launches)?;
+        let pace = Pace::new(lengths(&ends).map(|launches| launches as f32 * GUESS));
         let inputs = Pinned::new(places.input_bytes)?;
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
         let copied = result::event::create(flags).map_err(|e| device_error("making an event", e))?;
         Ok(Self {
             graph: Some(graph),
             launches,
+            ends,
+            pace,
+            apart: false,
             program,
             places,
             inputs,
             copied,
             dirty: Vec::new(),
-            _extra: extra,
+            extra,
             extra_bytes: needed.scratch + needed.workspace + needed.shadows,
             context,
         })
@@ -101,6 +135,28 @@ impl CudaExecutable {
                 decl.bytes()
             ))),
         }
+    }
+
+    /// Moves the intermediates to memory of their own. Nothing of the program is running.
+    fn keep_apart(&mut self) -> Result<()> {
+        self.context.wait()?;
+        self.graph = None;
+        self.places.keep_apart(&self.context, &self.program)?;
+        (self.launches, self.ends) = record(&self.context, &self.program, &self.places, &self.extra)?;
+        if self.ends.len() != self.pace.units() {
+            return Err(Error::internal(format!("'{}' was recorded in another way", self.program.name)));
+        }
+        self.apart = true;
+        Ok(())
+    }
+
+    fn replay(&mut self) -> Result<()> {
+        if self.graph.is_none() {
+            self.graph = Some(capture(&self.context, &self.program, &self.launches)?);
+        }
+        let Some(graph) = &self.graph else { return Err(Error::internal("no graph")) };
+        // What the graph's kernels use, `self` and the bindings in `places` keep alive.
+        graph.launch(&self.context, &self.program.name)
     }
 
     fn copy_inputs(&mut self) -> Result<()> {
@@ -154,9 +210,44 @@ impl Executable for CudaExecutable {
     fn run(&mut self) -> Result<()> {
         self.context.bind()?;
         self.copy_inputs()?;
-        let Some(graph) = &self.graph else { return Err(Error::internal("no graph")) };
-        // What the graph's kernels use, `self` and the bindings in `places` keep alive.
-        graph.launch(&self.context, &self.program.name)
+        self.replay()
+    }
+
+    /// Stops between two groups of ops. The first run is replayed as a whole, as [`Executable::run`] does it, and tells how long the
+    /// program takes; so are later ones where that fits. A program that does not fit gets memory of its own for its intermediates.
+    fn run_part(&mut self, first: usize, deadline: Instant) -> Result<Option<usize>> {
+        self.context.bind()?;
+        if first == 0 {
+            self.copy_inputs()?;
+        } else if !self.apart {
+            return Err(Error::internal(format!("'{}' cannot go on with number {first}", self.program.name)));
+        }
+        let mut at = first;
+        while at < self.ends.len() {
+            let began = Instant::now();
+            let end = match self.pace.is_known() || self.apart {
+                true => self.pace.end(at, deadline.saturating_duration_since(began)),
+                false => self.ends.len(),
+            };
+            if at == 0 && end == self.ends.len() {
+                self.replay()?;
+            } else {
+                if !self.apart {
+                    self.keep_apart()?;
+                }
+                let start = if at == 0 { 0 } else { self.ends[at - 1] };
+                let launches = &self.launches[start..self.ends[end - 1]];
+                launches.iter().try_for_each(|launch| launch.submit(self.context.stream))?;
+            }
+            self.context.wait()?;
+            let now = Instant::now();
+            self.pace.took(at..end, now - began);
+            at = end;
+            if at < self.ends.len() && self.pace.is_over(deadline.saturating_duration_since(now)) {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
     }
 
     fn read(&mut self, id: TensorId, out: &mut [u8]) -> Result<()> {

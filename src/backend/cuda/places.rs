@@ -81,6 +81,15 @@ impl Places {
         Ok(())
     }
 
+    /// Gives the intermediates memory that no other program uses.
+    pub fn keep_apart(&mut self, context: &Arc<Context>, program: &Program) -> Result<()> {
+        // What is shared goes first, where nobody else needs it.
+        self.arena = None;
+        let what = format!("the intermediates of '{}', which runs in parts", program.name);
+        self.arena = Some(Arc::new(context.allocate(&what, self.plan.bytes())?));
+        Ok(())
+    }
+
     /// Device address of a tensor with plain elements.
     pub fn address(&self, program: &Program, id: TensorId) -> Result<u64> {
         let decl = program.decl(id);

@@ -18,6 +18,8 @@ pub struct Recorder<'a> {
     pub launches: Vec<Work>,
     /// The group of each op: ops that one launch or a few do together share a number.
     pub groups: Vec<usize>,
+    /// How many launches there are up to the end of each group: between two groups a run can stop.
+    pub ends: Vec<usize>,
     /// How often each tensor is read.
     reads: Vec<usize>,
     /// Addresses of the memory that the launches share; zeros the first time.
@@ -85,6 +87,7 @@ impl<'a> Recorder<'a> {
             places,
             launches: Vec::new(),
             groups: Vec::with_capacity(program.nodes.len()),
+            ends: Vec::new(),
             reads,
             extra,
             needed: Extra::default(),
@@ -94,6 +97,7 @@ impl<'a> Recorder<'a> {
         while at < program.nodes.len() {
             at += recorder.nodes(at)?;
             recorder.groups.resize(at, group);
+            recorder.ends.push(recorder.launches.len());
             group += 1;
         }
         recorder.cast_shadows()?;
@@ -272,6 +276,7 @@ impl<'a> Recorder<'a> {
         let args = Args::new().ptr(self.extra.segments);
         self.launch("lora_expand_cast", &name, grid, 256, 0, args)?;
         self.launches.rotate_right(1);
+        self.ends.iter_mut().for_each(|end| *end += 1);
         Ok(())
     }
 

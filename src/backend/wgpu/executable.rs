@@ -5,10 +5,12 @@ use super::fuse::{groups, runs};
 use super::places::Places;
 use super::profile::profile;
 use super::record::{Bind, PARAMS, Recorder};
+use crate::backend::pace::Pace;
 use crate::backend::{Bindings, Executable, Timing};
 use crate::error::{Error, Result};
 use crate::program::{Place, Program, TensorId};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// One dispatch, ready to be encoded.
 pub struct Step {
@@ -46,6 +48,8 @@ pub struct WgpuExecutable {
     prepared: Option<wgpu::CommandBuffer>,
     /// Runs so far.
     runs: u64,
+    /// How long the steps take, where a run is in parts.
+    pace: Pace,
 }
 
 /// The small outputs on the host's side, and where they lie among all outputs.
@@ -57,6 +61,8 @@ struct Copied {
 /// Multiply-adds in one submission. About half a second on a 2 TFLOP/s GPU: drivers reset a GPU whose
 /// submission takes longer than about 2 s.
 const WORK_BOUND: u64 = 500_000_000_000;
+/// A first guess of a dispatch's time: so many seconds, and so many for each multiply-add.
+const GUESS: (f32, f32) = (5e-6, 5e-13);
 /// Bytes from one dispatch's parameters to the next (WebGPU's strictest uniform alignment).
 const PARAM_STRIDE: u64 = 256;
 /// Changed ranges of the inputs that lie closer than this travel together: each write has its own staging memory.
@@ -97,6 +103,8 @@ impl WgpuExecutable {
             steps.push(Step { label, pipeline, group, grid: dispatch.grid, cut });
         }
         context.check()?;
+        let guess = |work: u64| GUESS.0 + GUESS.1 * work as f32;
+        let pace = Pace::new(recorder.dispatches.iter().map(|dispatch| guess(dispatch.work)));
         let inputs = vec![0; usize::try_from(places.input_bytes).unwrap_or(0)];
         // A run in several submissions is long enough for a copy of its own not to count.
         let range = small_outputs(&program, &places).filter(|_| !steps.iter().any(|step| step.cut));
@@ -119,6 +127,7 @@ impl WgpuExecutable {
             running: None,
             prepared: None,
             runs: 0,
+            pace,
         })
     }
 
@@ -201,6 +210,30 @@ impl Executable for WgpuExecutable {
             self.context.queue.submit([self.encode(steps)]);
         }
         self.context.check()
+    }
+
+    fn run_part(&mut self, first: usize, deadline: Instant) -> Result<Option<usize>> {
+        self.context.check()?;
+        if first == 0 {
+            self.flush_inputs()?;
+            self.runs += 1;
+        }
+        let mut at = first;
+        while at < self.steps.len() {
+            let began = Instant::now();
+            let end = self.pace.end(at, deadline.saturating_duration_since(began));
+            // A driver gives up on a submission that takes too long.
+            let end = (at..end).find(|i| self.steps[*i].cut).map_or(end, |i| i + 1);
+            let index = self.context.queue.submit([self.encode(&self.steps[at..end])]);
+            self.context.wait(index.clone())?;
+            let now = Instant::now();
+            self.pace.took(at..end, now - began);
+            (at, self.running) = (end, Some(index));
+            if at < self.steps.len() && self.pace.is_over(deadline.saturating_duration_since(now)) {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
     }
 
     fn read(&mut self, id: TensorId, out: &mut [u8]) -> Result<()> {
