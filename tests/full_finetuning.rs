@@ -158,7 +158,7 @@ fn initial(case: &Value, model: &LoadedModel) -> Adapter {
     let lora = |layer: usize, p: Projection| {
         let (module, (outputs, inputs)) = (p.module(layer), p.shape(config));
         let a = side(&module, "A", [4, inputs], 1.0 / (inputs as f64).sqrt());
-        let weights = LoraWeights { a, b: side(&module, "B", [outputs, 4], 0.02), scale: 2.0 };
+        let weights = LoraWeights { a, b: side(&module, "B", [outputs, 4], 0.02), scale: 2.0, magnitude: None };
         (module, weights)
     };
     let saved = runtime::model::weights::saved_tensors(config, &names).unwrap().into_iter().map(|(name, shape)| {
@@ -368,11 +368,14 @@ fn the_best_model_and_pairs() {
     let bytes = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
     assert!(bytes(&best) == bytes(&again), "the model is that of step {step}");
 
+    // All of the pairs in every step.
     let pairs = Recipe {
         data: vec![golden("preference/messages.jsonl").into()],
         preference: Some(Preference::default()),
         output: folder.path().join("pairs"),
+        batch_size: 15,
         lr: 2e-4,
+        grad_accum: 4,
         ..short(&best)
     };
     let mut job = Job::new(&model, &pairs).unwrap();
@@ -380,7 +383,7 @@ fn the_best_model_and_pairs() {
     // The reference is the model as it was loaded: before the first step nothing differs from it.
     assert!((first.loss - std::f64::consts::LN_2).abs() < 1e-5, "{}", first.loss);
     let last = (0..5).map(|_| job.step().unwrap().loss).last().unwrap();
-    assert!(last < first.loss, "from {} to {last}", first.loss);
+    assert!(last < 0.95 * first.loss, "from {} to {last}", first.loss);
 }
 
 #[test]

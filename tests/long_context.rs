@@ -54,7 +54,7 @@ fn step(rows: usize, recompute: bool, offload: bool) -> (f64, f64) {
         objective: Objective::Tokens,
     };
     let layout = LoraLayout::new(&config, 16, 1, &Projection::ALL);
-    let program = train_program(&model, &shape, &layout).unwrap().program;
+    let program = train_program(&model, &shape, &layout.into()).unwrap().program;
     let host = program
         .tensors
         .iter()
