@@ -1,4 +1,4 @@
-//! One fine-tuning run, step by step.
+//! One fine-tuning run, step by step. The file is long because making a run checks and places all that a recipe names.
 
 mod agree;
 mod pairs;
