@@ -29,7 +29,7 @@ if has checks; then
         nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
         .carry/runtime devices
         export RUNTIME_CUDA=1 RUNTIME_NO_WGPU=1
-        for name in "ops" "models cuda" "train_tiny cuda" "train_smollm2 cuda"; do
+        for name in "ops" "models cuda" "train_tiny cuda" "train_smollm2 cuda" "full_finetuning cuda" "publish cuda"; do
             echo "== $name"
             # shellcheck disable=SC2086
             timeout 240 .carry/${name%% *} ${name#"${name%% *}"} --test-threads 1 --nocapture >"$out/log" 2>&1 || true
@@ -93,7 +93,7 @@ fi
 if has vulkan; then
     {
         .carry/runtime devices
-        for name in "ops" "models wgpu" "train_tiny wgpu"; do
+        for name in "ops" "models wgpu" "train_tiny wgpu" "publish wgpu"; do
             echo "== $name"
             # shellcheck disable=SC2086
             timeout 240 .carry/${name%% *} ${name#"${name%% *}"} --test-threads 1 --nocapture >"$out/log" 2>&1 || true

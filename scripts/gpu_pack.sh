@@ -8,7 +8,7 @@ rm -rf .carry && mkdir -p .carry
 cargo build --release --locked
 pack() { strip -o ".carry/$2" "$1"; }
 pack target/release/runtime runtime
-for name in ops models train_tiny train_smollm2; do
+for name in ops models train_tiny train_smollm2 full_finetuning publish; do
     exe=$(cargo test --release --locked --no-run --test "$name" 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
     pack "$exe" "$name"
 done

@@ -14,4 +14,6 @@ pub mod serve;
 pub mod tensor;
 pub mod token;
 pub mod train;
+#[cfg(feature = "serve")]
+pub mod tune;
 pub use error::{Error, Result};

@@ -1227,6 +1227,25 @@ fn optimizer() {
     check("adamw", b.finish(), &given, 2e-6);
 }
 
+/// Matrices of a flat buffer in places of another one, some of them larger.
+#[test]
+fn place_adapter() {
+    let mut b = Builder::new("place_adapter");
+    let from = b.state("from", "from", 0, DType::F32, 1, 1000);
+    let to = b.state("to", "to", 0, DType::F32, 1, 5000);
+    let table = b.input("table", DType::U32, 4, 8);
+    b.push(Op::PlaceAdapter { from, table, to }).unwrap();
+    let mut given = counts(0, 0, 0);
+    let rows: [[u32; 8]; 4] = [
+        [0, 4, 64, 128, 8, 64, 1f32.to_bits(), 0],
+        [256, 100, 4, 1024, 100, 8, 0.25f32.to_bits(), 0],
+        [0, 0, 0, 2048, 16, 48, 2f32.to_bits(), 0],
+        [700, 1, 300, 4096, 1, 300, (-3f32).to_bits(), 0],
+    ];
+    given.insert("table", rows.concat());
+    check("place_adapter", b.finish(), &given, 1e-6);
+}
+
 /// Lion and SGD, twice each: the second update meets a moment.
 #[test]
 fn optimizers_with_one_moment() {

@@ -266,6 +266,7 @@ fn variants() -> Vec<(&'static str, Set)> {
         ("copy", vec![group()]),
         ("accumulate", vec![group()]),
         ("fill", vec![group()]),
+        ("place_adapter", vec![group()]),
         ("grad_norm", vec![reductions(), flag("LAST")]),
         ("adamw", vec![group()]),
         ("lion", vec![group()]),

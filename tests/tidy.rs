@@ -57,7 +57,9 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     // Answers come from the engine and gradients from the trainer, of the same weights: it stands above both.
     ("grpo", &["error", "tensor", "token", "format", "backend", "model", "engine", "train"]),
-    ("serve", &["error", "token", "format", "backend", "model", "engine", "train"]),
+    // Jobs that train beside requests: it needs engine and trainer, and knows nothing of HTTP.
+    ("tune", &["error", "tensor", "token", "format", "backend", "model", "engine", "train"]),
+    ("serve", &["error", "token", "format", "backend", "model", "engine", "train", "tune"]),
     // What an embedding program needs, in safe Rust; the C ABI puts it into C's words.
     ("embed", &["error", "tensor", "token", "format", "backend", "model", "engine", "train"]),
     ("ffi", &["error", "token", "format", "backend", "model", "engine", "train", "embed"]),

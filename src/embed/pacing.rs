@@ -1,5 +1,6 @@
 //! How much of the device the engine takes, and when.
 
+use crate::engine::pacing::Shares;
 use std::time::{Duration, Instant};
 
 /// What comes first where requests and training want the device at the same time.
@@ -46,8 +47,7 @@ impl Default for Pacing {
 /// Decides whose turn it is.
 #[derive(Default)]
 pub struct Turns {
-    /// Seconds that training is behind (negative: ahead of) its share, while both want to work.
-    debt: f64,
+    shares: Shares,
     /// Before this no answer gets another token.
     resume: Option<Instant>,
 }
@@ -55,15 +55,12 @@ pub struct Turns {
 impl Turns {
     /// Whether training is next, where both could be.
     pub fn training_next(&self) -> bool {
-        self.debt > 0.0
+        self.shares.training_next()
     }
 
     /// Takes note of a slice while both wanted to work.
     pub fn note(&mut self, mode: PacingMode, training: bool, seconds: f64) {
-        let share = mode.training();
-        self.debt += share * seconds - if training { seconds } else { 0.0 };
-        // What was missed a second ago is forgotten.
-        self.debt = self.debt.clamp(-1.0, 1.0);
+        self.shares.note(mode.training(), training, seconds);
     }
 
     /// Takes note of new tokens.

@@ -3,7 +3,11 @@
 //! Any number of adapters can be loaded; their weights stay in the files that they were read from (memory-mapped, so the
 //! system keeps in memory those that are used) until a request needs them on the device. There the least recently used one
 //! that no running request holds makes room.
+//!
+//! A version that a trainer published lies on the device alone at first, and keeps its place until it is settled: until its
+//! numbers are in a file, too.
 
+use super::guest::DeviceAdapter;
 use crate::backend::{Bindings, Buffer, BufferDesc, Executable};
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, LoraWeights};
@@ -11,18 +15,26 @@ use crate::format::quant::dequantise_row;
 use crate::model::LoadedModel;
 use crate::model::decoder::{buffers, norms_program};
 use crate::model::lora::{LoraEntry, LoraLayout, Projection};
-use crate::program::STATE_ALIGN;
+use crate::program::{Builder, Op, STATE_ALIGN};
 use crate::tensor::{DType, HostTensor};
 use half::{bf16, f16};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// One version of an adapter; a request holds the one that it started with.
 pub struct Version {
     /// Given to no other version in the life of the engine.
     pub number: u64,
-    weights: Adapter,
+    weights: Mutex<Weights>,
+}
+
+/// Where a version's numbers are.
+enum Weights {
+    /// In memory, or in a file that is mapped.
+    Host(Adapter),
+    /// In this place on the device, and nowhere else.
+    Device { _place: Arc<Slot> },
 }
 
 /// The adapters that requests may name.
@@ -31,6 +43,7 @@ pub struct Registry {
     /// In which adapters lie on the device.
     dtype: DType,
     versions: BTreeMap<String, Arc<Version>>,
+    /// Versions so far.
     loaded: u64,
 }
 
@@ -40,15 +53,44 @@ impl Registry {
         Self { layout, dtype, versions: BTreeMap::new(), loaded: 0 }
     }
 
-    /// Makes an adapter available, in the place of an older one of that name.
-    pub fn load(&mut self, name: &str, weights: &Adapter) -> Result<()> {
-        let Some(layout) = &self.layout else {
-            return Err(Error::invalid("this engine was started without room for adapters (max_adapters 0)"));
-        };
-        check(layout, self.dtype, name, weights)?;
+    /// Makes an adapter available, in the place of an older one of that name. Gives the version's number.
+    pub fn load(&mut self, name: &str, weights: &Adapter) -> Result<u64> {
+        check(self.layout.as_ref().ok_or_else(no_room)?, self.dtype, name, weights)?;
+        let number = self.number();
+        self.insert(name, number, Weights::Host(weights.clone()));
+        Ok(number)
+    }
+
+    /// Places on the device, and the largest rank.
+    pub fn room(&self) -> (usize, usize) {
+        self.layout.as_ref().map_or((0, 0), |layout| (layout.slots, layout.rank))
+    }
+
+    /// A number for the next version.
+    fn number(&mut self) -> u64 {
         self.loaded += 1;
-        let version = Version { number: self.loaded, weights: weights.clone() };
-        self.versions.insert(name.into(), Arc::new(version));
+        self.loaded
+    }
+
+    fn insert(&mut self, name: &str, number: u64, weights: Weights) {
+        self.versions.insert(name.into(), Arc::new(Version { number, weights: Mutex::new(weights) }));
+    }
+
+    /// As [`Registry::load`], for an adapter that lies on the device: `bank` gives it a place.
+    pub fn publish(&mut self, name: &str, adapter: &mut DeviceAdapter, bank: &mut AdapterBank) -> Result<u64> {
+        let number = self.number();
+        let place = bank.copy(number, adapter)?;
+        self.insert(name, number, Weights::Device { _place: place });
+        Ok(number)
+    }
+
+    /// Tells that a published version's numbers are on the host, too: it then needs no place while nobody uses it. Nothing
+    /// happens where another version has taken its place.
+    pub fn settle(&mut self, name: &str, number: u64, weights: &Adapter) -> Result<()> {
+        check(self.layout.as_ref().ok_or_else(no_room)?, self.dtype, name, weights)?;
+        if let Some(version) = self.versions.get(name).filter(|version| version.number == number) {
+            *version.weights.lock().unwrap_or_else(PoisonError::into_inner) = Weights::Host(weights.clone());
+        }
         Ok(())
     }
 
@@ -176,16 +218,96 @@ impl AdapterBank {
             self.used[index] = self.clock;
             return Ok(self.slots[index].clone());
         }
-        let idle = |index: &usize| self.slots[*index].as_ref().is_none_or(|slot| Arc::strong_count(slot) == 1);
-        let Some(index) = (0..self.slots.len()).filter(idle).min_by_key(|index| self.used[*index]) else {
-            return Ok(None);
-        };
+        let Some(index) = self.idle() else { return Ok(None) };
         self.slots[index] = None;
-        self.write(index, &version.weights)?;
-        let slot = Arc::new(Slot { index: index as u32, version: version.number });
+        match &*version.weights.lock().unwrap_or_else(PoisonError::into_inner) {
+            Weights::Host(adapter) => self.write(index, adapter)?,
+            Weights::Device { .. } => return Err(Error::internal("a published adapter has lost its place")),
+        }
+        Ok(Some(self.take(index, version.number)))
+    }
+
+    /// A place that no request and no version holds, the one that was not used for the longest time.
+    fn idle(&self) -> Option<usize> {
+        let idle = |index: &usize| self.slots[*index].as_ref().is_none_or(|slot| Arc::strong_count(slot) == 1);
+        (0..self.slots.len()).filter(idle).min_by_key(|index| self.used[*index])
+    }
+
+    fn take(&mut self, index: usize, version: u64) -> Arc<Slot> {
+        let slot = Arc::new(Slot { index: index as u32, version });
         self.slots[index] = Some(slot.clone());
         self.used[index] = self.clock;
-        Ok(Some(slot))
+        slot
+    }
+
+    /// Gives a version a place and copies its numbers from where they lie on the device.
+    fn copy(&mut self, version: u64, adapter: &mut DeviceAdapter) -> Result<Arc<Slot>> {
+        self.clock += 1;
+        if adapter.layout.magnitudes.is_some() {
+            return Err(Error::unsupported(
+                "publishing an adapter with magnitudes (use_dora) from where it is trained",
+            ));
+        }
+        let (rank, most) = (adapter.layout.rank, self.layout.rank);
+        if rank > most {
+            return Err(Error::invalid(format!(
+                "an adapter of rank {rank}: the largest rank of this engine is {most}"
+            )));
+        }
+        let Some(index) = self.idle() else {
+            let places = self.slots.len();
+            return Err(Error::Busy(format!("the {places} places for adapters on the device are all in use")));
+        };
+        let table: Vec<[u32; 8]> = self.layout.entries.iter().flat_map(|e| self.matrices(index, e, adapter)).collect();
+        if adapter.placer.is_none() {
+            adapter.placer = Some(self.placer(&adapter.params)?);
+        }
+        let Some(placer) = &mut adapter.placer else { return Err(Error::internal("no placer")) };
+        self.slots[index] = None;
+        let id = placer.program().find("table").ok_or_else(|| Error::internal("the placer has no table"))?;
+        placer.write(id, bytemuck::cast_slice(&table))?;
+        placer.run()?;
+        self.write_scale(index)?;
+        if self.layout.magnitudes.is_some() {
+            self.write_magnitudes(index, None)?;
+        }
+        Ok(self.take(index, version))
+    }
+
+    /// The rows of [`Op::PlaceAdapter`]'s table for A and B of one module.
+    fn matrices(&self, slot: usize, entry: &LoraEntry, adapter: &DeviceAdapter) -> [[u32; 8]; 2] {
+        let (rank, own) = (self.layout.rank, adapter.layout.rank);
+        let (inputs, outputs) = (entry.inputs, entry.outputs);
+        let found = adapter.layout.entry(entry.layer, entry.projection);
+        // Without the module all becomes zero.
+        let [a, b] = match found {
+            Some(found) => [[found.a, own, inputs], [found.b, outputs, own]],
+            None => [[0; 3]; 2],
+        };
+        let row = |from: [usize; 3], to: [usize; 3], scale: f32| {
+            let [f, t] = [from, to].map(|numbers| numbers.map(|n| n as u32));
+            [f[0], f[1], f[2], t[0], t[1], t[2], scale.to_bits(), 0]
+        };
+        let a = row(a, [entry.a + slot * rank * inputs, rank, inputs], 1.0);
+        [a, row(b, [entry.b + slot * outputs * rank, outputs, rank], adapter.scale)]
+    }
+
+    /// A program that copies matrices from `params` into the bank.
+    fn placer(&self, params: &Buffer) -> Result<Box<dyn Executable>> {
+        const FROM: &str = "adapter.from";
+        let bank = &self.bindings[buffers::LORA];
+        let mut b = Builder::new("place_adapter");
+        let from = b.state("from", FROM, 0, DType::F32, 1, params.desc().cols);
+        let to = b.state("to", buffers::LORA, 0, bank.desc().dtype, 1, self.layout.len);
+        let table = b.input("table", DType::U32, 2 * self.layout.entries.len(), 8);
+        b.push(Op::PlaceAdapter { from, table, to })?;
+        let mut bindings = self.bindings.clone();
+        bindings.insert(FROM.into(), params.clone());
+        self.model.device.compile(Arc::new(b.finish()), &bindings)
+    }
+
+    fn write_scale(&self, slot: usize) -> Result<()> {
+        self.model.device.write(&self.bindings[buffers::LORA_SCALES], slot * 4, bytemuck::bytes_of(&1f32))
     }
 
     fn write(&mut self, slot: usize, adapter: &Adapter) -> Result<()> {
@@ -193,7 +315,7 @@ impl AdapterBank {
             self.write_module(slot, entry, adapter.modules.get(&entry.module))?;
         }
         if self.layout.magnitudes.is_some() {
-            self.write_magnitudes(slot, adapter)?;
+            self.write_magnitudes(slot, Some(adapter))?;
         }
         Ok(())
     }
@@ -208,25 +330,25 @@ impl AdapterBank {
             let at = start + slot * numbers.len();
             device.write(bank, at * dtype.block_bytes(), &encode(dtype, numbers)?)?;
         }
-        device.write(&self.bindings[buffers::LORA_SCALES], slot * 4, bytemuck::bytes_of(&1f32))
+        self.write_scale(slot)
     }
 
     /// Writes all magnitudes of an adapter and the lengths that they are divided by: 1 and 1 where it has none.
-    fn write_magnitudes(&mut self, slot: usize, adapter: &Adapter) -> Result<()> {
-        let lengths = match adapter.config.use_dora {
-            false => None,
-            true => {
-                if self.lengths.is_none() {
-                    self.lengths = Some(Lengths::new(&self.model, self.layout.rank)?);
-                }
-                self.lengths.as_mut().map(|lengths| lengths.of(&self.model, adapter)).transpose()?
-            }
+    fn write_magnitudes(&mut self, slot: usize, adapter: Option<&Adapter>) -> Result<()> {
+        let adapter = adapter.filter(|adapter| adapter.config.use_dora);
+        if adapter.is_some() && self.lengths.is_none() {
+            self.lengths = Some(Lengths::new(&self.model, self.layout.rank)?);
+        }
+        let lengths = match (adapter, &mut self.lengths) {
+            (Some(adapter), Some(lengths)) => Some(lengths.of(&self.model, adapter)?),
+            _ => None,
         };
         // The lengths of one adapter lie as those of a bank with one slot: in the same order.
         let mut at = 0;
         for entry in &self.layout.entries {
             let (mut m, mut norms) = (vec![1f32; entry.outputs], vec![1f32; entry.outputs]);
-            let own = adapter.modules.get(&entry.module).and_then(|weights| weights.magnitude.as_ref());
+            let weights = adapter.and_then(|adapter| adapter.modules.get(&entry.module));
+            let own = weights.and_then(|weights| weights.magnitude.as_ref());
             if let (Some(magnitude), Some(lengths)) = (own, &lengths) {
                 numbers(magnitude, &mut m)?;
                 norms.copy_from_slice(&lengths[at..at + entry.outputs]);
@@ -256,6 +378,10 @@ fn matrices(entry: &LoraEntry, rank: usize, weights: Option<&LoraWeights>) -> Re
         }
     }
     Ok((a, b))
+}
+
+fn no_room() -> Error {
+    Error::invalid("this engine was started without room for adapters (max_adapters 0)")
 }
 
 fn numbers(tensor: &HostTensor, out: &mut [f32]) -> Result<()> {

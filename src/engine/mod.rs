@@ -10,8 +10,10 @@ mod choice;
 mod draft;
 mod grammar;
 mod guess;
+mod guest;
 mod kv;
 mod memory;
+pub mod pacing;
 pub mod profile;
 mod request;
 mod sampler;
@@ -23,6 +25,7 @@ pub mod text;
 mod worker;
 
 pub use grammar::{Grammar, GrammarStart};
+pub use guest::{DeviceAdapter, Guest, House};
 pub use memory::{KvSize, KvType, Requirements};
 pub use request::{Event, EventSink, FinishReason, Request, SamplingParams, TokenLogprobs, Usage};
 pub use stats::Stats;
@@ -141,7 +144,7 @@ struct Shared {
     seed: Option<u64>,
     next_id: AtomicU64,
     waiting: Arc<AtomicUsize>,
-    registry: Mutex<Registry>,
+    registry: Arc<Mutex<Registry>>,
     /// Made when the first request needs it.
     grammars: OnceLock<std::result::Result<Grammars, String>>,
     ends: Vec<u32>,
@@ -306,11 +309,13 @@ impl Engine {
         ends.sort_unstable();
         ends.dedup();
         let stats = Arc::new(Mutex::new(Stats::default()));
+        let registry = Arc::new(Mutex::new(Registry::new(layout, model.device.limits().activations)));
         let parts = Parts {
             inbox,
             runner,
             pool: PagePool::new(pages, options.prefix_cache),
             bank,
+            registry: registry.clone(),
             ends: ends.clone(),
             vocab: c.vocab,
             guesses: options.guesses,
@@ -321,7 +326,6 @@ impl Engine {
             stats: stats.clone(),
         };
         let worker = Worker::new(parts);
-        let registry = Mutex::new(Registry::new(layout, model.device.limits().activations));
         let shared = Shared {
             model,
             max_len,
@@ -419,7 +423,51 @@ impl Engine {
     /// # Errors
     /// [`Error::Invalid`] where it does not fit the model or the engine's largest rank.
     pub fn load_adapter(&self, name: &str, adapter: &Adapter) -> Result<()> {
-        self.registry().load(name, adapter)
+        self.registry().load(name, adapter).map(drop)
+    }
+
+    /// Tells that the numbers of a version that a guest published ([`House::publish`]) are on the host, too: its place on the
+    /// device may then be given to others while nobody uses it. Nothing happens where another version has its name.
+    ///
+    /// # Errors
+    /// As [`Engine::load_adapter`].
+    pub fn settle(&self, name: &str, version: u64, adapter: &Adapter) -> Result<()> {
+        self.registry().settle(name, version, adapter)
+    }
+
+    /// Lets `guest` work on the engine's thread in what time `pace` leaves it, in the place of a guest that was there. An engine
+    /// without a thread has no guests.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a pace that is none.
+    pub fn host(&self, guest: Box<dyn Guest>, pace: pacing::Pace) -> Result<()> {
+        pace.validate()?;
+        self.send(Command::Host { guest, pace })
+    }
+
+    /// How the guest and requests share the time from now on.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a pace that is none.
+    pub fn set_pace(&self, pace: pacing::Pace) -> Result<()> {
+        pace.validate()?;
+        self.send(Command::Pace(pace))
+    }
+
+    /// Tells the guest that there is something to do.
+    pub fn wake(&self) {
+        let _ = self.send(Command::Wake);
+    }
+
+    /// [`Engine::wake`] by itself: what holds it does not keep the engine alive.
+    pub fn waker(&self) -> impl Fn() + Send + Sync + use<> {
+        let commands = self.shared.commands.clone();
+        move || drop(commands.send(Command::Wake))
+    }
+
+    /// Adapters that fit on the device at once, and their largest rank; zeros where there is no room for any.
+    pub fn adapter_room(&self) -> (usize, usize) {
+        self.registry().room()
     }
 
     /// Forgets an adapter; requests that are using it keep it until they end.

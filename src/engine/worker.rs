@@ -1,11 +1,15 @@
-//! The thread that owns the device: takes commands, runs steps, hands out tokens. `texts` has the work that is no answer.
+//! The thread that owns the device: takes commands, runs steps, hands out tokens. `texts` has the work that is no answer,
+//! `hosting` that of guests.
 
+mod hosting;
 mod texts;
 
-use super::adapters::{AdapterBank, Version};
+use super::adapters::{AdapterBank, Registry, Version};
 use super::choice::ChoiceInput;
 use super::draft::Draft;
+use super::guest::Guest;
 use super::kv::{PAGE, PagePool};
+use super::pacing::{Pace, Pacer};
 use super::request::FinishReason;
 use super::scheduler::{Budget, Share, shares};
 use super::sequence::{Arrival, Sequence};
@@ -25,9 +29,26 @@ use texts::{Job, Kind};
 pub enum Command {
     Submit(Box<Arrival>),
     Cancel(RequestId),
-    Score { text: Text, reply: Reply<Scores> },
-    Embed { text: Text, reply: Reply<Vec<f32>> },
-    Prepare { reply: Sender<Result<()>> },
+    Score {
+        text: Text,
+        reply: Reply<Scores>,
+    },
+    Embed {
+        text: Text,
+        reply: Reply<Vec<f32>>,
+    },
+    Prepare {
+        reply: Sender<Result<()>>,
+    },
+    /// Lets somebody else work in what time is left.
+    Host {
+        guest: Box<dyn Guest>,
+        pace: Pace,
+    },
+    /// How the guest and requests share the time from now on.
+    Pace(Pace),
+    /// The guest has something to do.
+    Wake,
     Shutdown,
 }
 
@@ -63,6 +84,8 @@ pub struct Parts {
     pub runner: Box<dyn Runner + Send>,
     pub pool: PagePool,
     pub bank: Option<AdapterBank>,
+    /// What requests may name.
+    pub registry: Arc<Mutex<Registry>>,
     /// Tokens that end an answer.
     pub ends: Vec<u32>,
     pub vocab: usize,
@@ -91,6 +114,11 @@ pub struct Worker {
     jobs: VecDeque<Job>,
     /// The step that goes on in the next turn.
     flight: Option<Flight>,
+    /// Works in what time is left.
+    guest: Option<Box<dyn Guest>>,
+    /// It wants to.
+    guest_awake: bool,
+    pacer: Pacer,
     counts: Stats,
     /// For the device, in the present step.
     waited: Duration,
@@ -112,6 +140,9 @@ impl Worker {
             over: Vec::new(),
             jobs: VecDeque::new(),
             flight: None,
+            guest: None,
+            guest_awake: false,
+            pacer: Pacer::default(),
             counts,
             waited: Duration::ZERO,
             rows: None,
@@ -123,7 +154,7 @@ impl Worker {
     /// Works until told to stop. A panic in a step fails the requests that were in it; the engine lives on.
     pub fn run(mut self) {
         while self.take_commands(true).is_continue() {
-            self.guarded_work(None);
+            self.share_time();
         }
         self.close();
     }
@@ -175,8 +206,9 @@ impl Worker {
 
     fn take_commands(&mut self, may_wait: bool) -> ControlFlow<()> {
         loop {
-            let prepares = may_wait && self.is_idle() && self.parts.warm;
-            let command = if may_wait && self.is_idle() && !prepares {
+            let may_wait = may_wait && self.is_idle() && !self.guest_awake;
+            let prepares = may_wait && self.parts.warm;
+            let command = if may_wait && !prepares {
                 self.parts.inbox.recv().map_err(|_| TryRecvError::Disconnected)
             } else {
                 self.parts.inbox.try_recv()
@@ -210,6 +242,11 @@ impl Worker {
             Command::Embed { text, reply } => self.jobs.push_back(Job::new(text, Kind::Embed(reply))),
             // Nobody waits for an answer to a question that was given up.
             Command::Prepare { reply } => drop(reply.send(self.prepare_all())),
+            Command::Host { guest, pace } => {
+                (self.guest, self.guest_awake, self.pacer) = (Some(guest), true, Pacer::new(pace));
+            }
+            Command::Pace(pace) => self.pacer = Pacer::new(pace),
+            Command::Wake => self.guest_awake = self.guest.is_some(),
             Command::Shutdown => {}
         }
     }

@@ -408,8 +408,8 @@ impl Learner {
         for group in self.groups(lessons, &|_| true) {
             let batch = MicroBatch::new(group.iter().map(|i| &lessons[*i].row));
             let losses = match &mut self.reference {
-                Some(model) if reference => model.losses(&batch)?,
-                _ => self.trainer.token_losses(&batch)?,
+                Some(model) if reference => model.run(&batch)?,
+                _ => self.trainer.forward_losses(&batch)?,
             };
             let mut at = 0;
             for i in group {

@@ -9,8 +9,7 @@ use crate::error::{Error, Result};
 use crate::format::Checkpoint;
 use crate::format::peft::Adapter;
 use crate::model::LoadedModel;
-use crate::train::Outcome;
-use crate::train::checkpoint::{self, Best, Saved};
+use crate::train::checkpoint::{self, Best, Saved, Snapshot};
 use crate::train::trainer::Trainer;
 use crate::train::{Recipe, rows::Rows};
 use std::path::{Path, PathBuf};
@@ -58,16 +57,9 @@ pub fn save(
     rows: &Rows,
     step: usize,
 ) -> Result<PathBuf> {
-    let saved = Saved {
-        folder: recipe.output.clone(),
-        outcome: Outcome::Adapter(adapter),
-        moments: trainer.moments()?,
-        step,
-        best: Best::default(),
-        world_size: 1,
-        more: serde_json::to_value(options).map_err(|e| Error::internal(e.to_string()))?,
-    };
-    let path = checkpoint::write(&saved, base, recipe, rows, step * options.prompts)?;
+    let more = serde_json::to_value(options).map_err(|e| Error::internal(e.to_string()))?;
+    let snapshot = Snapshot::new(adapter, trainer.moments()?, step, recipe.clone());
+    let path = snapshot.over(rows, step * options.prompts, more).write(&recipe.output, base)?;
     if let Some(limit) = recipe.save_total_limit {
         checkpoint::prune(&recipe.output, limit, &Best::default())?;
     }

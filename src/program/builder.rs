@@ -324,6 +324,11 @@ impl Builder {
             Op::Copy { x, out } => same(*x, *out),
             Op::Accumulate { x, y } => same(*x, *y),
             Op::Fill { .. } => Ok(()),
+            Op::PlaceAdapter { from, table, to } => {
+                shape(*table, d(*table).rows, 8)?;
+                shape(*from, 1, d(*from).cols)?;
+                shape(*to, 1, d(*to).cols)
+            }
             Op::GradNorm { out, .. } => shape(*out, 1, 1),
             Op::AdamW8bit { params, grads, m, v, m_max, v_max, norm, hyper } => {
                 let n = d(*params).len();

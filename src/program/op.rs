@@ -4,6 +4,8 @@
 //! Shapes: T = rows of the step, K = inputs, N = outputs, r = rank, H = query heads, G = key/value heads,
 //! D = head width, V = vocabulary. Activations are f32 and row-major; a weight is `[N, K]` as in
 //! `nn.Linear`, so a product is `x · Wᵀ`. Unless an op says otherwise its output overlaps no input.
+//!
+//! The file is long because it is one table of all ops.
 
 use super::TensorId;
 use crate::model::config::Activation;
@@ -274,6 +276,10 @@ pub enum Op {
     Accumulate { x: TensorId, y: TensorId },
     /// `x = value` in every element of every row.
     Fill { x: TensorId, value: f32 },
+    /// Copies matrices from one flat buffer to another: each row of `table` (u32 `[M, 8]`) is the first element, rows and
+    /// columns of a matrix in `from` (f32 `[1, n]`), the first element, rows and columns of its place in `to` (f32, bf16 or f16
+    /// `[1, m]`), and the bits of an f32 that it is multiplied by. Where the place is larger the rest becomes zero.
+    PlaceAdapter { from: TensorId, table: TensorId, to: TensorId },
     /// `out[0] = sqrt(Σ x²)`: x any shape, out f32 `[1, 1]`.
     GradNorm { x: TensorId, out: TensorId },
     /// AdamW (decoupled decay, <https://arxiv.org/abs/1711.05101>) over flat f32 buffers of one shape. `hyper` f32
@@ -342,6 +348,7 @@ impl Op {
             Op::Copy { .. } => "copy",
             Op::Accumulate { .. } => "accumulate",
             Op::Fill { .. } => "fill",
+            Op::PlaceAdapter { .. } => "place_adapter",
             Op::GradNorm { .. } => "grad_norm",
             Op::AdamW { .. } => "adamw",
             Op::Lion { .. } => "lion",
@@ -569,6 +576,11 @@ impl Op {
                 f(y, ReadWrite);
             }
             Op::Fill { x, .. } => f(x, Write),
+            Op::PlaceAdapter { from, table, to } => {
+                f(from, Read);
+                f(table, Read);
+                f(to, ReadWrite);
+            }
             Op::GradNorm { x, out } => {
                 f(x, Read);
                 f(out, Write);

@@ -3,18 +3,20 @@
 use super::ServeOptions;
 use super::anthropic;
 use super::metrics::Metrics;
-use super::openai::{ApiError, Defaults, chat, completions, embeddings, models, responses};
+use super::openai::{ApiError, Defaults, chat, completions, embeddings, files, fine_tuning, models, responses};
 use super::page::page;
 use super::style::Style;
+use super::tinker::sessions;
 use super::vllm::{adapters, status, tokens};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::tune::{TuneOptions, Tuner};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
 use std::sync::Arc;
@@ -35,11 +37,15 @@ pub(super) struct App {
     pub style: Style,
     /// Who may wait for an embedding: the engine computes one at a time, and each waits on a thread.
     pub embedding: Semaphore,
+    /// Fine-tuning, where it was asked for.
+    pub tuner: Option<Tuner>,
     api_keys: Vec<String>,
 }
 
 /// So that one is always ready when the engine has done another.
 const EMBEDDING_THREADS: usize = 2;
+/// Bytes of a form besides the file in it, or of a file that is too large: those that a client sends before it is told so.
+const FORM_BYTES: usize = 16 << 20;
 
 pub(super) fn router(engine: Engine, options: ServeOptions) -> Result<Router> {
     let names = match options.served_model_names {
@@ -51,7 +57,12 @@ pub(super) fn router(engine: Engine, options: ServeOptions) -> Result<Router> {
     let metrics = Metrics::new(&engine, label, options.max_adapters, options.kv_type.as_str())
         .map_err(|error| Error::internal(format!("metrics: {error}")))?;
     let style = Style::of(engine.model(), options.tool_style, options.reasoning_style);
+    let tuning = options.fine_tuning.map(|tuning| TuneOptions { names: names.clone(), ..tuning });
+    // With what stands around a file in a form.
+    let upload_bytes = tuning.as_ref().map_or(0, |tuning| tuning.limits.file_bytes as usize + FORM_BYTES);
+    let tuner = tuning.map(|tuning| Tuner::start(&engine, tuning)).transpose()?;
     let app = App {
+        tuner,
         engine,
         names,
         defaults,
@@ -64,11 +75,22 @@ pub(super) fn router(engine: Engine, options: ServeOptions) -> Result<Router> {
     let app = Arc::new(app);
     let guarded = Router::new()
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::retrieve))
+        .route("/v1/models/{*id}", get(models::retrieve).delete(models::delete))
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/responses", post(responses::create))
         .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/files", get(files::list).post(files::create).layer(DefaultBodyLimit::max(upload_bytes)))
+        .route("/v1/files/{id}", get(files::retrieve).delete(files::delete))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/fine_tuning/jobs", get(fine_tuning::list).post(fine_tuning::create))
+        .route("/v1/fine_tuning/jobs/{id}", get(fine_tuning::retrieve))
+        .route("/v1/fine_tuning/jobs/{id}/events", get(fine_tuning::events))
+        .route("/v1/fine_tuning/jobs/{id}/checkpoints", get(fine_tuning::checkpoints))
+        .route("/v1/fine_tuning/jobs/{id}/{verb}", post(fine_tuning::change))
+        .route("/v1/training/sessions", get(sessions::list).post(sessions::create))
+        .route("/v1/training/sessions/{id}", delete(sessions::delete))
+        .route("/v1/training/sessions/{id}/{verb}", post(sessions::call))
         .route("/v1/messages", post(anthropic::messages::create))
         .route("/v1/messages/count_tokens", post(anthropic::messages::count_tokens))
         .route("/v1/load_lora_adapter", post(adapters::load))
@@ -101,6 +123,22 @@ impl App {
             Some(adapter) => Ok(Some(adapter)),
             None => Err(ApiError::model_not_found(model)),
         }
+    }
+
+    /// Fine-tuning.
+    pub fn tuner(&self) -> Result<&Tuner, ApiError> {
+        self.tuner.as_ref().ok_or_else(|| {
+            ApiError::not_found("this server was started without fine-tuning: `runtime serve --fine-tuning` has it")
+        })
+    }
+
+    /// Runs `work`, which may wait for the disk, on fine-tuning.
+    pub async fn tuning<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Tuner) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        self.tuner()?;
+        self.blocking(move |app| work(app.tuner()?)).await
     }
 
     /// Runs `work` (tokenizing, templates) where it holds nobody up.

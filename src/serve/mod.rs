@@ -18,12 +18,14 @@ mod progress;
 mod running;
 mod sse;
 mod style;
+mod tinker;
 mod tools;
 mod turn;
 mod vllm;
 
 use crate::engine::{Engine, KvType};
 use crate::error::{Error, Result};
+use crate::tune::TuneOptions;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -53,6 +55,8 @@ pub struct ServeOptions {
     pub kv_type: KvType,
     /// How long a graceful stop waits for running answers.
     pub drain: Duration,
+    /// Fine-tuning, its base under the names above; `None`: its endpoints say that there is none.
+    pub fine_tuning: Option<TuneOptions>,
 }
 
 impl Default for ServeOptions {
@@ -68,6 +72,7 @@ impl Default for ServeOptions {
             max_adapters: 0,
             kv_type: KvType::Auto,
             drain: Duration::from_secs(30),
+            fine_tuning: None,
         }
     }
 }

@@ -26,7 +26,8 @@ pub struct AssistantSpans {
 /// A turn starts where the conversation before it, rendered with a generation prompt, ends. It ends
 /// where the conversation up to and including it ends. Templates that rewrite earlier turns once later
 /// ones exist (Qwen3 drops their reasoning) fail the second; there the next turn's own text, found by
-/// leaving this turn out, marks the end. What remains is left to the template's `{% generation %}`.
+/// leaving this turn out, marks the end. What remains is left to the template's `{% generation %}`. A turn of `weight` 0 is left
+/// out, as OpenAI's fine-tuning has it.
 ///
 /// # Errors
 /// [`Error::Text`] naming the message whose turn cannot be located and why, or a template's own error.
@@ -41,7 +42,9 @@ pub fn assistant_spans(template: &ChatTemplate, messages: &Value, options: &Rend
             continue;
         }
         match conversation.turn(i) {
+            Ok(_) if message["weight"].as_f64() == Some(0.0) => {}
             Ok(span) => spans.push(span),
+            Err(error) if list.iter().any(|message| message["weight"].as_f64() == Some(0.0)) => return Err(error),
             // What the template itself marks is better than nothing.
             Err(_) if !blocks.is_empty() => {
                 spans = blocks;

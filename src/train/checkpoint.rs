@@ -9,9 +9,11 @@ use super::recipe::Recipe;
 use super::rows::Rows;
 use crate::error::{Error, Result};
 use crate::format::Checkpoint;
+use crate::format::peft::Adapter;
 use crate::format::safetensors::{self, Tensors};
 use crate::format::safetensors_write::{write_file, write_json};
 use crate::format::source::Source;
+use crate::model::ModelConfig;
 use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -60,9 +62,27 @@ pub struct Best {
     pub worse: usize,
 }
 
+/// What a checkpoint will hold.
+pub struct Snapshot {
+    /// Parameters.
+    pub(super) outcome: Outcome,
+    /// What `Trainer::moments` gave.
+    pub(super) moments: Tensors,
+    /// Steps done.
+    pub step: usize,
+    pub(super) best: Best,
+    pub(super) recipe: Recipe,
+    /// Rows (bins when packing) consumed, over all epochs.
+    pub(super) position: usize,
+    pub(super) rows: usize,
+    pub(super) data_hash: String,
+    pub(super) world_size: usize,
+    pub(super) more: Value,
+}
+
 /// What a run goes on from.
 pub struct Saved {
-    /// The checkpoint's folder; the parent folder when writing.
+    /// The checkpoint's folder.
     pub folder: PathBuf,
     /// Parameters.
     pub outcome: Outcome,
@@ -194,40 +214,97 @@ pub fn prune(folder: &Path, limit: usize, best: &Best) -> Result<()> {
     Ok(())
 }
 
-/// Writes `checkpoint-N` into `saved.folder`, under another name until it is complete. Gives its path.
-///
-/// # Errors
-/// [`Error::Io`].
-pub fn write(saved: &Saved, base: &Checkpoint, recipe: &Recipe, rows: &Rows, position: usize) -> Result<PathBuf> {
-    let name = format!("checkpoint-{}", saved.step);
-    let (done, partial) = (saved.folder.join(&name), saved.folder.join(format!("{name}.partial")));
-    remove(&partial)?;
-    // In f32 whatever the model's type: a run goes on from the very numbers that it had.
-    saved.outcome.write(&partial, base, Some(DType::F32))?;
-    write_file(&partial.join(OPTIMIZER), saved.moments.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
-    let state = State {
-        format: FORMAT,
-        step: saved.step,
-        position,
-        rows: rows.len(),
-        data_hash: data_hash(rows),
-        recipe: recipe.clone(),
-        best: saved.best.clone(),
-        world_size: saved.world_size,
-        more: saved.more.clone(),
-    };
-    let state = serde_json::to_value(state).map_err(|e| Error::internal(e.to_string()))?;
-    write_json(&partial.join(STATE), &state)?;
-    sync(&partial)?;
-    // An old one of this step stays until the new one has its name.
-    let replaced = saved.folder.join(format!("{name}{REPLACED}"));
-    if done.exists() {
-        remove(&replaced)?;
-        std::fs::rename(&done, &replaced).map_err(|e| Error::io(&done, e))?;
+impl Snapshot {
+    /// Of a trainer that is fed by hand: without data, and so without a place in it.
+    pub fn new(adapter: Adapter, moments: Tensors, step: usize, recipe: Recipe) -> Self {
+        Self {
+            outcome: Outcome::Adapter(adapter),
+            moments,
+            step,
+            best: Best::default(),
+            recipe,
+            position: 0,
+            rows: 0,
+            data_hash: String::new(),
+            world_size: 1,
+            more: Value::Null,
+        }
     }
-    std::fs::rename(&partial, &done).map_err(|e| Error::io(&done, e))?;
-    remove(&replaced)?;
-    Ok(done)
+
+    /// Of a run over `rows`, so far into them, and what decides the numbers beside the recipe.
+    pub(crate) fn over(self, rows: &Rows, position: usize, more: Value) -> Self {
+        Self { position, rows: rows.len(), data_hash: data_hash(rows), more, ..self }
+    }
+
+    /// The adapter; `None` in full fine-tuning.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        match &self.outcome {
+            Outcome::Adapter(adapter) => Some(adapter),
+            Outcome::Model(_) => None,
+        }
+    }
+
+    /// Reads what [`Snapshot::write`] wrote of an adapter: a checkpoint, or the latest one in a folder.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where there is none; [`Error::Format`] for corrupt files.
+    pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self> {
+        let folder = locate(folder)?;
+        let path = folder.join(STATE);
+        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let file = path.display().to_string();
+        let state: State = serde_json::from_slice(&bytes).map_err(|e| Error::format(&file, "JSON", e.to_string()))?;
+        let State { step, position, rows, data_hash, recipe, best, world_size, more, .. } = state;
+        let moments = safetensors::read_state(&Source::open(&folder.join(OPTIMIZER))?)?;
+        let outcome = Outcome::Adapter(Adapter::read(&folder, model)?);
+        Ok(Self { outcome, moments, step, best, recipe, position, rows, data_hash, world_size, more })
+    }
+
+    /// What `Trainer::moments` gave.
+    pub fn moments(&self) -> &Tensors {
+        &self.moments
+    }
+
+    /// How it is trained.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Writes `checkpoint-N` into `folder`, under another name until it is complete. `base` is what was trained upon. Gives its path.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, folder: &Path, base: &Checkpoint) -> Result<PathBuf> {
+        let name = format!("checkpoint-{}", self.step);
+        let (done, partial) = (folder.join(&name), folder.join(format!("{name}.partial")));
+        remove(&partial)?;
+        // In f32 whatever the model's type: a run goes on from the very numbers that it had.
+        self.outcome.write(&partial, base, Some(DType::F32))?;
+        write_file(&partial.join(OPTIMIZER), self.moments.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
+        let state = State {
+            format: FORMAT,
+            step: self.step,
+            position: self.position,
+            rows: self.rows,
+            data_hash: self.data_hash.clone(),
+            recipe: self.recipe.clone(),
+            best: self.best.clone(),
+            world_size: self.world_size,
+            more: self.more.clone(),
+        };
+        let state = serde_json::to_value(state).map_err(|e| Error::internal(e.to_string()))?;
+        write_json(&partial.join(STATE), &state)?;
+        sync(&partial)?;
+        // An old one of this step stays until the new one has its name.
+        let replaced = folder.join(format!("{name}{REPLACED}"));
+        if done.exists() {
+            remove(&replaced)?;
+            std::fs::rename(&done, &replaced).map_err(|e| Error::io(&done, e))?;
+        }
+        std::fs::rename(&partial, &done).map_err(|e| Error::io(&done, e))?;
+        remove(&replaced)?;
+        Ok(done)
+    }
 }
 
 /// Waits until a folder's files are on the disk: a name must not survive a power failure that its contents do not.

@@ -70,6 +70,12 @@ fn messages<'a>(row: &'a Value, key: &str) -> Result<&'a [Value]> {
         if !message["role"].is_string() {
             return Err(Error::invalid(format!("{key}[{i}] must be an object with a 'role' and a 'content'")));
         }
+        let weight = &message["weight"];
+        if !(weight.is_null() || (message["role"] == "assistant" && matches!(weight.as_f64(), Some(0.0 | 1.0)))) {
+            return Err(Error::invalid(format!(
+                "{key}[{i}]: 'weight' is {weight}, expected 0 or 1 on an assistant's message"
+            )));
+        }
     }
     Ok(list)
 }

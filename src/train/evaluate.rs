@@ -46,44 +46,87 @@ impl Evaluation {
         self.rows.hash()
     }
 
-    /// Mean loss over the counted tokens of all rows, each once; each process of `group` takes every so-manieth row. `room`:
-    /// tokens and rows that the trainer takes at once.
+    /// Mean loss over the counted tokens of all rows, each once; each process of `group` takes every so-manieth row. `None` where
+    /// the deadline comes first. `room`: tokens and rows that the trainer takes at once.
     ///
     /// # Errors
     /// [`Error::Device`], [`Error::Network`]; [`Error::Invalid`] where the loss is not finite.
-    pub fn run(
+    pub fn go_on(
         &self,
+        state: &mut Evaluating,
         trainer: &mut Trainer,
         room: (usize, usize),
         step: usize,
         group: &dyn Collective,
-    ) -> Result<EvalReport> {
+        deadline: Instant,
+    ) -> Result<Option<EvalReport>> {
         let began = Instant::now();
-        let (mut sum, mut counted, mut tokens) = (0.0, 0, 0);
-        let (mut at, next) = (group.rank(), group.world_size());
-        while at < self.rows.len() {
-            let mut batch = vec![self.rows.get(at)?];
-            let mut used = batch[0].ids.len();
-            at += next;
-            while at < self.rows.len() && batch.len() < room.1 && used + self.rows.tokens(at) <= room.0 {
-                used += self.rows.tokens(at);
-                batch.push(self.rows.get(at)?);
-                at += next;
+        let next = group.world_size();
+        while state.batch.is_some() || state.at < self.rows.len() {
+            let (batch, first) = match state.batch.take() {
+                Some(begun) => begun,
+                None => {
+                    let batch = self.batch(&mut state.at, next, room)?;
+                    trainer.begin_losses(&batch)?;
+                    (batch, 0)
+                }
+            };
+            match trainer.go_on_losses(first, deadline)? {
+                Some(next) => state.batch = Some((batch, next)),
+                None => {
+                    state.sum += trainer.losses(&batch)?;
+                    state.counted += batch.counted();
+                    state.tokens += batch.ids.len();
+                }
             }
-            let batch = MicroBatch::new(&batch);
-            sum += trainer.losses(&batch)?;
-            counted += batch.counted();
-            tokens += used;
+            if Instant::now() >= deadline {
+                state.seconds += began.elapsed().as_secs_f64();
+                return Ok(None);
+            }
         }
-        let mut all = [sum, counted as f64, tokens as f64];
+        let mut all = [state.sum, state.counted as f64, state.tokens as f64];
         group.sum(&mut all)?;
         let [sum, counted, tokens] = all;
         let loss = sum / counted;
         if !loss.is_finite() {
             return Err(Error::invalid(format!("step {step}: the loss of eval_data is {loss}")));
         }
-        let seconds = began.elapsed().as_secs_f64();
-        Ok(EvalReport { step, loss, counted: counted as usize, tok_s: tokens / seconds.max(1e-9), best: false })
+        let seconds = state.seconds + began.elapsed().as_secs_f64();
+        Ok(Some(EvalReport { step, loss, counted: counted as usize, tok_s: tokens / seconds.max(1e-9), best: false }))
+    }
+
+    /// Every `next`-th row from `at` on, as many as fit the trainer.
+    fn batch(&self, at: &mut usize, next: usize, room: (usize, usize)) -> Result<MicroBatch> {
+        let mut rows = vec![self.rows.get(*at)?];
+        let mut used = rows[0].ids.len();
+        *at += next;
+        while *at < self.rows.len() && rows.len() < room.1 && used + self.rows.tokens(*at) <= room.0 {
+            used += self.rows.tokens(*at);
+            rows.push(self.rows.get(*at)?);
+            *at += next;
+        }
+        Ok(MicroBatch::new(&rows))
+    }
+}
+
+/// An evaluation between two turns.
+#[derive(Default)]
+pub struct Evaluating {
+    /// The first row that no batch has had.
+    at: usize,
+    /// What is being computed, and the part that it goes on with.
+    batch: Option<(MicroBatch, usize)>,
+    sum: f64,
+    counted: usize,
+    tokens: usize,
+    /// Seconds of computing.
+    seconds: f64,
+}
+
+impl Evaluating {
+    /// From the first row of this process on.
+    pub fn new(group: &dyn Collective) -> Self {
+        Self { at: group.rank(), ..Self::default() }
     }
 }
 

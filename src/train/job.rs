@@ -7,26 +7,29 @@ use pairs::Pairs;
 
 use super::adapter::{Start, existing, fresh, to_adapter};
 use super::batch::{MicroBatch, Order};
-use super::checkpoint::{self, Best, Saved};
+use super::checkpoint::{self, Best, Saved, Snapshot};
 use super::data::{self, DataReport, Row};
-use super::evaluate::Evaluation;
+use super::evaluate::{Evaluating, Evaluation};
 use super::outcome::Outcome;
 use super::preference::{self, PairReport};
 use super::recipe::{DEFAULT_EPOCHS, Recipe};
 use super::report::{EvalReport, MemoryReport, StepReport};
 use super::rows::Rows;
+use super::snapshot::Copying;
 use super::trainer::{Reference, Trainer, TrainerOptions, Update, live_peak};
 use super::whole;
+use crate::backend::Buffer;
 use crate::collective::{Alone, Collective};
 use crate::error::{Error, Result};
 use crate::format::peft::{Adapter, AdapterConfig};
 use crate::model::LoadedModel;
 use crate::model::decoder::Objective;
+use crate::model::lora::LoraLayout;
 use crate::tensor::DType;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Short micro-batches of one step run together up to this many tokens: from there on products no longer gain from
 /// more rows (SmolLM2 on 2 cores, 95-token micro-batches: 97 tok/s apart, 2 × 512 tokens: 220).
@@ -61,6 +64,8 @@ pub struct Job {
     pending: Option<Pending>,
     /// The processes of the run.
     group: Arc<dyn Collective>,
+    /// An evaluation that is being computed in turns.
+    evaluating: Option<Evaluating>,
 }
 
 /// A step between two turns.
@@ -219,7 +224,7 @@ impl Job {
                 .needs_reference()
                 .then(|| Reference::new(&*model.device, config, &model.weights, sizes))
                 .transpose()?;
-            Ok::<_, Error>(Pairs { preference, reference, known: vec![None; rows.len()] })
+            Ok::<_, Error>(Pairs { preference, reference, known: vec![None; rows.len()], pending: None })
         });
         let pairs = pairs.transpose()?;
         let (mut done, mut best) = (0, Best::default());
@@ -246,6 +251,7 @@ impl Job {
             pairs,
             pending: None,
             group,
+            evaluating: None,
         };
         me.agree(model)?;
         Ok(me)
@@ -269,6 +275,11 @@ impl Job {
     /// Optimizer steps done, those before a resumed checkpoint included.
     pub fn steps_done(&self) -> usize {
         self.done
+    }
+
+    /// Whole passes over the data that the steps done make up.
+    pub fn epochs_done(&self) -> usize {
+        self.position(self.done) / self.order.len().max(1)
     }
 
     /// Optimizer steps of the whole run.
@@ -301,15 +312,18 @@ impl Job {
         Ok(Some(self.report(sum, grad_norm, lr, start.elapsed().as_secs_f64())))
     }
 
-    /// Works on a step until `deadline`, but for the device's smallest unit of work (a part of an op on the CPU, some launches
-    /// elsewhere) and for the optimizer's part, which is done as a whole; a step of preference tuning or of several processes is
-    /// one unit, too. Gives the step's report when it is complete.
+    /// Works on a step until `deadline`, but for the device's smallest unit of work ([`crate::backend::Executable::run_part`])
+    /// and for the optimizer's part, which is done as a whole; a step of several processes is one unit, too. Gives the step's
+    /// report when it is complete.
     ///
     /// # Errors
     /// As [`Job::step`].
     pub fn turn(&mut self, deadline: Instant) -> Result<Option<StepReport>> {
-        if self.pairs.is_some() || self.group.world_size() > 1 {
+        if self.group.world_size() > 1 {
             return self.step().map(Some);
+        }
+        if self.pairs.is_some() {
+            return self.turn_pairs(deadline);
         }
         let start = Instant::now();
         let mut pending = match self.pending.take() {
@@ -481,22 +495,54 @@ impl Job {
         if self.group.rank() > 0 {
             return Ok(folder.join(format!("checkpoint-{}", self.done)));
         }
-        let moments = self.trainer.moments()?;
-        let saved = Saved {
-            folder: folder.to_owned(),
-            outcome: self.outcome()?,
-            moments,
-            step: self.done,
-            best: self.best.clone(),
-            world_size: self.group.world_size(),
-            more: serde_json::Value::Null,
-        };
-        let position = self.position(self.done);
-        let path = checkpoint::write(&saved, &self.model.checkpoint, &self.recipe, &self.rows, position)?;
+        let path = self.snapshot()?.write(folder, &self.model.checkpoint)?;
         if let Some(limit) = self.recipe.save_total_limit {
             checkpoint::prune(folder, limit, &self.best)?;
         }
         Ok(path)
+    }
+
+    /// What a checkpoint holds, as it is now, on the host: it may be written while the job goes on.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let mut copying = self.copying();
+        while !self.copy(&mut copying, Instant::now() + Duration::from_secs(3600))? {}
+        copying.finish()
+    }
+
+    /// As [`Job::snapshot`], begun: [`Job::copy`] goes on with it.
+    pub fn copying(&self) -> Copying {
+        let moments = self.trainer.moment_shapes().into_iter();
+        Copying {
+            config: self.config.clone(),
+            layout: self.trainer.layout().clone(),
+            scale: self.scale,
+            recipe: self.recipe.clone(),
+            step: self.done,
+            best: self.best.clone(),
+            position: self.position(self.done),
+            rows: self.rows.len(),
+            data_hash: self.data_hash(),
+            world_size: self.group.world_size(),
+            params: vec![0.0; self.trainer.layout().len],
+            moments: moments.map(|(name, dtype, len, bytes)| (name, dtype, len, vec![0; bytes])).collect(),
+            at: (0, 0),
+        }
+    }
+
+    /// Copies until `deadline`; true once all is there. No step may be begun before.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn copy(&self, copying: &mut Copying, deadline: Instant) -> Result<bool> {
+        copying.turn(&self.trainer, deadline)
+    }
+
+    /// Where the adapter lies on the device: the buffer, what lies where in it, and what the low-rank product is multiplied by.
+    pub fn placed(&self) -> (&Buffer, &LoraLayout, f32) {
+        (self.trainer.param_buffer(), &self.trainer.layout().lora, self.scale)
     }
 
     /// The evaluation set, where there is one.
@@ -517,10 +563,32 @@ impl Job {
     /// Measures the loss of the evaluation set. `None` without one.
     ///
     /// # Errors
-    /// Those of [`Evaluation::run`].
+    /// Those of [`Evaluation::go_on`].
     pub fn evaluate(&mut self) -> Result<Option<EvalReport>> {
-        let Some(evaluation) = &self.evaluation else { return Ok(None) };
-        let mut report = evaluation.run(&mut self.trainer, self.room, self.done, &*self.group)?;
+        if self.evaluation.is_none() {
+            return Ok(None);
+        }
+        loop {
+            if let Some(report) = self.evaluate_turn(Instant::now() + Duration::from_secs(3600))? {
+                return Ok(Some(report));
+            }
+        }
+    }
+
+    /// As [`Job::evaluate`], until `deadline`: then `None`, and the next call goes on; of several processes none may have one. An
+    /// error without an evaluation set.
+    ///
+    /// # Errors
+    /// Those of [`Evaluation::go_on`].
+    pub fn evaluate_turn(&mut self, deadline: Instant) -> Result<Option<EvalReport>> {
+        let Some(evaluation) = &self.evaluation else { return Err(Error::internal("no evaluation set")) };
+        let group = &*self.group;
+        let mut state = self.evaluating.take().unwrap_or_else(|| Evaluating::new(group));
+        let turn = evaluation.go_on(&mut state, &mut self.trainer, self.room, self.done, group, deadline)?;
+        let Some(mut report) = turn else {
+            self.evaluating = Some(state);
+            return Ok(None);
+        };
         report.best = self.best.see(self.done, report.loss, self.recipe.early_stopping_threshold);
         Ok(Some(report))
     }

@@ -8,13 +8,13 @@
 //! - `preference`: pairs of answers
 //! - `trainer`: programs and buffers on the device
 //! - `evaluate`, `optim`, `optimizer`, `noise`: losses of other rows, updates, NEFTune
-//! - `adapter`, `whole`, `outcome`, `checkpoint`, `export`: from and to files
+//! - `adapter`, `whole`, `outcome`, `snapshot`, `checkpoint`, `export`: from and to files
 //! - `run`, `report`, `log`, `tensorboard`, `plot`: a whole run, and what it says about itself
 
 pub(crate) mod adapter;
 pub mod batch;
 pub mod bench;
-pub(crate) mod checkpoint;
+pub mod checkpoint;
 mod convert;
 pub mod data;
 mod encode;
@@ -36,11 +36,12 @@ mod report;
 pub mod rows;
 mod run;
 mod schedule;
+mod snapshot;
 mod tensorboard;
 pub mod trainer;
 pub(crate) mod whole;
 
-pub use checkpoint::Best;
+pub use checkpoint::{Best, Snapshot};
 pub use data::DataReport;
 pub use files::DataFile;
 pub use job::{Accumulated, Job};
@@ -55,5 +56,6 @@ pub use recipe::{
 pub use report::{EvalReport, MemoryReport, Observer, StepReport, Summary};
 pub use run::{run, run_among};
 pub use schedule::{LrCurve, Schedule};
+pub use snapshot::Copying;
 
 pub(crate) use log::continue_log;

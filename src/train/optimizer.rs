@@ -189,6 +189,35 @@ impl Optimizer {
         self.moments.iter().map(read).collect()
     }
 
+    /// Name in checkpoints, type, length and bytes of each moment.
+    #[must_use]
+    pub fn moment_shapes(&self) -> Vec<(String, DType, usize, usize)> {
+        let shape = |kept: &Kept| match kept {
+            Kept::Device(buffer) => {
+                let desc = buffer.desc();
+                (short_name(buffer).to_owned(), desc.dtype, desc.cols, desc.bytes())
+            }
+            Kept::Host { piece, bytes, dtype, len } => (short_name(piece).to_owned(), *dtype, *len, bytes.len()),
+        };
+        self.moments.iter().map(shape).collect()
+    }
+
+    /// Copies the bytes of a moment from `start` on.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] beyond its end; [`Error::Device`].
+    pub fn read_moment(&self, moment: usize, start: usize, out: &mut [u8]) -> Result<()> {
+        match self.moments.get(moment) {
+            Some(Kept::Device(buffer)) => self.device.read(buffer, start, out),
+            Some(Kept::Host { bytes, .. }) => {
+                let found = bytes.get(start..start + out.len());
+                out.copy_from_slice(found.ok_or_else(|| Error::internal("a moment is shorter than that"))?);
+                Ok(())
+            }
+            None => Err(Error::internal(format!("there is no moment {moment}"))),
+        }
+    }
+
     /// Replaces the moments.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! Everything that decides a run, as plain data: what `runtime train` takes, and what a checkpoint keeps.
+//! Everything that decides a run, as plain data: what `runtime train` takes, and what a checkpoint keeps. The file is long because
+//! it is one list of fields with what each accepts.
 
 use super::files::{DataFile, one_or_many};
 use super::optim::Optim;

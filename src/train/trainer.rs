@@ -316,30 +316,71 @@ impl Trainer {
         self.train.write(i.loss_scale, bytemuck::bytes_of(&(loss_scale * factor)))
     }
 
-    /// Σ loss over the counted tokens, in nat, without dropout and noise: nothing is learned.
+    /// Takes the inputs of a forward pass without dropout and noise, in which nothing is learned. Then [`Trainer::go_on_losses`]
+    /// runs it, and [`Trainer::losses`] ends it.
     ///
     /// # Errors
     /// [`Error::Internal`] without [`TrainerOptions::evaluate`] or for a batch that is too large; [`Error::Device`].
-    pub fn losses(&mut self, batch: &MicroBatch) -> Result<f64> {
-        let Some((executable, program)) = &mut self.evaluate else {
-            return Err(Error::internal("this trainer was not made to evaluate"));
-        };
+    pub fn begin_losses(&mut self, batch: &MicroBatch) -> Result<()> {
+        let (executable, program) = self.evaluate.as_mut().ok_or_else(no_evaluation)?;
         feed(&mut **executable, program, batch, 0)?;
-        executable.write(program.loss_scale, bytemuck::bytes_of(&1f32))?;
-        executable.run()?;
+        executable.write(program.loss_scale, bytemuck::bytes_of(&1f32))
+    }
+
+    /// Runs parts of the forward pass: see [`Executable::run_part`].
+    ///
+    /// # Errors
+    /// As [`Trainer::begin_losses`].
+    pub fn go_on_losses(&mut self, first: usize, deadline: Instant) -> Result<Option<usize>> {
+        self.evaluate.as_mut().ok_or_else(no_evaluation)?.0.run_part(first, deadline)
+    }
+
+    /// Σ loss over the counted tokens of a forward pass that has run, in nat.
+    ///
+    /// # Errors
+    /// As [`Trainer::begin_losses`].
+    pub fn losses(&mut self, batch: &MicroBatch) -> Result<f64> {
+        let (executable, program) = self.evaluate.as_mut().ok_or_else(no_evaluation)?;
         sum_of_losses(&mut **executable, program, batch)
     }
 
-    /// The loss of each token, as [`Trainer::losses`]; 0 where it is not counted.
+    /// Runs a forward pass as [`Trainer::begin_losses`]: the loss of each token, 0 where it is not counted.
     ///
     /// # Errors
-    /// As [`Trainer::losses`].
-    pub fn token_losses(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
-        self.losses(batch)?;
-        let Some((executable, program)) = &mut self.evaluate else { return Ok(Vec::new()) };
+    /// As [`Trainer::begin_losses`].
+    pub fn forward_losses(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
+        self.begin_losses(batch)?;
+        let (executable, program) = self.evaluate.as_mut().ok_or_else(no_evaluation)?;
+        executable.run()?;
         let mut losses = vec![0f32; batch.ids.len()];
         executable.read(program.loss, bytemuck::cast_slice_mut(&mut losses))?;
         Ok(losses)
+    }
+
+    /// Copies the bytes of the flat adapter buffer from `start` on.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn read_params(&self, start: usize, out: &mut [u8]) -> Result<()> {
+        self.device.read(&self.params, start, out)
+    }
+
+    /// Name in checkpoints, type, length and bytes of each of the optimizer's moments.
+    pub fn moment_shapes(&self) -> Vec<(String, DType, usize, usize)> {
+        self.optimizer.moment_shapes()
+    }
+
+    /// Copies the bytes of a moment from `start` on.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn read_moment(&self, moment: usize, start: usize, out: &mut [u8]) -> Result<()> {
+        self.optimizer.read_moment(moment, start, out)
+    }
+
+    /// Where the adapters are on the device: f32 `[1, layout.len]`.
+    pub fn param_buffer(&self) -> &Buffer {
+        &self.params
     }
 
     /// Runs the ops of a micro-batch from number `first` on until `deadline`: see [`Executable::run_part`].
@@ -457,6 +498,10 @@ impl Trainer {
         }
         self.device.write(buffer, 0, bytemuck::cast_slice(data))
     }
+}
+
+fn no_evaluation() -> Error {
+    Error::internal("this trainer was not made to evaluate")
 }
 
 /// The power of two that brings a loss's scale (1 / counted tokens) into (1/2, 1].

@@ -3,7 +3,10 @@
     page.py URL LOCKED_URL KEY [FOLDER]     URL serves `tiny`, a name with HTML in it and the adapter `tuned`; screenshots go to FOLDER
 """
 
+import json
+import pathlib
 import sys
+import tempfile
 import urllib.request
 
 from webdriver import ENTER, ESCAPE, Browser
@@ -151,6 +154,57 @@ def check_sizes(page, folder):
     browser.size(1280, 800)
 
 
+def check_tuning(page, folder):
+    """A file is dropped, understood, trained on and published; base and tuned answer side by side."""
+    browser = page.browser
+    browser.click("#tab-tuning")
+    assert browser.run("return document.getElementById('ask').hidden && !document.getElementById('tuning').hidden")
+    row = {"messages": [{"role": "user", "content": "what is " + MARKUP}, {"role": "assistant", "content": "seven"}]}
+    with tempfile.TemporaryDirectory() as place:
+        bad, good = pathlib.Path(place, "bad.jsonl"), pathlib.Path(place, "good.jsonl")
+        bad.write_text(json.dumps(row) + "\nnot json\n")
+        good.write_text((json.dumps(row) + "\n") * 12)
+        browser.type("#file", str(bad))
+        browser.until("return document.getElementById('file-wrong').textContent.includes('line 2')")
+        assert browser.run("return document.getElementById('start').disabled")
+        browser.type("#file", str(good))
+        browser.until("return document.getElementById('summary').textContent.startsWith('12 examples, 12 answers')")
+        assert browser.text("#file-wrong") == "" and browser.text("#example") == "user: what is " + MARKUP + "\nassistant: seven"
+        for field, value in (("suffix", "mine"), ("epochs", "4"), ("batch", "4"), ("rate", "50")):
+            page.set(field, value)
+        browser.run("document.getElementById('model').value = 'tiny'")
+        browser.click("#start")
+        browser.until("return document.getElementById('status').textContent")
+    browser.until("return document.getElementById('status').textContent === 'succeeded'", seconds=120)
+    browser.until("return document.getElementById('progress').textContent === '12 of 12 steps'")
+    points = browser.run("return document.getElementById('train-line').getAttribute('points').split(' ').map(p => Number(p.split(',')[1]))")
+    assert len(points) == 12 and points[-1] > points[0], "the loss falls: " + str(points)
+    browser.until("return document.querySelectorAll('#samples dd').length >= 3")
+    assert browser.run("return [...document.querySelectorAll('#version option')].length") == 3
+    page.set("question", "what is " + MARKUP)
+    browser.click("#both")
+    browser.until("return !document.getElementById('both').disabled && document.getElementById('tuned-answer').textContent.length > 1")
+    name = browser.text("#tuned-name")
+    assert browser.text("#base-name") == "tiny" and name.startswith("ft:tiny:local:mine:"), name
+    assert browser.text("#tuned-answer").startswith("seven") and not browser.text("#base-answer").startswith("seven")
+    if folder:
+        browser.screenshot(f"{folder}/tuning.png")
+    browser.size(360, 740)
+    wide = browser.run("return document.documentElement.scrollWidth")
+    assert wide <= 360, wide
+    if folder:
+        browser.screenshot(f"{folder}/phone-tuning.png")
+    browser.size(1280, 800)
+    browser.click("#use")
+    page.answers = browser.run(ANSWERS)
+    page.clear()
+    page.set("max_tokens", "8")
+    page.set("temperature", "0")
+    text, footer = page.ask("what is " + MARKUP)
+    assert text.startswith("seven") and footer.startswith(name), (text, footer)
+    assert browser.run("return document.querySelectorAll('#tuning img, #tuning b, #tuning script').length") == 0
+
+
 def check_key(browser, url, key):
     page = Page(browser, url)
     browser.until("return document.getElementById('empty').textContent.includes('API key')")
@@ -173,6 +227,8 @@ def main(url, locked_url, key, folder=None):
             print("ok", check.__name__)
         check_sizes(page, folder)
         print("ok check_sizes")
+        check_tuning(page, folder)
+        print("ok check_tuning")
         said = browser.console()
         assert said == [], said
         check_key(browser, locked_url, key)

@@ -1,6 +1,7 @@
 //! Ops over flat f32 buffers: the optimizer's.
 
 use super::launch::Args;
+use super::places::suffix;
 use super::record::Recorder;
 use crate::error::{Error, Result};
 use crate::program::{Op, TensorId};
@@ -8,6 +9,8 @@ use crate::tensor::DType;
 
 /// Blocks of the first pass of the gradient's norm (`kernels/grad_norm.cu`).
 const NORM_PARTS: usize = 512;
+/// Blocks that copy one matrix of an adapter: those of all layers together fill the GPU.
+const PLACE_BLOCKS: usize = 8;
 
 impl Recorder<'_> {
     /// Appends the launches of one op.
@@ -17,6 +20,13 @@ impl Recorder<'_> {
                 let n = self.flat(x)?;
                 let args = Args::new().ptr(self.at(x)?).u64(n).f32(value);
                 self.launch("fill", "fill_f32", [n.div_ceil(2048), 1, 1], 256, 0, args)?;
+            }
+            Op::PlaceAdapter { from, table, to } => {
+                self.flat(from)?;
+                let (matrices, dtype) = (self.decl(table).rows, self.activation(&[to])?);
+                let args = Args::new().ptrs(&[self.at(from)?, self.at(table)?, self.at(to)?]);
+                let name = format!("place_adapter_{}", suffix(dtype));
+                self.launch("place_adapter", &name, [PLACE_BLOCKS, matrices, 1], 256, 0, args)?;
             }
             Op::GradNorm { x, out } => {
                 let n = self.flat(x)?;

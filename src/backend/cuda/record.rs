@@ -122,6 +122,7 @@ impl<'a> Recorder<'a> {
             | Op::Attention { .. }
             | Op::AttentionBackward { .. } => self.attention_ops(op),
             Op::Fill { .. }
+            | Op::PlaceAdapter { .. }
             | Op::GradNorm { .. }
             | Op::AdamW { .. }
             | Op::AdamW8bit { .. }

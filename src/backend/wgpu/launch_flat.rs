@@ -6,6 +6,9 @@ use super::record::{Bind, Recorder, defines};
 use crate::error::{Error, Result};
 use crate::program::{MOMENT_BLOCK, Op, TensorId};
 
+/// Invocations that copy one matrix of an adapter.
+const PLACE_INVOCATIONS: usize = 1024;
+
 impl Recorder<'_> {
     pub(super) fn flat_ops(&mut self, op: &Op) -> Result<()> {
         match op {
@@ -21,6 +24,13 @@ impl Recorder<'_> {
                     self.elementwise("fill", defines(&[]), bindings, &[words as u32, bits], words as usize)?;
                 }
                 Ok(())
+            }
+            Op::PlaceAdapter { from, table, to } => {
+                let matrices = self.program.decl(*table).rows;
+                let bindings = self.binds(&[*from, *table, *to])?;
+                let invocations = matrices * PLACE_INVOCATIONS;
+                let params = [matrices as u32, PLACE_INVOCATIONS as u32];
+                self.elementwise("place_adapter", defines(&[]), bindings, &params, invocations)
             }
             Op::GradNorm { x, out } => {
                 let pieces = self.pieces(*x)?;

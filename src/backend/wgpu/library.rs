@@ -126,6 +126,7 @@ files!(
     "copy.wgsl",
     "accumulate.wgsl",
     "fill.wgsl",
+    "place_adapter.wgsl",
     "grad_norm.wgsl",
     "adamw.wgsl",
     "adamw_8bit.wgsl",

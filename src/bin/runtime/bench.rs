@@ -1,6 +1,8 @@
 //! `runtime bench`
 
 use crate::common::{self, CacheArgs, DeviceArgs, WeightArgs};
+#[cfg(feature = "serve")]
+use crate::together::{Sizes, TogetherArgs};
 use runtime::backend;
 use runtime::engine::bench::traffic::{self, Lengths};
 use runtime::engine::bench::{self, BenchOptions, BenchReport};
@@ -62,6 +64,9 @@ pub struct Args {
     repetition_penalty: f32,
     #[command(flatten)]
     cache: CacheArgs,
+    #[cfg(feature = "serve")]
+    #[command(flatten)]
+    together: TogetherArgs,
     /// Runs after the warm-up; medians are reported
     #[arg(short, long, value_name = "N", default_value_t = 3)]
     runs: usize,
@@ -121,6 +126,19 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::invalid("--adapters is for --traffic and --profile"));
     }
     let model = load(args)?;
+    #[cfg(feature = "serve")]
+    if args.together.train_while_serving {
+        let sizes = Sizes {
+            prompt: args.prompt,
+            batch: args.train_batch,
+            length: args.train_length,
+            rank: args.rank,
+            optim: args.optim,
+            recompute: args.recompute,
+            json: args.json,
+        };
+        return args.together.run(&model, &sizes);
+    }
     if let Some(path) = &args.traffic {
         return run_traffic(args, model, &traffic::read(path)?);
     }

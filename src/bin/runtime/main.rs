@@ -21,6 +21,8 @@ mod score;
 #[cfg(feature = "serve")]
 mod serve;
 mod speculative;
+#[cfg(feature = "serve")]
+mod together;
 mod tokenize;
 mod train;
 
@@ -53,7 +55,7 @@ enum Command {
     Export(export::Args),
     /// Serve a model over HTTP, with OpenAI's endpoints
     #[cfg(feature = "serve")]
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Measure prefill and decode speed against the device's copy bandwidth
     Bench(bench::Args),
     /// Token ids of a text
@@ -80,7 +82,7 @@ fn main() -> ExitCode {
         Command::Merge(args) => merge::run(&args),
         Command::Export(args) => export::run(&args),
         #[cfg(feature = "serve")]
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(*args),
         Command::Bench(args) => bench::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Devices(args) => devices::run(&args),

@@ -2,15 +2,18 @@
 
 use crate::common::{self, CacheArgs, DeviceArgs, WeightArgs, largest_rank};
 use crate::speculative::SpeculativeArgs;
+use runtime::engine::pacing::Pace;
 use runtime::engine::{Engine, EngineOptions, KvSize};
 use runtime::format::peft::Adapter;
 use runtime::serve::{ReasoningStyle, ServeOptions, Shutdown, ToolStyle, serve};
 use runtime::token::ChatTemplate;
+use runtime::tune::{TuneLimits, TuneOptions};
 use runtime::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -70,8 +73,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "auto")]
     reasoning_parser: ReasoningStyle,
     /// Share of the device's memory for weights, steps and the key/value cache together; the cache gets what is left
-    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
-    gpu_memory_utilization: f64,
+    /// [default: 0.9, with fine-tuning 0.6]
+    #[arg(long, value_name = "SHARE")]
+    gpu_memory_utilization: Option<f64>,
     /// Size of the key/value cache in GiB instead
     #[arg(long, value_name = "GIB")]
     kv_cache_gb: Option<f64>,
@@ -92,7 +96,75 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     max_waiting: Option<usize>,
     #[command(flatten)]
+    tuning: TuningArgs,
+    #[command(flatten)]
     foreign: ForeignArgs,
+}
+
+/// Fine-tuning beside serving.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Fine-tuning")]
+struct TuningArgs {
+    /// Offer OpenAI's fine-tuning API (/v1/files, /v1/fine_tuning/jobs); any other option of this group says so, too
+    #[arg(long)]
+    fine_tuning: bool,
+    /// Folder for files, jobs and tuned models [default: runtime in the user's state folder]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Training's share of the time while requests run, 0 (only while none does) to 1 [default: 0.5]
+    #[arg(long, value_name = "0…1")]
+    train_share: Option<f64>,
+    /// Longest time between two tokens of an answer that training may lead to, in milliseconds; comes before --train-share
+    #[arg(long, value_name = "MS")]
+    itl_slo_ms: Option<f64>,
+    /// Write a checkpoint to go on from at least so often, in seconds, besides those at the ends of epochs
+    #[arg(long, value_name = "SECONDS")]
+    checkpoint_seconds: Option<u64>,
+}
+
+/// How often a job can be gone on with, unless the user says otherwise.
+const CHECKPOINT_SECONDS: u64 = 60;
+/// Places for adapters where jobs train: a version that is served, its successor, and some more.
+const TUNING_LORAS: usize = 4;
+/// Share of the device's memory that serving takes beside training, unless the user says otherwise.
+const SERVING_SHARE: f64 = 0.6;
+
+impl TuningArgs {
+    fn wanted(&self) -> bool {
+        self.fine_tuning
+            || self.data_dir.is_some()
+            || self.train_share.is_some()
+            || self.itl_slo_ms.is_some()
+            || self.checkpoint_seconds.is_some()
+    }
+
+    fn options(&self) -> Result<Option<TuneOptions>> {
+        if !self.wanted() {
+            return Ok(None);
+        }
+        let slo = self.itl_slo_ms.map(|ms| {
+            let duration = Duration::try_from_secs_f64(ms / 1e3);
+            duration.map_err(|_| Error::invalid(format!("--itl-slo-ms is {ms}, expected a number above 0")))
+        });
+        let pace =
+            Pace { train_share: self.train_share.unwrap_or(Pace::default().train_share), itl_slo: slo.transpose()? };
+        pace.validate()?;
+        let data_dir = match &self.data_dir {
+            Some(folder) => folder.clone(),
+            None => state_folder().ok_or_else(|| Error::invalid("there is no home folder: give a --data-dir"))?,
+        };
+        let save_every = Duration::from_secs(self.checkpoint_seconds.unwrap_or(CHECKPOINT_SECONDS));
+        let limits = TuneLimits::default();
+        Ok(Some(TuneOptions { data_dir, names: Vec::new(), pace, limits, save_every }))
+    }
+}
+
+/// Where programs keep what is to survive (XDG Base Directory; elsewhere the system's own place).
+fn state_folder() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = variable("XDG_STATE_HOME").or_else(|| variable("LOCALAPPDATA"));
+    let base = base.or_else(|| variable("HOME").map(|home| home.join(".local/state")));
+    base.map(|base| base.join("runtime"))
 }
 
 /// What vLLM takes and this engine has no use for.
@@ -229,19 +301,22 @@ pub fn run(args: Args) -> Result<()> {
         adapter.check_base(&name, &args.served_model_name);
         adapters.push((&adapter.name, Adapter::read(&adapter.folder, model.config())?));
     }
+    let tuning = args.tuning.options()?;
+    let share = if tuning.is_some() { SERVING_SHARE } else { 0.9 };
+    let places = if tuning.is_some() { TUNING_LORAS } else { usize::from(args.enable_lora || args.enable_dora) };
     let speculation = args.speculative.load(&model)?;
     let ranks = adapters.iter().map(|(_, adapter)| largest_rank(adapter));
     let dora = args.enable_dora || adapters.iter().any(|(_, adapter)| adapter.config.use_dora);
     let more = args.enable_lora || args.enable_dora;
     let defaults = EngineOptions::for_server(&model);
-    let usual_rank = more.then_some(defaults.max_rank);
+    let usual_rank = (more || tuning.is_some()).then_some(defaults.max_rank);
     let options = EngineOptions {
         max_seqs: args.max_num_seqs.unwrap_or(defaults.max_seqs),
         max_len: args.max_model_len,
         max_step_tokens: args.max_num_batched_tokens.unwrap_or(defaults.max_step_tokens),
         kv: match args.kv_cache_gb {
             Some(gib) => KvSize::Bytes((gib * f64::from(1u32 << 30)) as u64),
-            None => KvSize::Share(args.gpu_memory_utilization),
+            None => KvSize::Share(args.gpu_memory_utilization.unwrap_or(share)),
         },
         kv_type: args.cache.kv_cache_dtype,
         prefix_cache: !args.no_enable_prefix_caching,
@@ -250,7 +325,7 @@ pub fn run(args: Args) -> Result<()> {
         draft: speculation.draft,
         seed: args.seed,
         max_waiting: args.max_waiting,
-        max_adapters: args.max_loras.unwrap_or(adapters.len().max(usize::from(more))),
+        max_adapters: args.max_loras.unwrap_or(adapters.len().max(places)),
         max_rank: ranks.chain(args.max_lora_rank.or(usual_rank)).max().unwrap_or(defaults.max_rank),
         dora,
         ..defaults
@@ -269,6 +344,7 @@ pub fn run(args: Args) -> Result<()> {
         reasoning_style: args.reasoning_parser,
         max_adapters,
         kv_type: args.cache.kv_cache_dtype,
+        fine_tuning: tuning,
         ..ServeOptions::default()
     };
     let shutdown = Shutdown::new();

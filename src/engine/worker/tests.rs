@@ -201,6 +201,7 @@ fn random_requests(count: u64, adapters: f64, drafts: bool) -> Stats {
         runner: Box::new(fake(sizes)),
         pool: PagePool::new(pages, true),
         bank: Some(bank),
+        registry: Arc::new(Mutex::new(Registry::new(None, DType::F32))),
         ends: vec![END],
         vocab: VOCAB as usize,
         guesses: 3,

@@ -165,5 +165,6 @@ pub fn base_program(model: &ModelShape, rows: usize, seqs: usize) -> Result<Base
     };
     let h = decoder.body(ids)?;
     let (loss, _) = decoder.objective(h, [labels, scale, bounds], Objective::Tokens)?;
-    Ok(BaseProgram { program: decoder.b.finish(), ids, positions, seqs: seqs_of, bounds, labels, loss })
+    let program = decoder.b.finish();
+    Ok(BaseProgram { program, ids, positions, seqs: seqs_of, bounds, labels, loss })
 }

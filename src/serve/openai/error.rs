@@ -1,6 +1,7 @@
 //! OpenAI's error object.
 
 use crate::error::Error;
+use crate::tune::{Kind, Refusal};
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -86,6 +87,19 @@ impl From<Error> for ApiError {
             Error::OutOfMemory { .. } => Self::server(message).with_status(StatusCode::SERVICE_UNAVAILABLE),
             _ => Self::server(message),
         }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let Refusal { kind, message, param, code } = refusal;
+        let status = match kind {
+            Kind::Bad => StatusCode::BAD_REQUEST,
+            Kind::NotFound => StatusCode::NOT_FOUND,
+            Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Kind::Server => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self { status, message, param, code }
     }
 }
 

@@ -5,6 +5,7 @@ use crate::serve::http::App;
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::Serialize;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 #[derive(Serialize)]
@@ -44,6 +45,15 @@ fn all(app: &App) -> Vec<Model> {
 /// `GET /v1/models`
 pub async fn list(State(app): State<Arc<App>>) -> Json<List> {
     Json(List { object: "list", data: all(&app) })
+}
+
+/// `DELETE /v1/models/{id}`: forgets a model that was tuned here.
+pub async fn delete(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    app.tuning(move |tuner| {
+        tuner.delete_model(&id)?;
+        Ok(Json(json!({"id": id, "object": "model", "deleted": true})))
+    })
+    .await
 }
 
 /// `GET /v1/models/{id}`; ids may contain slashes.

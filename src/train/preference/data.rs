@@ -6,6 +6,7 @@
 //! | `prompt`, `chosen`, `rejected`: lists of messages | the prompt, in the chat template |
 //! | `chosen`, `rejected`: lists of messages | the messages with which both begin |
 //! | `chosen`, `rejected`: texts | the text with which both begin, up to a space |
+//! | `input`, `preferred_output`, `non_preferred_output` (OpenAI's) | `input.messages`, in the chat template |
 //!
 //! Answers become tokens as `completion` of the plain form does (`train::data`), as TRL does it.
 
@@ -51,6 +52,8 @@ pub fn read(recipe: &Recipe, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>)
 type Encoded = (Vec<u32>, Vec<bool>);
 
 fn pair(row: &Value, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<[Encoded; 2]> {
+    let openai = openai(row)?;
+    let row = openai.as_ref().unwrap_or(row);
     let (prompt, answers) = split(row)?;
     let one = |answer: Value| {
         let mut plain = json!({ "prompt": prompt, "completion": answer });
@@ -117,6 +120,24 @@ fn add(recipe: &Recipe, line: usize, pair: [Encoded; 2], rows: &mut Rows, report
         rows.push(row)?;
     }
     Ok(())
+}
+
+/// OpenAI's form as TRL's; `None` for a row of another form.
+fn openai(row: &Value) -> Result<Option<Value>> {
+    let (input, chosen, rejected) = (&row["input"], &row["preferred_output"], &row["non_preferred_output"]);
+    if chosen.is_null() && rejected.is_null() {
+        return Ok(None);
+    }
+    for (key, value) in
+        [("input.messages", &input["messages"]), ("preferred_output", chosen), ("non_preferred_output", rejected)]
+    {
+        if value.as_array().is_none_or(Vec::is_empty) {
+            return Err(Error::invalid(format!("'{key}' must be a list of messages")));
+        }
+    }
+    Ok(Some(json!({
+        "prompt": input["messages"], "chosen": chosen, "rejected": rejected, "tools": input["tools"],
+    })))
 }
 
 /// Prompt and both answers.

@@ -10,32 +10,42 @@ use crate::tensor::DType;
 use crate::train::batch::MicroBatch;
 use crate::train::preference::PairBatch;
 use std::sync::Arc;
+use std::time::Instant;
 
 impl Trainer {
-    /// Forward and backward pass over pairs: adds the gradients of `loss_scale · Σ loss`, and gives for each pair its loss, both
-    /// log-probabilities and the cross-entropies that are kept up ([`crate::program::Op::PreferenceLoss`]). `reference`: a
-    /// number for each row; `hyper`: which loss, β, ν.
+    /// First part of a forward and backward pass over pairs, which adds the gradients of `loss_scale · Σ loss`: takes its inputs.
+    /// Then [`Trainer::go_on`] runs it, and [`Trainer::pair_results`] ends it. `reference`: a number for each row; `hyper`: which
+    /// loss, β, ν.
     ///
     /// # Errors
     /// As [`Trainer::micro_batch`]; [`Error::Internal`] for a trainer of another objective.
-    pub fn pair_batch(
+    pub fn begin_pairs(
         &mut self,
         pairs: &PairBatch,
         reference: &[f32],
         hyper: [f32; 4],
         loss_scale: f32,
         seed: u32,
-    ) -> Result<Vec<[f32; 4]>> {
-        let ObjectiveInputs::Pairs { kinds, reference: known, hyper: numbers, pairs: out } = self.inputs.objective
-        else {
+    ) -> Result<()> {
+        let ObjectiveInputs::Pairs { kinds, reference: known, hyper: numbers, .. } = self.inputs.objective else {
             return Err(Error::internal("pairs for a trainer of single rows"));
         };
         self.begin(&pairs.batch, loss_scale, seed)?;
         self.train.write(kinds, bytemuck::cast_slice(&pairs.kinds))?;
         self.train.write(known, bytemuck::cast_slice(reference))?;
-        self.train.write(numbers, bytemuck::cast_slice(&hyper))?;
-        self.train.run()?;
-        let mut results = vec![[0f32; 4]; reference.len() / 2];
+        self.train.write(numbers, bytemuck::cast_slice(&hyper))
+    }
+
+    /// Of each of `count` pairs that have run its loss, both log-probabilities and the cross-entropies that are kept up
+    /// ([`crate::program::Op::PreferenceLoss`]).
+    ///
+    /// # Errors
+    /// As [`Trainer::begin_pairs`].
+    pub fn pair_results(&mut self, count: usize) -> Result<Vec<[f32; 4]>> {
+        let ObjectiveInputs::Pairs { pairs: out, .. } = self.inputs.objective else {
+            return Err(Error::internal("pairs for a trainer of single rows"));
+        };
+        let mut results = vec![[0f32; 4]; count];
         self.train.read(out, bytemuck::cast_slice_mut(&mut results))?;
         Ok(results)
     }
@@ -43,7 +53,7 @@ impl Trainer {
     /// As [`Trainer::micro_batch`], with a weight for each token's loss; gives each token's loss before that.
     ///
     /// # Errors
-    /// As [`Trainer::pair_batch`].
+    /// As [`Trainer::pair_results`].
     pub fn weighted_batch(
         &mut self,
         batch: &MicroBatch,
@@ -51,13 +61,30 @@ impl Trainer {
         loss_scale: f32,
         seed: u32,
     ) -> Result<Vec<f32>> {
+        self.begin_weighted(batch, weights, loss_scale, seed)?;
+        self.train.run()?;
+        self.token_losses(batch.ids.len())
+    }
+
+    /// First part of [`Trainer::weighted_batch`]: takes its inputs. Then [`Trainer::go_on`] runs it, and
+    /// [`Trainer::token_losses`] ends it.
+    ///
+    /// # Errors
+    /// As [`Trainer::pair_results`].
+    pub fn begin_weighted(&mut self, batch: &MicroBatch, weights: &[f32], loss_scale: f32, seed: u32) -> Result<()> {
         let ObjectiveInputs::Weighted { weights: input } = self.inputs.objective else {
             return Err(Error::internal("weights for a trainer whose tokens weigh the same"));
         };
         self.begin(batch, loss_scale, seed)?;
-        self.train.write(input, bytemuck::cast_slice(weights))?;
-        self.train.run()?;
-        let mut losses = vec![0f32; batch.ids.len()];
+        self.train.write(input, bytemuck::cast_slice(weights))
+    }
+
+    /// The loss of each of `tokens` tokens of a pass that has run, in nat.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn token_losses(&mut self, tokens: usize) -> Result<Vec<f32>> {
+        let mut losses = vec![0f32; tokens];
         self.train.read(self.inputs.loss, bytemuck::cast_slice_mut(&mut losses))?;
         Ok(losses)
     }
@@ -92,11 +119,21 @@ impl Reference {
         Ok(Self { run, inputs })
     }
 
-    /// The cross-entropy of each token's label, in nat; 0 where there is none.
+    /// A whole pass: what [`Reference::losses`] gives.
     ///
     /// # Errors
     /// [`Error::Device`].
-    pub fn losses(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
+    pub fn run(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
+        self.begin(batch)?;
+        self.run.run()?;
+        self.losses(batch.ids.len())
+    }
+
+    /// Takes the inputs of a pass; then [`Reference::go_on`] runs it, and [`Reference::losses`] ends it.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn begin(&mut self, batch: &MicroBatch) -> Result<()> {
         let (tokens, seqs) = (batch.ids.len(), batch.bounds.len().saturating_sub(1));
         let i = &self.inputs;
         let numbers: [(_, &[u32]); 6] = [
@@ -110,9 +147,24 @@ impl Reference {
         for (id, data) in numbers {
             self.run.write(id, bytemuck::cast_slice(data))?;
         }
-        self.run.run()?;
+        Ok(())
+    }
+
+    /// Runs parts of the pass: see [`Executable::run_part`].
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn go_on(&mut self, first: usize, deadline: Instant) -> Result<Option<usize>> {
+        self.run.run_part(first, deadline)
+    }
+
+    /// The cross-entropy of each of `tokens` tokens' label, in nat; 0 where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn losses(&mut self, tokens: usize) -> Result<Vec<f32>> {
         let mut losses = vec![0f32; tokens];
-        self.run.read(i.loss, bytemuck::cast_slice_mut(&mut losses))?;
+        self.run.read(self.inputs.loss, bytemuck::cast_slice_mut(&mut losses))?;
         Ok(losses)
     }
 }

@@ -1,9 +1,9 @@
-//! dropout, glu, glu_backward, copy, accumulate, fill
+//! dropout, glu, glu_backward, copy, accumulate, fill, place_adapter
 
 use crate::backend::cpu::args::Args;
 use crate::backend::cpu::cut::{Cut, elements};
 use crate::backend::cpu::simd::dispatch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::config::Activation;
 use crate::program::dropout_keeps;
 use rayon::prelude::*;
@@ -153,5 +153,25 @@ pub fn accumulate(cut: &mut Cut, mut args: Args) -> Result<()> {
 /// `x = value`
 pub fn fill(mut args: Args, value: f32) -> Result<()> {
     args.write()?.fill(value);
+    Ok(())
+}
+
+/// Copies matrices between flat buffers: see [`crate::program::Op::PlaceAdapter`].
+pub fn place_adapter(mut args: Args) -> Result<()> {
+    let (from, table, to) = (args.read()?, args.read_u32()?, args.write()?);
+    for matrix in table.chunks_exact(8) {
+        let [source, own_rows, own_cols, start, rows, cols] = [0, 1, 2, 3, 4, 5].map(|i| matrix[i] as usize);
+        let scale = f32::from_bits(matrix[6]);
+        let outside = || Error::internal("place_adapter: a matrix lies outside its buffer");
+        let own = from.get(source..source + own_rows * own_cols).ok_or_else(outside)?;
+        let place = to.get_mut(start..start + rows * cols).ok_or_else(outside)?;
+        for (r, row) in place.chunks_exact_mut(cols.max(1)).enumerate() {
+            row.fill(0.0);
+            if r < own_rows {
+                let own = &own[r * own_cols..(r + 1) * own_cols];
+                row.iter_mut().zip(own).for_each(|(to, from)| *to = from * scale);
+            }
+        }
+    }
     Ok(())
 }

@@ -55,6 +55,7 @@ pub(super) fn run(op: &Op, args: Args, step: &Step, cut: &mut Cut) -> Result<()>
         Op::Copy { .. } => elementwise::copy(cut, args),
         Op::Accumulate { .. } => elementwise::accumulate(cut, args),
         Op::Fill { value, .. } => elementwise::fill(args, *value),
+        Op::PlaceAdapter { .. } => elementwise::place_adapter(args),
         Op::QkNormRopeKv { q, k, q_norm, k_norm, eps, head_dim, rope, slots, k_out, v_out, .. } => {
             let heads =
                 rope::Heads { q: step.cols(*q), k: step.cols(*k), dim: *head_dim, rope: step.cols(*rope), eps: *eps };

@@ -1,0 +1,3 @@
+//! Tinker's building blocks of training, over HTTP.
+
+pub(super) mod sessions;
