@@ -14,8 +14,25 @@ mod variants;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    hide_symbols();
     #[cfg(feature = "cuda")]
     cuda::kernels();
+}
+
+/// llguidance exports a C interface of its own: it does not leave the shared library. Where the linker puts the program together
+/// from libraries, it is told to hide what they export; where they were merged before (LTO), which names. The linker that Rust
+/// brings along for this target takes a second version script, GNU's does not.
+fn hide_symbols() {
+    let target = std::env::var("TARGET").expect("cargo sets TARGET");
+    let script =
+        std::path::Path::new(&std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("src/ffi/hidden.map");
+    println!("cargo:rerun-if-changed={}", script.display());
+    if target.contains("linux") {
+        println!("cargo:rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
+    }
+    if target == "x86_64-unknown-linux-gnu" {
+        println!("cargo:rustc-cdylib-link-arg=-Wl,--version-script={}", script.display());
+    }
 }
 
 #[cfg(feature = "cuda")]

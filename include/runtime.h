@@ -61,9 +61,14 @@
  *     runtime_engine_step(engine, 4000, NULL, NULL);
  *     runtime_engine_poll(engine, events, 16, &n, NULL);
  *
- *   Prompts, answers and training are cut into slices, so that the budget, pause and cancel hold within one: on the CPU
- *   one operation of the model, elsewhere one step. Models are loaded and jobs are prepared on threads of their own in
- *   both ways, and the CPU backend computes with a pool of threads.
+ *   Prompts, answers and training are cut into slices, so that the budget, pause and cancel hold within one. What cannot be
+ *   cut takes some tenths of a millisecond on the CPU, elsewhere one operation of the model. Models are loaded and jobs are
+ *   prepared on threads of their own in both ways, and the CPU backend computes with a pool of threads.
+ *
+ * What is read of the process's environment, when an engine is made or a model is loaded, and never written: RAYON_NUM_THREADS
+ * (threads of the CPU backend's pool); with CUDA RUNTIME_CACHE, XDG_CACHE_HOME, LOCALAPPDATA and HOME (the first one set says
+ * where kernels are kept that had to be compiled), RUNTIME_NVRTC and VIRTUAL_ENV (where the compiler is looked for) and
+ * RUNTIME_CUBLASLT; and what the Vulkan loader and the GPU drivers read themselves.
  *
  * When something fails
  *
@@ -357,6 +362,31 @@
 #define RUNTIME_OPTIMIZER_ADAMW_8BIT 1
 
 /**
+ * No preference tuning: the job takes examples.
+ */
+#define RUNTIME_PREFERENCE_NONE 0
+
+/**
+ * DPO: the job takes pairs of answers.
+ */
+#define RUNTIME_PREFERENCE_DPO 1
+
+/**
+ * The hinge loss on DPO's margin.
+ */
+#define RUNTIME_PREFERENCE_HINGE 2
+
+/**
+ * IPO.
+ */
+#define RUNTIME_PREFERENCE_IPO 3
+
+/**
+ * ORPO: without a reference model.
+ */
+#define RUNTIME_PREFERENCE_ORPO 4
+
+/**
  * The loss counts what the model itself has to say.
  */
 #define RUNTIME_LOSS_ASSISTANT 0
@@ -447,12 +477,21 @@ typedef struct {
      * Driver, graphics API, instruction sets: one line, NUL-terminated.
      */
     char detail[256];
+    /**
+     * Which device it is, whatever the API: VkPhysicalDeviceIDProperties and cuDeviceGetUuid report the same. Zeros where the
+     * driver does not say.
+     */
+    uint8_t uuid[16];
+    /**
+     * What DirectX knows it by, on Windows; else zeros.
+     */
+    uint8_t luid[8];
 } runtime_device_info;
 
 /**
  * All defaults: runtime_device_info x = RUNTIME_DEVICE_INFO_INIT;
  */
-#define RUNTIME_DEVICE_INFO_INIT { (uint32_t)sizeof(runtime_device_info), 0, 0, 0, 0, { 0 }, { 0 } }
+#define RUNTIME_DEVICE_INFO_INIT { (uint32_t)sizeof(runtime_device_info), 0, 0, 0, 0, { 0 }, { 0 }, { 0 }, { 0 } }
 
 /**
  * How to make an engine. Zero in a field means its default.
@@ -1306,13 +1345,29 @@ typedef struct {
      * An adapter to start from; zero: a fresh one.
      */
     runtime_adapter init_adapter;
+    /**
+     * One of RUNTIME_PREFERENCE: the job then takes pairs (runtime_training_add_preference) in place of examples.
+     */
+    int32_t preference;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * How near preference tuning stays to the model without adapter; of ORPO the odds ratio's weight. 0: 0.1.
+     */
+    double beta;
+    /**
+     * Adds so many times the mean cross-entropy of the chosen answers; not with ORPO. 0: nothing.
+     */
+    double rpo_alpha;
 } runtime_training_options;
 
 /**
  * All defaults: runtime_training_options x = RUNTIME_TRAINING_OPTIONS_INIT;
  */
 #define RUNTIME_TRAINING_OPTIONS_INIT \
-    { (uint32_t)sizeof(runtime_training_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 } }
+    { (uint32_t)sizeof(runtime_training_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, 0, 0, 0, 0 }
 
 /**
  * A training job: LoRA fine-tuning on a model that goes on serving. Copy it freely: it is a number, not a pointer.
@@ -1486,8 +1541,8 @@ runtime_status runtime_engine_release(runtime_engine engine);
  * Works for up to budget_us microseconds, on the calling thread; for an engine of RUNTIME_RUN_STEPPED. *busy (may be
  * NULL) is 1 when there is more to do, else 0.
  *
- * Prompts, answers and training are cut into slices that end with the budget: on the CPU within one operation of the
- * model, elsewhere within one step. Call it once a frame from one thread; a second thread gets RUNTIME_ERROR_BUSY. Models
+ * Prompts, answers and training are cut into slices that end with the budget: on the CPU within some tenths of a
+ * millisecond, elsewhere within one operation of the model. Call it once a frame from one thread; a second thread gets RUNTIME_ERROR_BUSY. Models
  * are loaded and jobs are prepared on threads of their own meanwhile.
  */
 runtime_status runtime_engine_step(runtime_engine engine,
@@ -1864,7 +1919,18 @@ runtime_status runtime_session_save_state(runtime_session session,
                                           runtime_error *error);
 
 /**
- * Makes a session of what runtime_session_save_state gave. The model must be the same, and adapters the same with the same
+ * As runtime_session_save_state, with the keys and values of the text, as far as the engine's cache still has them: some tens
+ * of kilobytes a token. Restored on an engine that stores them in the same way, the session goes on without computing its text
+ * again. Waits for a slice where one is being worked on. The size may be another in the next call.
+ */
+runtime_status runtime_session_save_state_with_cache(runtime_session session,
+                                                     void *data,
+                                                     size_t capacity,
+                                                     size_t *size,
+                                                     runtime_error *error);
+
+/**
+ * Makes a session of what runtime_session_save_state or runtime_session_save_state_with_cache gave. The model must be the same, and adapters the same with the same
  * scales; damaged bytes give RUNTIME_ERROR_FORMAT.
  */
 runtime_status runtime_session_load_state(runtime_model model,
@@ -1911,6 +1977,16 @@ runtime_status runtime_training_add_tokens(runtime_training training,
                                            const uint8_t *mask,
                                            size_t count,
                                            runtime_error *error);
+
+/**
+ * Adds a pair of answers to a job whose options name a preference loss: a JSON object as on a line of `runtime train`'s
+ * preference data, {"prompt": ..., "chosen": ..., "rejected": ...}, all texts or all lists of messages; without a prompt both
+ * answers begin alike.
+ */
+runtime_status runtime_training_add_preference(runtime_training training,
+                                               const char *pair_json,
+                                               size_t pair_len,
+                                               runtime_error *error);
 
 /**
  * Takes no more examples and prepares the job, on a thread of its own. RUNTIME_EVENT_TRAINING_READY says when it is done.

@@ -180,6 +180,9 @@ public:
     runtime_status add_example(std::string_view json, error *e = nullptr) const noexcept {
         return runtime_training_add_example(handle_, json.data(), json.size(), e);
     }
+    runtime_status add_preference(std::string_view json, error *e = nullptr) const noexcept {
+        return runtime_training_add_preference(handle_, json.data(), json.size(), e);
+    }
     runtime_status seal(error *e = nullptr) const noexcept { return runtime_training_seal(handle_, e); }
     runtime_status start(error *e = nullptr) const noexcept { return runtime_training_start(handle_, e); }
     runtime_status pause(error *e = nullptr) const noexcept { return runtime_training_pause(handle_, e); }

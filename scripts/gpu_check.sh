@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # On a GPU host, in a copy of this repository with what scripts/gpu_pack.sh made: checks and times both GPU backends.
 #
-#     scripts/gpu_check.sh OUT_FOLDER [checks] [sanitizer] [speed] [traffic] [vulkan]        (default: all five)
+#     scripts/gpu_check.sh OUT_FOLDER [checks] [sanitizer] [speed] [traffic] [vulkan] [frames]        (default: all six)
 #
 # checks     every op, whole models and training on CUDA, against the CPU backend, transformers and PEFT
 # sanitizer  the table of ops under compute-sanitizer: memcheck, initcheck, racecheck
 # speed      prefill, decode and training steps of Qwen3's shapes with random weights on CUDA
 # traffic    1,000 requests at once, without adapters and spread over 16
 # vulkan     the same checks and speeds through wgpu
+# frames     60 frames a second with 2 ms of each for two answers and a training job, on CUDA and through wgpu: SmolLM2
 #
 # RUNTIME_SMOLLM2 names SmolLM2-135M-Instruct.Q4_1.gguf where it is not in .cache/models. Writes NAME.txt for each part
 # and speed.md, a table of all that was timed.
@@ -15,7 +16,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$1
 shift
-parts=${*:-checks sanitizer speed traffic vulkan}
+parts=${*:-checks sanitizer speed traffic vulkan frames}
 mkdir -p "$out"
 built_in=$(cat .carry/built_in)
 [ -e "$built_in" ] || { mkdir -p "$(dirname "$built_in")" && ln -s "$PWD" "$built_in"; }
@@ -105,5 +106,12 @@ if has vulkan; then
         bench wgpu --random-weights qwen3-8b --weight-type q4_k -p 512 -n 32 --runs 2
     } 2>&1 | tee "$out/vulkan.jsonl"
     python3 benches/table.py "$out/vulkan.jsonl" >"$out/vulkan.md"
+fi
+
+if has frames; then
+    smollm2=${RUNTIME_SMOLLM2:-.cache/models/SmolLM2-135M-Instruct.Q4_1.gguf}
+    for backend in cuda wgpu; do
+        timeout 200 .carry/frame_loop "$smollm2" 1200 $backend 2000 | tail -4
+    done 2>&1 | tee "$out/frames.txt"
 fi
 rm -f "$out/log"

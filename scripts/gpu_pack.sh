@@ -12,5 +12,8 @@ for name in ops models train_tiny train_smollm2 full_finetuning publish; do
     exe=$(cargo test --release --locked --no-run --test "$name" 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
     pack "$exe" "$name"
 done
+cp "$(ls -t target/release/libruntime.so target/release/deps/libruntime.so 2>/dev/null | head -1)" .carry/
+strip --strip-unneeded .carry/libruntime.so
+cc -std=c99 -O2 -Iinclude examples/c/frame_loop.c -o .carry/frame_loop -L.carry -lruntime -Wl,-rpath,'$ORIGIN'
 pwd >.carry/built_in # the tests look for tests/golden where they were built
 du -sh .carry

@@ -89,6 +89,13 @@ EOF
 XZ_OPT=${XZ_OPT:-"-T0 -3"} tar -C "$out" -cJf "$out/$name.tar.xz" "$name"
 mib() { awk "BEGIN { printf \"%.1f MiB\", $(stat -L -c %s "$1") / 1048576 }"; }
 echo "shared library, stripped: $(mib "$prefix/lib/libruntime.so")"
+# Code; constants, of which the packed CUDA kernels are most where there are any; what unwinding needs; relocations.
+size -A "$prefix/lib/libruntime.so" | awk '
+    $1 == ".text" { code += $2 }
+    $1 == ".rodata" { constants += $2 }
+    $1 ~ /eh_frame|gcc_except_table/ { unwinding += $2 }
+    $1 ~ /rela|data.rel.ro/ { relocations += $2 }
+    END { m = 1048576; printf "  code %.1f, constants %.1f, unwinding %.1f, relocations %.1f MiB\n", code / m, constants / m, unwinding / m, relocations / m }'
 echo "static library:           $(mib "$prefix/lib/libruntime.a")"
 echo "archive:                  $(mib "$out/$name.tar.xz")"
 echo "native static libraries:  $native"

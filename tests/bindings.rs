@@ -34,7 +34,8 @@ fn has(program: &str) -> bool {
 }
 
 fn header() -> String {
-    std::fs::read_to_string(root().join("include/runtime.h")).unwrap()
+    let read = |name: &str| std::fs::read_to_string(root().join("include").join(name)).unwrap();
+    read("runtime.h") + &read("runtime_interop.h")
 }
 
 /// Runs a command that must succeed; its standard output.
@@ -52,7 +53,9 @@ fn shared() -> PathBuf {
 
 /// Included twice, every initialiser used.
 fn every_macro() -> String {
-    let mut source = String::from("#include <runtime.h>\n#include <runtime.h>\nint main(void)\n{\n");
+    let mut source = String::from(
+        "#include <runtime_interop.h>\n#include <runtime.h>\n#include <runtime_interop.h>\nint main(void)\n{\n",
+    );
     let header = header();
     let macros = header.lines().filter_map(|line| line.strip_prefix("#define RUNTIME_")?.split_once("_INIT "));
     let names: Vec<String> = macros.map(|(name, _)| format!("runtime_{}", name.to_lowercase())).collect();
@@ -96,7 +99,7 @@ fn the_header_is_clean_under_every_compiler_and_standard() {
 fn layouts_are_the_same_in_c_and_rust_and_do_not_change() {
     let folder = tempfile::tempdir().unwrap();
     let rust = layout::layout();
-    let mut source = String::from("#include <runtime.h>\n#include <stdio.h>\nint main(void)\n{\n");
+    let mut source = String::from("#include <runtime_interop.h>\n#include <stdio.h>\nint main(void)\n{\n");
     for line in &rust {
         let mut words = line.split(' ');
         let name = words.next().unwrap();
@@ -138,8 +141,6 @@ fn the_symbols_are_those_of_the_header() {
     }
     let symbols = ok(Command::new("nm").args(["-D", "--defined-only"]).arg(shared()));
     let mut found: Vec<&str> = symbols.lines().filter_map(|line| line.split(' ').next_back()).collect();
-    // A dependency's own C functions: exported by rustc, documented nowhere.
-    found.retain(|name| !name.starts_with("llg_"));
     found.sort_unstable();
     let list = found.join("\n") + "\n";
     snapshot("tests/c_api/symbols.txt", &list);
@@ -203,7 +204,69 @@ fn c_examples() {
     let output = run(&program, &[TINY, "30"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let out = text(&output.stdout);
-    assert!(out.contains("tokens in 30 frames") && out.contains("poll: p50"), "{out}");
+    assert!(out.contains("training steps in 30 frames") && out.contains("slices: p50"), "{out}");
+}
+
+/// Compiles a C program against the shared library, with these arguments besides.
+fn c_program(source: &str, folder: &Path, name: &str, args: &[&str]) -> PathBuf {
+    let program = folder.join(name);
+    let mut command = Command::new("cc");
+    command.args(["-std=c99", "-pedantic-errors", "-Wall", "-Wextra", "-Werror", "-g", "-Iinclude"]).args(args);
+    ok(linked(command.args([source, "-ldl", "-o"]).arg(&program)));
+    program
+}
+
+/// A Vulkan device that C has made (software Vulkan is enough), and a CUDA context that is none.
+#[cfg(target_os = "linux")]
+#[test]
+fn foreign_devices() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = c_program("tests/c/vulkan.c", folder.path(), "vulkan", &[]);
+    let output = run(&program, &[TINY]);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{}: {out}{err}", output.status);
+    print!("{out}");
+    let waived = std::env::var_os("RUNTIME_NO_WGPU").is_some();
+    assert!(waived || !out.contains("skipped"), "no Vulkan: scripts/test.sh installs a software adapter");
+}
+
+/// In a process of its own: the allocator's books are the whole process's.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn a_hundred_cycles_give_everything_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = c_program("tests/c/cycles.c", folder.path(), "cycles", &[]);
+    let output = run(&program, &[TINY, "100"]);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    print!("{out}");
+    assert!(output.status.success(), "{}: {out}{err}", output.status);
+}
+
+/// The C programs, instrumented, against the library as it is: what it is handed and hands out is watched, and so are the
+/// allocator's calls of both. No nightly compiler is needed.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn sanitizers_find_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut clean = 0;
+    for (source, args) in [
+        ("examples/c/first_text.c", &[TINY, "Hello", "cpu"][..]),
+        ("examples/c/frame_loop.c", &[TINY, "20"][..]),
+        ("tests/c/cycles.c", &[TINY, "14"][..]),
+    ] {
+        let name = Path::new(source).file_stem().unwrap().to_str().unwrap();
+        let flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+        let program = c_program(source, folder.path(), name, &flags);
+        let mut command = Command::new(&program);
+        // cycles.c does not count under a sanitizer, which has an allocator of its own.
+        command.env("ASAN_OPTIONS", "detect_leaks=1:exitcode=99").env_remove("LD_LIBRARY_PATH");
+        let output = command.current_dir(root()).args(args).output().unwrap();
+        let err = text(&output.stderr);
+        assert!(output.status.code() != Some(99) && !err.contains("runtime error"), "{source}: {err}");
+        assert!(output.status.success(), "{source}: {}: {err}", output.status);
+        clean += 1;
+    }
+    println!("{clean} programs are clean under address, leak and undefined-behaviour sanitizers");
 }
 
 #[test]

@@ -200,6 +200,105 @@ fn sessions_fork_rewind_and_come_back() {
 }
 
 #[test]
+fn a_session_takes_its_cache_to_another_engine() {
+    let (from, to) = (Engine::loaded(RUNTIME_RUN_THREAD), Engine::loaded(RUNTIME_RUN_STEPPED));
+    let session = from.session("Hello there, how are you today? I was wondering about the weather.");
+    assert!(from.answer(session, 24, |_| {}).ids.len() > 1);
+    unsafe {
+        let mut size = 0;
+        assert_eq!(runtime_session_save_state_with_cache(session, null_mut(), 0, &mut size, null_mut()), RUNTIME_OK);
+        let mut bytes = vec![0u8; size];
+        let data = bytes.as_mut_ptr().cast();
+        assert_eq!(runtime_session_save_state_with_cache(session, data, size, &mut size, null_mut()), RUNTIME_OK);
+        let mut plain = 0;
+        assert_eq!(runtime_session_save_state(session, null_mut(), 0, &mut plain, null_mut()), RUNTIME_OK);
+        println!("{plain} bytes without, {size} with keys and values");
+        assert!(size > plain);
+        let mut back = runtime_session { id: 0 };
+        let load = |bytes: &[u8], back: &mut runtime_session| {
+            runtime_session_load_state(to.model, bytes.as_ptr().cast(), bytes.len(), null(), 0, back, null_mut())
+        };
+        assert_eq!(load(&bytes, &mut back), RUNTIME_OK);
+        let answer = to.answer(back, 8, |_| {});
+        assert!(answer.cached >= 16, "{} tokens were not computed again", answer.cached);
+        assert_eq!(answer.ids, from.answer(session, 8, |_| {}).ids, "and it goes on as it would have");
+        *bytes.last_mut().unwrap() ^= 1;
+        assert_eq!(load(&bytes, &mut back), RUNTIME_ERROR_FORMAT);
+    }
+}
+
+/// Stepped, so that what follows a cancel is counted in slices: no more than one.
+#[test]
+fn cancel_takes_effect_within_a_slice_in_every_phase() {
+    let e = Engine::loaded(RUNTIME_RUN_STEPPED);
+    let timed = |phase: &str, cancel: &dyn Fn() -> runtime_status| {
+        let began = Instant::now();
+        assert_eq!(cancel(), RUNTIME_OK);
+        println!("cancelling in {phase} took {:?}", began.elapsed());
+    };
+    // Prompts longer than a slice.
+    let long = "The quick brown fox. ".repeat(4);
+    for (phase, slices) in [("a queue", 0), ("prefill", 1), ("decode", 3)] {
+        let session = e.session(&long);
+        let request = e.generate(session, 100, |o| o.ignore_eos = 1);
+        for _ in 0..slices {
+            unsafe { runtime_engine_step(e.engine, if phase == "prefill" { 1 } else { 1000 }, null_mut(), null_mut()) };
+        }
+        timed(phase, &|| unsafe { runtime_request_cancel(request, null_mut()) });
+        assert!(e.slices_until(RUNTIME_EVENT_REQUEST_DONE, request.id) <= 1, "{phase}");
+        runtime_session_release(session);
+    }
+    let training = e.training(100_000);
+    e.wait_for(RUNTIME_EVENT_TRAINING_STEP, training.id);
+    timed("training", &|| unsafe { runtime_training_cancel(training, null_mut()) });
+    assert!(e.slices_until(RUNTIME_EVENT_TRAINING_DONE, training.id) <= 1);
+    runtime_training_release(training);
+    // Loading goes on on a thread of its own, and ends by itself.
+    let model = e.load();
+    timed("loading", &|| unsafe { runtime_model_cancel(model, null_mut()) });
+    let status = unsafe { runtime_model_wait(model, 60_000, null_mut()) };
+    assert!([RUNTIME_ERROR_CANCELLED, RUNTIME_OK].contains(&status), "{status}: it may have been done already");
+    runtime_model_release(model);
+}
+
+#[test]
+fn preference_tuning_moves_the_pairs_apart() {
+    let e = Engine::loaded(RUNTIME_RUN_STEPPED);
+    let pair = r#"{"prompt": "The sky is", "chosen": " blue", "rejected": " green"}"#;
+    let add = |training, pair: &str| unsafe {
+        runtime_training_add_preference(training, pair.as_ptr().cast(), pair.len(), null_mut())
+    };
+    unsafe {
+        let mut options: runtime_training_options = std::mem::zeroed();
+        runtime_training_options_init(&mut options);
+        options.max_steps = 12;
+        options.learning_rate = 5e-3;
+        options.beta = 0.5;
+        let mut training = runtime_training { id: 0 };
+        let status = runtime_training_create(e.model, &options, &mut training, null_mut());
+        assert_eq!(status, RUNTIME_ERROR_INVALID_ARGUMENT, "beta without a preference loss");
+        options.preference = RUNTIME_PREFERENCE_DPO;
+        assert_eq!(runtime_training_create(e.model, &options, &mut training, null_mut()), RUNTIME_OK);
+        let example = r#"{"text": "no pair"}"#;
+        let status = runtime_training_add_example(training, example.as_ptr().cast(), example.len(), null_mut());
+        assert_eq!(status, RUNTIME_ERROR_INVALID_ARGUMENT, "the job takes pairs");
+        assert_eq!(add(training, r#"{"prompt": "The sky is"}"#), RUNTIME_ERROR_INVALID_ARGUMENT);
+        assert_eq!(add(training, pair), RUNTIME_OK);
+        assert_eq!(runtime_training_seal(training, null_mut()), RUNTIME_OK);
+        assert_eq!(runtime_training_start(training, null_mut()), RUNTIME_OK);
+        let (first, last) = e.losses(training.id);
+        // Without training both answers are as likely as for the reference: ln 2.
+        assert!((first - std::f64::consts::LN_2).abs() < 1e-3 && last < 0.6 * first, "{first} → {last}");
+        runtime_training_release(training);
+        // A job that takes examples takes no pairs.
+        options = std::mem::zeroed();
+        assert_eq!(runtime_training_create(e.model, &options, &mut training, null_mut()), RUNTIME_OK);
+        assert_eq!(add(training, pair), RUNTIME_ERROR_INVALID_ARGUMENT);
+        runtime_training_release(training);
+    }
+}
+
+#[test]
 fn a_conversation_and_a_form() {
     let e = Engine::loaded(RUNTIME_RUN_THREAD);
     let session = e.session("");

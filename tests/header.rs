@@ -1,4 +1,4 @@
-//! `include/runtime.h` is what cbindgen makes of `src/ffi` today. After a wanted change:
+//! `include/runtime.h` and `runtime_interop.h` are what cbindgen makes of `src/ffi` today. After a wanted change:
 //! `RUNTIME_BLESS=1 cargo test --release --test header`.
 #![allow(
     clippy::unwrap_used,
@@ -14,18 +14,43 @@ use std::path::Path;
 #[test]
 fn the_header_is_up_to_date() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut builder = cbindgen::Builder::new().with_config(cbindgen::Config::from_root_or_default(root));
+    let config = cbindgen::Config::from_root_or_default(root);
     // In the order in which a reader needs them.
-    for file in [
+    let files = [
         "status", "error", "library", "engine", "event", "memory", "io", "model", "adapter", "session", "training",
         "tokens",
-    ] {
+    ];
+    up_to_date("runtime.h", config, &files);
+}
+
+#[test]
+fn the_interop_header_is_up_to_date() {
+    let mut config = cbindgen::Config::from_root_or_default(Path::new(env!("CARGO_MANIFEST_DIR")));
+    config.include_guard = Some("RUNTIME_INTEROP_H".into());
+    config.includes = vec!["runtime.h".into()];
+    config.header = Some(INTEROP.into());
+    up_to_date("runtime_interop.h", config, &["interop"]);
+}
+
+const INTEROP: &str = "/*
+ * runtime_interop.h - EXPERIMENTAL: engines on a device that the host has made already, a renderer's or a simulation's.
+ *
+ * Generated from src/ffi/interop.rs by cbindgen: edit the comments there, not here.
+ *
+ * What is declared here may change in any version; runtime.h's rules hold otherwise. No header of Vulkan or CUDA is needed:
+ * handles are passed as pointers.
+ */";
+
+fn up_to_date(name: &str, config: cbindgen::Config, files: &[&str]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut builder = cbindgen::Builder::new().with_config(config);
+    for file in files {
         builder = builder.with_src(root.join(format!("src/ffi/{file}.rs")));
     }
     let mut text = Vec::new();
     builder.generate().expect("cbindgen").write(&mut text);
     let text = tidied(&String::from_utf8(text).unwrap());
-    let path = root.join("include/runtime.h");
+    let path = root.join("include").join(name);
     if std::env::var_os("RUNTIME_BLESS").is_some() {
         std::fs::write(&path, &text).unwrap();
     }
@@ -33,7 +58,7 @@ fn the_header_is_up_to_date() {
     let different = text.lines().zip(committed.lines()).position(|(a, b)| a != b);
     assert!(
         text == committed,
-        "include/runtime.h is stale from line {} on: RUNTIME_BLESS=1 cargo test --release --test header",
+        "include/{name} is stale from line {} on: RUNTIME_BLESS=1 cargo test --release --test header",
         different.map_or(committed.lines().count(), |line| line + 1)
     );
 }

@@ -16,15 +16,17 @@
 #![cfg(feature = "wgpu")]
 
 use runtime::backend::wgpu::Variants;
-use runtime::backend::{BackendChoice, Bindings, BufferDesc, ComputeType, Device, cpu, wgpu};
+use runtime::backend::{BackendChoice, Bindings, BufferDesc, ComputeType, Device, Executable, cpu, wgpu};
 use runtime::model::config::Activation;
 use runtime::program::cache::{encode, row_len, scale_of};
 use runtime::program::{
     Builder, Geometry, HeadDw, KvLayout, Live, Op, Place, Program, TensorDecl, TensorId, dynamic_map,
 };
 use runtime::tensor::{DType, HostBytes, HostTensor};
+use std::cell::Cell;
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
+use std::time::Instant;
 
 /// SplitMix64, as numbers in (-1, 1).
 struct Random(u64);
@@ -129,8 +131,11 @@ fn results_like(
     given: &Given,
     seed: u64,
 ) -> Vec<(String, DType, Vec<u8>)> {
+    // Small ops have many units, too, at which they can stop.
+    static FINER: Once = Once::new();
+    FINER.call_once(|| cpu::finer_units(1 << 12));
     let mut bindings = Bindings::new();
-    let mut inputs = Vec::new();
+    let (mut inputs, mut states) = (Vec::new(), Vec::new());
     for id in program.ids() {
         let decl = program.decl(id);
         let mut r = Random(seed ^ (id.index() as u64) << 32);
@@ -154,18 +159,59 @@ fn results_like(
                 let desc =
                     BufferDesc { name: buffer.clone(), dtype: decl.dtype, rows: 1, cols: offset + decl.len() + 64 };
                 let storage = device.allocate(desc).unwrap();
-                device.write(&storage, decl.dtype.bytes_for(*offset).unwrap(), &bytes).unwrap();
+                states.push((storage.clone(), decl.dtype.bytes_for(*offset).unwrap(), bytes));
                 bindings.insert(buffer.clone(), storage);
             }
             Place::Input => inputs.push((id, bytes)),
             Place::Temp | Place::Output => {}
         }
     }
-    let mut executable = device.compile(program.clone(), &bindings).unwrap();
-    for (id, bytes) in &inputs {
-        executable.write(*id, bytes).unwrap();
+    let run = |executable: &mut dyn Executable, parts: bool| {
+        for (storage, at, bytes) in &states {
+            device.write(storage, *at, bytes).unwrap();
+        }
+        for (id, bytes) in &inputs {
+            executable.write(*id, bytes).unwrap();
+        }
+        match parts {
+            false => executable.run().unwrap(),
+            true => in_parts(executable),
+        }
+        read_back(device, program, executable, &bindings, given)
+    };
+    let compile = |program: Arc<Program>| device.compile(program, &bindings).unwrap();
+    let whole = run(&mut *compile(program.clone()), false);
+    let bits = |results: &[Named]| results.iter().map(|(_, _, bytes)| bytes.clone()).collect::<Vec<_>>();
+    // In an executable of its own: outputs that an op adds to begin with zeros again.
+    let parts = run(&mut *compile(Arc::new(Program { cut: true, ..(**program).clone() })), true);
+    assert!(bits(&whole) == bits(&parts), "{} of '{}' is not the same in parts", device.info().backend, program.name);
+    whole
+}
+
+/// Runs a program with a deadline that has always passed.
+fn in_parts(executable: &mut dyn Executable) {
+    let now = Instant::now();
+    let mut next = 0;
+    while let Some(more) = executable.run_part(next, now).unwrap() {
+        assert_ne!(more, next, "a part does something");
+        next = more;
+        PARTS.set(PARTS.get() + 1);
     }
-    executable.run().unwrap();
+}
+
+thread_local! {
+    /// Parts that were not the last ones of their programs, in this thread's test.
+    static PARTS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Every Output and State tensor of a program that has run.
+fn read_back(
+    device: &dyn Device,
+    program: &Program,
+    executable: &mut dyn Executable,
+    bindings: &Bindings,
+    given: &Given,
+) -> Vec<Named> {
     let mut list = Vec::new();
     for id in program.ids() {
         let decl = program.decl(id);
@@ -326,6 +372,18 @@ fn same_codes(label: &str, want: &[u8], got: &[u8]) {
 
 fn counts(tokens: u32, gathered: u32, sequences: u32) -> Given {
     HashMap::from([("counts", vec![tokens, gathered, sequences, 77])])
+}
+
+/// That results are the same in parts, every test here checks; this one, that an op has parts.
+#[test]
+fn an_op_stops_between_its_units() {
+    let mut b = Builder::new("one product");
+    let weight = b.weight("w", DType::Q4_0, 200, 96);
+    let x = live_input(&mut b, "x", 70, 96);
+    let out = b.output("out", 70, 200, Live::Tokens);
+    b.push(Op::MatMul { x, weight, bias: None, residual: None, out }).unwrap();
+    results(cpu::open(ComputeType::F32).unwrap().as_ref(), &Arc::new(b.finish()), &counts(70, 0, 1), 7);
+    assert!(PARTS.get() >= 20, "{} parts", PARTS.get());
 }
 
 #[test]

@@ -69,6 +69,7 @@ const EDGES: &[(&str, &[&str])] = &[
 const UNSAFE: &[(&str, &str)] = &[
     ("src/backend/cuda/", "calls the NVIDIA driver"),
     ("src/backend/wgpu/", "creates trusted shader modules"),
+    ("src/backend/foreign.rs", "hands on handles that a host promises to be valid"),
     ("src/ffi/", "the C ABI"),
     ("src/bin/runtime/main.rs", "sets an environment variable before any thread starts"),
     ("src/format/source.rs", "a memory map is only as constant as the file below it"),

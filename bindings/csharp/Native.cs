@@ -128,6 +128,13 @@ namespace RuntimeEngine
         internal IntPtr Resume;
         internal UIntPtr ResumeLen;
         internal Id InitAdapter;
+        /// <summary>1 DPO, 2 hinge, 3 IPO, 4 ORPO: the job takes pairs; 0: examples.</summary>
+        public int Preference;
+        internal uint Reserved;
+        /// <summary>How near preference tuning stays to the model without adapter.</summary>
+        public double Beta;
+        /// <summary>Adds so many times the cross-entropy of the chosen answers.</summary>
+        public double RpoAlpha;
     }
 
     [StructLayout(LayoutKind.Sequential)]
@@ -198,6 +205,7 @@ namespace RuntimeEngine
         [DllImport(Lib)] public static extern int runtime_adapter_release(Id adapter);
         [DllImport(Lib)] public static extern int runtime_training_create(Id model, ref TrainingOptions options, out Id training, ref NativeError error);
         [DllImport(Lib)] public static extern int runtime_training_add_example(Id training, byte[] json, UIntPtr len, ref NativeError error);
+        [DllImport(Lib)] public static extern int runtime_training_add_preference(Id training, byte[] json, UIntPtr len, ref NativeError error);
         [DllImport(Lib)] public static extern int runtime_training_seal(Id training, ref NativeError error);
         [DllImport(Lib)] public static extern int runtime_training_start(Id training, ref NativeError error);
         [DllImport(Lib)] public static extern int runtime_training_cancel(Id training, ref NativeError error);

@@ -370,6 +370,13 @@ namespace RuntimeEngine
             Do((Id id, ref NativeError e) => Native.runtime_training_add_example(id, bytes, Len(bytes), ref e));
         }
 
+        /// <summary>A pair of answers as on a line of `runtime train`'s preference data.</summary>
+        public void AddPreference(string json)
+        {
+            var bytes = Bytes(json);
+            Do((Id id, ref NativeError e) => Native.runtime_training_add_preference(id, bytes, Len(bytes), ref e));
+        }
+
         /// <summary>Seals the job and starts it as soon as it is ready.</summary>
         public void Start()
         {

@@ -6,12 +6,16 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod foreign;
 pub mod metered;
+#[cfg(feature = "wgpu")]
+mod pace;
 pub mod planes;
 mod select;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+pub use foreign::{ForeignCuda, ForeignVulkan, open_cuda_context, open_vulkan};
 pub use select::{BackendChoice, devices, open};
 
 use crate::error::{Error, Result};
@@ -38,6 +42,12 @@ pub struct DeviceInfo {
     pub memory_bytes: Option<u64>,
     /// A software rasteriser: chosen only when asked for by name.
     pub software: bool,
+    /// Which device it is, whatever the API: Vulkan and CUDA report the same. Zeros where the driver does not say.
+    #[serde(skip)]
+    pub uuid: [u8; 16],
+    /// What DirectX knows it by, on Windows; else zeros.
+    #[serde(skip)]
+    pub luid: [u8; 8],
 }
 
 /// What programs must respect on this device.
@@ -297,10 +307,10 @@ pub trait Executable: Send {
     /// [`Error::Device`].
     fn run(&mut self) -> Result<()>;
 
-    /// Runs the parts of the program from number `first` on, at least one, until all have run (`None`) or `deadline` has passed:
-    /// then the number of the part to go on with. A part is an op on the CPU, about a millisecond's launches of a program that
-    /// may be cut ([`Program::cut`]) on a GPU; other programs have one part. A program that is not gone on with has done no harm:
-    /// its next run begins anew.
+    /// Runs the program from number `first` on (0: its beginning), some of it at least, until all has run (`None`) or `deadline` has
+    /// passed: then the number to go on with. What numbers mean is the backend's affair. A program that is not gone on with has
+    /// done no harm: its next run begins anew. Other programs may run between two parts. CUDA stops inside programs that may be cut
+    /// only ([`Program::cut`]), and runs all of any other.
     ///
     /// # Errors
     /// As [`Executable::run`].

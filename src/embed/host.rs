@@ -57,9 +57,16 @@ impl Host {
     /// # Errors
     /// Those of [`backend::open`].
     pub fn new(options: HostOptions) -> Result<Arc<Self>> {
+        Self::on(backend::open(options.backend, options.device, options.compute)?, options)
+    }
+
+    /// As [`Host::new`], on a device that is open: which backend and device `options` name does not matter.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where no thread can be started.
+    pub fn on(device: Arc<dyn Device>, options: HostOptions) -> Result<Arc<Self>> {
         let ledger = Arc::new(Ledger::default());
         ledger.limit(options.soft_limit, options.hard_limit);
-        let device = backend::open(options.backend, options.device, options.compute)?;
         let device = metered(device, ledger.clone(), purpose);
         let shared = Arc::new(Shared::new(ledger));
         let host =

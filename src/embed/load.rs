@@ -100,7 +100,7 @@ pub fn load(
     };
     let hash = hash(&checkpoint);
     let mut told = 0;
-    let model = LoadedModel::load_with(checkpoint, device, None, &mut |done, total| {
+    let mut model = LoadedModel::load_with(checkpoint, device, None, &mut |done, total| {
         if state.is_cancelled() {
             return ControlFlow::Break(());
         }
@@ -112,6 +112,9 @@ pub fn load(
         }
         ControlFlow::Continue(())
     })?;
+    if let Some(tokenizer) = Arc::get_mut(&mut model).and_then(|model| model.tokenizer.as_mut()) {
+        tokenizer.remember_no_words();
+    }
     let (engine, mut driver) = Engine::hosted(model, options)?;
     // What is prepared now makes no slice late.
     while !state.is_cancelled() && driver.prepare()? {}

@@ -64,6 +64,13 @@ pub(super) struct Ready {
     shared: Arc<Shared>,
 }
 
+impl Ready {
+    /// What computes; waits for a slice where one is being worked on.
+    pub fn driver(&self) -> MutexGuard<'_, Driver> {
+        self.task.driver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drop for Ready {
     fn drop(&mut self) {
         self.shared.remove(&*self.task);

@@ -293,19 +293,41 @@ impl Session {
         state::save(&state, self.model.ready()?.hash, &hashes(&self.adapters()))
     }
 
+    /// As [`Session::save`], with the keys and values of its text, as far as they are in the cache: restored, it goes on without
+    /// computing them again.
+    ///
+    /// # Errors
+    /// As [`Session::save`]; [`Error::Device`].
+    pub fn save_with_cache(&self) -> Result<Vec<u8>> {
+        let state = self.idle()?.clone();
+        let (ready, adapters) = (self.model.ready()?, self.adapters());
+        let bytes = state::save(&state, ready.hash, &hashes(&adapters))?;
+        if state.tokens.is_empty() {
+            return Ok(bytes);
+        }
+        let name = resolve(&ready, &self.model, &adapters)?;
+        let cache = ready.driver().save_cache(&ready.engine, &state.tokens, name.as_deref())?;
+        Ok(state::with_cache(bytes, cache))
+    }
+
     /// A session as it was saved. Its adapters are given, and have to be the same.
     ///
     /// # Errors
     /// [`Error::Format`] for bytes that are no saved session; [`Error::Invalid`] for another model or other adapters.
     pub fn restore(model: &Arc<Model>, bytes: &[u8], adapters: Blend) -> Result<Arc<Self>> {
         let ready = model.ready()?;
-        let state = state::load(bytes, ready.hash, &hashes(&adapters))?;
+        let (state, cache) = state::load(bytes, ready.hash, &hashes(&adapters))?;
         let vocab = model.loaded()?.config().vocab;
         if state.tokens.iter().any(|id| *id as usize >= vocab) {
             return Err(Error::format("session", "tokens", format!("a token outside the vocabulary of {vocab}")));
         }
+        let tokens = state.tokens.clone();
         let session = Self::with(model, state, Blend::new());
         session.set_adapters(adapters)?;
+        if let Some(cache) = cache.filter(|_| !tokens.is_empty()) {
+            let name = resolve(&ready, model, &session.adapters())?;
+            ready.driver().load_cache(&ready.engine, &tokens, name.as_deref(), cache)?;
+        }
         Ok(session)
     }
 }

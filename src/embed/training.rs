@@ -9,6 +9,7 @@ use crate::engine::{Turn, panic_message};
 use crate::error::{Error, Result};
 use crate::format::peft::Adapter;
 use crate::train::data::{Row, row};
+use crate::train::preference;
 use crate::train::{Job, Recipe};
 use serde_json::Value;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -179,10 +180,15 @@ impl Training {
         self.work.inner().state
     }
 
-    fn open(&self) -> Result<MutexGuard<'_, Inner>> {
+    /// `pairs`: for pairs of answers, else for single examples.
+    fn open(&self, pairs: bool) -> Result<MutexGuard<'_, Inner>> {
         let inner = self.work.inner();
-        match inner.state {
-            TrainingState::Open => Ok(inner),
+        match (inner.state, inner.recipe.preference.is_some()) {
+            (TrainingState::Open, prefers) if prefers == pairs => Ok(inner),
+            (TrainingState::Open, true) => Err(Error::invalid("a job of preference tuning takes pairs of answers")),
+            (TrainingState::Open, false) => {
+                Err(Error::invalid("the job takes no pairs of answers: its options name no preference loss"))
+            }
             _ => Err(Error::invalid("the job was sealed: it takes no more examples")),
         }
     }
@@ -192,11 +198,24 @@ impl Training {
     /// # Errors
     /// [`Error::Invalid`] naming what is wrong; [`Error::Text`] for a model without tokenizer.
     pub fn add_example(&self, example: &Value) -> Result<()> {
-        let mut inner = self.open()?;
+        let mut inner = self.open(false)?;
         let model = self.model.loaded()?;
         let line = inner.rows.len() + 1;
         let row = row(example, line, inner.recipe.loss, model.tokenizer()?, model.chat.as_ref())?;
         inner.rows.push(row);
+        Ok(())
+    }
+
+    /// A pair of answers, in a form that `runtime train --preference` reads from a line.
+    ///
+    /// # Errors
+    /// As [`Training::add_example`]; [`Error::Invalid`] where the recipe names no preference loss.
+    pub fn add_preference(&self, pair: &Value) -> Result<()> {
+        let mut inner = self.open(true)?;
+        let model = self.model.loaded()?;
+        let line = inner.rows.len() / 2 + 1;
+        let rows = preference::data::rows(pair, line, model.tokenizer()?, model.chat.as_ref())?;
+        inner.rows.extend(rows);
         Ok(())
     }
 
@@ -205,7 +224,7 @@ impl Training {
     /// # Errors
     /// [`Error::Invalid`] for fewer than two tokens, or tokens outside the vocabulary.
     pub fn add_tokens(&self, ids: &[u32], counted: &[bool]) -> Result<()> {
-        let mut inner = self.open()?;
+        let mut inner = self.open(false)?;
         let vocab = self.model.loaded()?.config().vocab;
         if ids.len() < 2 || ids.len() != counted.len() || ids.iter().any(|id| *id as usize >= vocab) {
             let (n, m) = (ids.len(), counted.len());
@@ -223,7 +242,8 @@ impl Training {
     /// # Errors
     /// [`Error::Invalid`] without examples, or for a second call.
     pub fn seal(&self) -> Result<()> {
-        let mut inner = self.open()?;
+        let prefers = self.work.inner().recipe.preference.is_some();
+        let mut inner = self.open(prefers)?;
         if inner.rows.is_empty() {
             return Err(Error::invalid("the job has no examples"));
         }

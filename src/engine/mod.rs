@@ -168,8 +168,8 @@ impl Drop for Shared {
 pub struct Driver(Worker);
 
 impl Driver {
-    /// Takes what was asked for and works on it until `deadline`, but for the device's smallest unit of work (one op on the CPU,
-    /// a step elsewhere); without one, a whole step. Never waits for anything to do.
+    /// Takes what was asked for and works on it until `deadline`, but for the device's smallest unit of work (a part of an op
+    /// on the CPU, some launches elsewhere); without one, a whole step. Never waits for anything to do.
     pub fn turn(&mut self, deadline: Option<Instant>) -> Turn {
         self.0.turn(deadline)
     }
@@ -180,6 +180,29 @@ impl Driver {
     /// [`Error::OutOfMemory`] and [`Error::Device`].
     pub fn prepare(&mut self) -> Result<bool> {
         self.0.prepare()
+    }
+
+    /// Keys and values of a text, as far as the cache has them, for [`Driver::load_cache`]: how they are stored, pages, bytes.
+    ///
+    /// # Errors
+    /// Those of [`Engine::embed`]; [`Error::Device`].
+    pub fn save_cache(&self, engine: &Engine, ids: &[u32], adapter: Option<&str>) -> Result<(u64, usize, Vec<u8>)> {
+        self.0.save_cache(&engine.text(ids, adapter)?)
+    }
+
+    /// Puts keys and values of a text back, so that it is not computed again. Does nothing where they are stored in another way
+    /// here, or there is no room.
+    ///
+    /// # Errors
+    /// As [`Driver::save_cache`]; [`Error::Invalid`] for bytes that do not fit.
+    pub fn load_cache(
+        &mut self,
+        engine: &Engine,
+        ids: &[u32],
+        adapter: Option<&str>,
+        cache: (u64, usize, &[u8]),
+    ) -> Result<()> {
+        self.0.load_cache(&engine.text(ids, adapter)?, cache)
     }
 
     /// Gives back programs and their memory; they are made again when they are needed.

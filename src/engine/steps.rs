@@ -2,7 +2,7 @@
 
 use super::choice::{ChoiceInput, Choices, Chosen, Running};
 use super::kv::PAGE;
-use crate::backend::{Bindings, BufferDesc, Executable, Timing};
+use crate::backend::{Bindings, Buffer, BufferDesc, Executable, Timing};
 use crate::error::{Error, Result};
 use crate::format::quant::dequantise_row;
 use crate::model::LoadedModel;
@@ -12,6 +12,7 @@ use crate::program::cache::row_len;
 use crate::tensor::DType;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -100,17 +101,41 @@ pub trait Runner {
     /// As [`Runner::launch`].
     fn finish(&mut self) -> Result<Chosen>;
 
-    /// Runs a step; negative log-likelihood (nat) of `labels` (one a row, `u32::MAX`: 0).
+    /// Runs a step of a text; negative log-likelihood (nat) of `labels` (one a row, `u32::MAX`: 0). May stop at the deadline: then
+    /// `None`, and the next call for a text goes on with it.
     ///
     /// # Errors
     /// As [`Runner::launch`].
-    fn losses(&mut self, input: &StepInput, labels: &[u32]) -> Result<Vec<f32>>;
+    fn losses(&mut self, input: &StepInput, labels: &[u32], deadline: Option<Instant>) -> Result<Option<Vec<f32>>>;
 
-    /// Runs a step; the last layer's output, after the norm, of the gathered rows.
+    /// Runs a step of a text; the last layer's output, after the norm, of the gathered rows. May stop as [`Runner::losses`] does.
     ///
     /// # Errors
     /// As [`Runner::launch`].
-    fn hidden(&mut self, input: &StepInput) -> Result<Vec<f32>>;
+    fn hidden(&mut self, input: &StepInput, deadline: Option<Instant>) -> Result<Option<Vec<f32>>>;
+
+    /// Stands for how the cache stores keys and values; 0 where pages cannot be read.
+    fn cache_format(&self) -> u64 {
+        0
+    }
+
+    /// Keys and values of some pages.
+    ///
+    /// # Errors
+    /// As [`Runner::launch`].
+    fn read_pages(&self, pages: &[u32]) -> Result<Vec<u8>> {
+        let _ = pages;
+        Ok(Vec::new())
+    }
+
+    /// Puts what [`Runner::read_pages`] gave into other pages.
+    ///
+    /// # Errors
+    /// As [`Runner::launch`]; [`Error::Invalid`] for another number of bytes.
+    fn write_pages(&mut self, pages: &[u32], bytes: &[u8]) -> Result<()> {
+        let _ = (pages, bytes);
+        Ok(())
+    }
 
     /// Prepares one more of the shapes that steps will have; false when all are prepared.
     ///
@@ -160,8 +185,10 @@ pub struct Steps {
     choices: Choices,
     /// The step that was launched, and its gathered rows.
     launched: Option<(Key, usize)>,
-    /// The op that it goes on with.
-    next_op: usize,
+    /// Where it goes on.
+    next: usize,
+    /// Where the step of a text goes on that has stopped.
+    text: Option<usize>,
     /// The choice that follows it.
     choosing: Option<Running>,
 }
@@ -190,7 +217,30 @@ impl Steps {
             bindings.insert(name.into(), model.device.allocate(desc)?);
         }
         let (compiled, choices) = (HashMap::new(), Choices::default());
-        Ok(Self { model, sizes, bindings, lora, compiled, choices, launched: None, next_op: 0, choosing: None })
+        Ok(Self {
+            model,
+            sizes,
+            bindings,
+            lora,
+            compiled,
+            choices,
+            launched: None,
+            next: 0,
+            text: None,
+            choosing: None,
+        })
+    }
+
+    /// Each layer's keys, then its values, and the bytes of a page of them.
+    fn caches(&self) -> Result<Vec<(&Buffer, usize)>> {
+        let names = (0..self.model.config().layers).flat_map(|l| [buffers::key_cache(l), buffers::value_cache(l)]);
+        names
+            .map(|name| {
+                let buffer = self.bindings.get(&name).ok_or_else(|| Error::internal(format!("'{name}' is lost")))?;
+                let desc = buffer.desc();
+                Ok((buffer, desc.bytes() / desc.rows.max(1) * PAGE))
+            })
+            .collect()
     }
 
     /// Runs a step that ends in tokens; what each launch took.
@@ -229,6 +279,28 @@ impl Steps {
         let c = self.write(key, input, labels)?;
         c.executable.run()?;
         Ok(c)
+    }
+
+    /// Runs the step of a text, or goes on with it; `None` where the deadline came first.
+    fn run_text(
+        &mut self,
+        key: Key,
+        input: &StepInput,
+        labels: Option<&[u32]>,
+        deadline: Option<Instant>,
+    ) -> Result<Option<&mut Compiled>> {
+        let first = self.text.take();
+        let Some(deadline) = deadline else { return self.run(key, input, labels).map(Some) };
+        let c = match first {
+            Some(_) => self.get(key)?,
+            None => self.write(key, input, labels)?,
+        };
+        let next = c.executable.run_part(first.unwrap_or(0), deadline)?;
+        self.text = next;
+        match next {
+            Some(_) => Ok(None),
+            None => self.get(key).map(Some),
+        }
     }
 
     /// The step's program with its inputs in place.
@@ -298,16 +370,16 @@ impl Runner for Steps {
         self.choosing = None;
         self.write(key, input, None)?;
         self.launched = Some((key, input.gather.len()));
-        self.next_op = 0;
+        self.next = 0;
         self.go_on(deadline)
     }
 
     fn go_on(&mut self, deadline: Instant) -> Result<bool> {
         let compiled = self.launched.and_then(|(key, _)| self.compiled.get_mut(&key));
         let Some(c) = compiled else { return Err(Error::internal("no step was launched")) };
-        match c.executable.run_part(self.next_op, deadline)? {
+        match c.executable.run_part(self.next, deadline)? {
             Some(next) => {
-                self.next_op = next;
+                self.next = next;
                 Ok(false)
             }
             None => Ok(true),
@@ -315,7 +387,7 @@ impl Runner for Steps {
     }
 
     fn trim(&mut self) {
-        self.launched = None;
+        (self.launched, self.text) = (None, None);
         self.compiled.clear();
         self.choices = Choices::default();
     }
@@ -344,25 +416,61 @@ impl Runner for Steps {
         Ok(chosen)
     }
 
-    fn losses(&mut self, input: &StepInput, labels: &[u32]) -> Result<Vec<f32>> {
+    fn losses(&mut self, input: &StepInput, labels: &[u32], deadline: Option<Instant>) -> Result<Option<Vec<f32>>> {
         let key = self.key(input, Wanted::Losses);
-        let c = self.run(key, input, Some(labels))?;
+        let Some(c) = self.run_text(key, input, Some(labels), deadline)? else { return Ok(None) };
         let ServeHead::Loss { loss, .. } = c.ids.head else { return Err(Error::internal("a step without loss")) };
         let mut numbers = vec![0f32; labels.len()];
         c.executable.read(loss, bytemuck::cast_slice_mut(&mut numbers))?;
-        Ok(numbers)
+        Ok(Some(numbers))
     }
 
-    fn hidden(&mut self, input: &StepInput) -> Result<Vec<f32>> {
+    fn hidden(&mut self, input: &StepInput, deadline: Option<Instant>) -> Result<Option<Vec<f32>>> {
         let key = self.key(input, Wanted::Hidden);
         let mut numbers = vec![0f32; input.gather.len() * self.model.config().hidden];
-        let c = self.run(key, input, None)?;
+        let Some(c) = self.run_text(key, input, None, deadline)? else { return Ok(None) };
         let ServeHead::Hidden { hidden, .. } = c.ids.head else { return Err(Error::internal("a step without end")) };
         let dtype = c.executable.program().decl(hidden).dtype;
         let mut bytes = vec![0; dtype.bytes_for(numbers.len()).unwrap_or(0)];
         c.executable.read(hidden, &mut bytes)?;
         dequantise_row(dtype, &bytes, &mut numbers)?;
-        Ok(numbers)
+        Ok(Some(numbers))
+    }
+
+    fn cache_format(&self) -> u64 {
+        let c = self.model.config();
+        let mut hash = DefaultHasher::new();
+        (PAGE, c.layers, c.kv_heads, c.head_dim, self.sizes.kv_dtype.to_string()).hash(&mut hash);
+        hash.finish() | 1
+    }
+
+    fn read_pages(&self, pages: &[u32]) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for (buffer, size) in self.caches()? {
+            for page in pages {
+                let start = bytes.len();
+                bytes.resize(start + size, 0);
+                self.model.device.read(buffer, *page as usize * size, &mut bytes[start..])?;
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn write_pages(&mut self, pages: &[u32], bytes: &[u8]) -> Result<()> {
+        let caches = self.caches()?;
+        let wanted: usize = caches.iter().map(|(_, size)| size * pages.len()).sum();
+        if wanted != bytes.len() {
+            return Err(Error::invalid(format!("{} bytes of keys and values, expected {wanted}", bytes.len())));
+        }
+        let mut rest = bytes;
+        for (buffer, size) in caches {
+            for page in pages {
+                let (own, others) = rest.split_at(size);
+                self.model.device.write(buffer, *page as usize * size, own)?;
+                rest = others;
+            }
+        }
+        Ok(())
     }
 
     fn prepare(&mut self) -> Result<bool> {

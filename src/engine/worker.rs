@@ -159,8 +159,8 @@ impl Worker {
         self.close();
     }
 
-    /// Takes what was asked for and works until `deadline` at most, but for the device's own smallest unit of work: one op on
-    /// the CPU, a step elsewhere. Never waits for anything to do.
+    /// Takes what was asked for and works until `deadline` at most, but for the device's own smallest unit of work: a part of
+    /// an op on the CPU, some launches elsewhere. Never waits for anything to do.
     pub fn turn(&mut self, deadline: Option<Instant>) -> Turn {
         if self.take_commands(false).is_break() {
             return Turn::Ended;
@@ -292,7 +292,7 @@ impl Worker {
             }
             _ => {
                 self.end_late_ones();
-                self.run_job()?;
+                self.run_job(deadline)?;
                 // A text that waits for pages gets those that become free.
                 if self.jobs.is_empty() {
                     self.admit()?;

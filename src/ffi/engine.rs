@@ -86,6 +86,30 @@ pub unsafe extern "C" fn runtime_engine_options_init(options: *mut runtime_engin
     shielded("runtime_engine_options_init", (), || unsafe { init(options) });
 }
 
+/// The options that a caller gave.
+///
+/// # Safety
+/// As [`options::read`].
+pub(super) unsafe fn read(options: *const runtime_engine_options) -> Result<HostOptions, Failure> {
+    // SAFETY: the caller's promise.
+    let options = unsafe { options::read(options)? };
+    if options.reserved != 0 {
+        return Err(Error::invalid("runtime_engine_options: reserved is not zero").into());
+    }
+    Ok(HostOptions {
+        backend: backend(options.backend)?,
+        device: options.device as usize,
+        compute: compute(options.compute)?,
+        stepped: match options.run_mode {
+            RUNTIME_RUN_THREAD => false,
+            RUNTIME_RUN_STEPPED => true,
+            other => return Err(Error::invalid(format!("run_mode is {other}, expected one of RUNTIME_RUN")).into()),
+        },
+        soft_limit: options.soft_limit,
+        hard_limit: options.hard_limit,
+    })
+}
+
 /// Opens a device and makes an engine on it. Nothing of the library touches a GPU or starts a thread before this.
 ///
 /// options may be NULL. On success *engine is the new handle, to be given to runtime_engine_release once; on failure it
@@ -101,24 +125,11 @@ pub unsafe extern "C" fn runtime_engine_create(
 ) -> runtime_status {
     let body = || {
         // SAFETY: the caller's promise.
-        let (out, options) = unsafe { (place("engine", engine)?, options::read(options)?) };
+        let out = unsafe { place("engine", engine)? };
         out.id = 0;
-        if options.reserved != 0 {
-            return Err(Error::invalid("runtime_engine_options: reserved is not zero").into());
-        }
-        let host = HostOptions {
-            backend: backend(options.backend)?,
-            device: options.device as usize,
-            compute: compute(options.compute)?,
-            stepped: match options.run_mode {
-                RUNTIME_RUN_THREAD => false,
-                RUNTIME_RUN_STEPPED => true,
-                other => return Err(Error::invalid(format!("run_mode is {other}, expected one of RUNTIME_RUN")).into()),
-            },
-            soft_limit: options.soft_limit,
-            hard_limit: options.hard_limit,
-        };
-        let host = Host::new(host)?;
+        // SAFETY: the caller's promise.
+        let options = unsafe { read(options)? };
+        let host = Host::new(options)?;
         out.id = ENGINES.insert(host.clone())?;
         opened(&host);
         Ok(())
@@ -143,8 +154,8 @@ pub extern "C" fn runtime_engine_release(engine: runtime_engine) -> runtime_stat
 /// Works for up to budget_us microseconds, on the calling thread; for an engine of RUNTIME_RUN_STEPPED. *busy (may be
 /// NULL) is 1 when there is more to do, else 0.
 ///
-/// Prompts, answers and training are cut into slices that end with the budget: on the CPU within one operation of the
-/// model, elsewhere within one step. Call it once a frame from one thread; a second thread gets RUNTIME_ERROR_BUSY. Models
+/// Prompts, answers and training are cut into slices that end with the budget: on the CPU within some tenths of a
+/// millisecond, elsewhere within one operation of the model. Call it once a frame from one thread; a second thread gets RUNTIME_ERROR_BUSY. Models
 /// are loaded and jobs are prepared on threads of their own meanwhile.
 ///
 /// # Safety

@@ -79,6 +79,11 @@ pub struct runtime_device_info {
     pub name: [c_char; 128],
     /// Driver, graphics API, instruction sets: one line, NUL-terminated.
     pub detail: [c_char; 256],
+    /// Which device it is, whatever the API: VkPhysicalDeviceIDProperties and cuDeviceGetUuid report the same. Zeros where the
+    /// driver does not say.
+    pub uuid: [u8; 16],
+    /// What DirectX knows it by, on Windows; else zeros.
+    pub luid: [u8; 8],
 }
 
 // SAFETY: integers only, no padding.
@@ -151,5 +156,7 @@ fn described(device: &DeviceInfo) -> runtime_device_info {
         memory_bytes: device.memory_bytes.unwrap_or(0),
         name: text::array(&device.name),
         detail: text::array(&device.detail),
+        uuid: device.uuid,
+        luid: device.luid,
     }
 }

@@ -12,6 +12,7 @@ mod error;
 mod event;
 mod guard;
 mod handle;
+mod interop;
 mod io;
 mod library;
 mod memory;
@@ -37,6 +38,7 @@ pub use engine::{
 };
 pub use error::{runtime_error, runtime_error_init};
 pub use event::*;
+pub use interop::*;
 pub use io::{runtime_free_fn, runtime_io, runtime_io_init, runtime_io_read_fn, runtime_io_size_fn};
 pub use library::*;
 pub use memory::*;

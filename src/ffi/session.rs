@@ -476,7 +476,30 @@ pub unsafe extern "C" fn runtime_session_save_state(
     unsafe { guarded("runtime_session_save_state", error, body) }
 }
 
-/// Makes a session of what runtime_session_save_state gave. The model must be the same, and adapters the same with the same
+/// As runtime_session_save_state, with the keys and values of the text, as far as the engine's cache still has them: some tens
+/// of kilobytes a token. Restored on an engine that stores them in the same way, the session goes on without computing its text
+/// again. Waits for a slice where one is being worked on. The size may be another in the next call.
+///
+/// # Safety
+/// Pointers are NULL or valid as described.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn runtime_session_save_state_with_cache(
+    session: runtime_session,
+    data: *mut c_void,
+    capacity: usize,
+    size: *mut usize,
+    error: *mut runtime_error,
+) -> runtime_status {
+    let body = || {
+        let bytes = SESSIONS.get(session.id)?.save_with_cache()?;
+        // SAFETY: the caller's promise.
+        unsafe { text::give(&bytes, data.cast::<u8>(), capacity, size) }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { guarded("runtime_session_save_state_with_cache", error, body) }
+}
+
+/// Makes a session of what runtime_session_save_state or runtime_session_save_state_with_cache gave. The model must be the same, and adapters the same with the same
 /// scales; damaged bytes give RUNTIME_ERROR_FORMAT.
 ///
 /// # Safety

@@ -86,7 +86,8 @@ fn panics_stay_inside() {
 }
 
 fn in_every_export() {
-    let header = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/include/runtime.h")).unwrap();
+    let read = |name: &str| std::fs::read_to_string(format!("{}/include/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let header = read("runtime.h") + &read("runtime_interop.h");
     let calls = calls::calls::<Nothing>();
     let names: Vec<&str> = calls.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, calls::declared(&header), "tests/c_api/calls.rs has every function of the header");

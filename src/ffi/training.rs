@@ -11,6 +11,7 @@ use super::status::runtime_status;
 use super::text;
 use crate::embed::{Adapter, Training};
 use crate::error::Error;
+use crate::train::preference::{DEFAULT_BETA, Preference, PreferenceLoss};
 use crate::train::{LossOn, Optim, Recipe, Schedule};
 use std::ffi::c_char;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,17 @@ pub const RUNTIME_SCHEDULE_CONSTANT: i32 = 2;
 pub const RUNTIME_OPTIMIZER_ADAMW: i32 = 0;
 /// AdamW with 8-bit moments: a quarter of the memory.
 pub const RUNTIME_OPTIMIZER_ADAMW_8BIT: i32 = 1;
+
+/// No preference tuning: the job takes examples.
+pub const RUNTIME_PREFERENCE_NONE: i32 = 0;
+/// DPO: the job takes pairs of answers.
+pub const RUNTIME_PREFERENCE_DPO: i32 = 1;
+/// The hinge loss on DPO's margin.
+pub const RUNTIME_PREFERENCE_HINGE: i32 = 2;
+/// IPO.
+pub const RUNTIME_PREFERENCE_IPO: i32 = 3;
+/// ORPO: without a reference model.
+pub const RUNTIME_PREFERENCE_ORPO: i32 = 4;
 
 /// The loss counts what the model itself has to say.
 pub const RUNTIME_LOSS_ASSISTANT: i32 = 0;
@@ -101,12 +113,20 @@ pub struct runtime_training_options {
     pub resume_len: usize,
     /// An adapter to start from; zero: a fresh one.
     pub init_adapter: runtime_adapter,
+    /// One of RUNTIME_PREFERENCE: the job then takes pairs (runtime_training_add_preference) in place of examples.
+    pub preference: i32,
+    /// Zero.
+    pub reserved: u32,
+    /// How near preference tuning stays to the model without adapter; of ORPO the odds ratio's weight. 0: 0.1.
+    pub beta: f64,
+    /// Adds so many times the mean cross-entropy of the chosen answers; not with ORPO. 0: nothing.
+    pub rpo_alpha: f64,
 }
 
 // SAFETY: integers, floats and pointers, no padding.
 unsafe impl Versioned for runtime_training_options {
     const NAME: &'static str = "runtime_training_options";
-    const FIRST_SIZE: usize = size_of::<runtime_training_options>();
+    const FIRST_SIZE: usize = std::mem::offset_of!(runtime_training_options, preference);
 }
 
 /// What a handle stands for.
@@ -141,6 +161,18 @@ unsafe fn recipe(options: &runtime_training_options, longest: usize) -> Result<R
         return Err(Error::invalid(format!("flags is {:#x}, known are {known:#x}", options.flags)).into());
     }
     let has = |flag: u32| options.flags & flag != 0;
+    let loss = match options.preference {
+        RUNTIME_PREFERENCE_NONE => None,
+        RUNTIME_PREFERENCE_DPO => Some(PreferenceLoss::Sigmoid),
+        RUNTIME_PREFERENCE_HINGE => Some(PreferenceLoss::Hinge),
+        RUNTIME_PREFERENCE_IPO => Some(PreferenceLoss::Ipo),
+        RUNTIME_PREFERENCE_ORPO => Some(PreferenceLoss::Orpo),
+        other => return Err(one_of("preference", other)),
+    };
+    if loss.is_none() && (options.beta, options.rpo_alpha) != (0.0, 0.0) {
+        return Err(Error::invalid("beta and rpo_alpha belong to preference tuning: set preference").into());
+    }
+    let beta = if options.beta == 0.0 { DEFAULT_BETA } else { options.beta };
     Ok(Recipe {
         rank: (options.rank > 0).then_some(options.rank as usize),
         alpha: (options.alpha != 0.0).then_some(options.alpha),
@@ -177,6 +209,7 @@ unsafe fn recipe(options: &runtime_training_options, longest: usize) -> Result<R
         packing: has(RUNTIME_TRAINING_PACKING),
         recompute: has(RUNTIME_TRAINING_RECOMPUTE),
         shuffle: !has(RUNTIME_TRAINING_IN_ORDER),
+        preference: loss.map(|loss| Preference { loss, beta, rpo_alpha: options.rpo_alpha, ..Preference::default() }),
         seed: if options.seed == 0 { default.seed } else { options.seed },
         resume: (!resume.is_empty()).then(|| PathBuf::from(resume)),
         ..default
@@ -258,6 +291,28 @@ pub unsafe extern "C" fn runtime_training_add_tokens(
     };
     // SAFETY: the caller's promise.
     unsafe { guarded("runtime_training_add_tokens", error, body) }
+}
+
+/// Adds a pair of answers to a job whose options name a preference loss: a JSON object as on a line of `runtime train`'s
+/// preference data, {"prompt": ..., "chosen": ..., "rejected": ...}, all texts or all lists of messages; without a prompt both
+/// answers begin alike.
+///
+/// # Safety
+/// Pointers are NULL or valid as described.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn runtime_training_add_preference(
+    training: runtime_training,
+    pair_json: *const c_char,
+    pair_len: usize,
+    error: *mut runtime_error,
+) -> runtime_status {
+    let body = || {
+        let job = TRAININGS.get(training.id)?;
+        // SAFETY: the caller's promise.
+        Ok(job.add_preference(&unsafe { text::json("pair_json", pair_json, pair_len)? })?)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { guarded("runtime_training_add_preference", error, body) }
 }
 
 /// Takes no more examples and prepares the job, on a thread of its own. RUNTIME_EVENT_TRAINING_READY says when it is done.

@@ -1,4 +1,5 @@
-//! The decoder that all families share, as programs: one for serving, one for scoring, one for training.
+//! The decoder that all families share, as programs: one for serving, one for scoring, one for training. The file is
+//! long because they share each of their layers' parts.
 //!
 //! What differs between families is data in [`ModelConfig`]. What differs between the three uses is where keys
 //! and values lie (cache pages or the step's own rows) and what follows the last norm (logits of some

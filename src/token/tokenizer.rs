@@ -142,6 +142,17 @@ pub(super) fn special_token(files: &[&Value], name: &str) -> Option<String> {
 }
 
 impl Tokenizer {
+    /// Words are taken apart anew each time. The tokenizer's crate otherwise keeps those that it has seen in storage of the calling
+    /// thread, for ever: in somebody else's process, on somebody else's threads, that is a leak of up to 10,000 words a model.
+    /// Does nothing to a tokenizer that is shared already.
+    pub fn remember_no_words(&mut self) {
+        if let Some(Engine::Json(tokenizer)) = Arc::get_mut(&mut self.0).map(|inner| &mut inner.engine) {
+            let mut model = tokenizer.get_model().clone();
+            model.resize_cache(0);
+            tokenizer.with_model(model);
+        }
+    }
+
     /// Reads a Hugging Face tokenizer: the bytes of tokenizer.json, and the other two files where they
     /// exist ([`Value::Null`] where not).
     ///

@@ -1,4 +1,4 @@
-//! One fine-tuning run, step by step.
+//! One fine-tuning run, step by step. The file is long because making a run checks and places all that a recipe names.
 
 mod agree;
 mod evaluation;
@@ -119,8 +119,8 @@ impl Job {
         Self::build(model, recipe, rows, report, None, group)
     }
 
-    /// As [`Job::new`], with rows from memory instead of `recipe.data`, and an adapter from memory instead of
-    /// `recipe.init_adapter`.
+    /// As [`Job::new`], with rows from memory instead of `recipe.data` (in preference tuning two for a pair, chosen first), and an
+    /// adapter from memory instead of `recipe.init_adapter`.
     ///
     /// # Errors
     /// As [`Job::new`]; [`Error::Invalid`] where no row has a token that the loss counts.
@@ -131,6 +131,10 @@ impl Job {
         init: Option<&Adapter>,
     ) -> Result<Self> {
         check(model, recipe)?;
+        if recipe.preference.is_some() {
+            let (rows, report) = preference::data::take(recipe, &rows)?;
+            return Self::build(model, recipe, rows, report, init, Arc::new(Alone));
+        }
         let mut report = DataReport::default();
         let (given, mut taken) = (rows.len(), Rows::new(None));
         taken.next_file();

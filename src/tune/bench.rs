@@ -150,53 +150,83 @@ fn rate(steps: &[(Instant, usize)]) -> f64 {
     }
 }
 
-/// Answers that run until they are dropped.
+/// Answers that run until they are dropped: one that has become too long begins anew.
 struct Streams {
     engine: Engine,
     ids: Vec<RequestId>,
-    tokens: Receiver<(usize, Instant)>,
+    /// Tokens of prompts, and of answers.
+    lengths: [usize; 2],
+    sender: Sender<(usize, Told)>,
+    told: Receiver<(usize, Told)>,
+}
+
+/// What a stream tells.
+enum Told {
+    Token(Instant),
+    End,
+    Failed(Error),
 }
 
 impl Streams {
     fn start(engine: &Engine, options: &TogetherOptions, room: usize) -> Result<Self> {
-        let (sender, tokens) = channel();
-        let vocab = engine.model().config().vocab;
-        let mut streams = Self { engine: engine.clone(), ids: Vec::new(), tokens };
+        let (sender, told) = channel();
+        let lengths = [options.prompt, room - options.prompt];
+        let mut streams = Self { engine: engine.clone(), ids: Vec::new(), lengths, sender, told };
         for stream in 0..options.streams {
-            let sender = sender.clone();
-            let sink = move |event| match event {
-                Event::Token { .. } if sender.send((stream, Instant::now())).is_err() => ControlFlow::Break(()),
-                _ => ControlFlow::Continue(()),
-            };
-            let token = |i: usize| (1 + (stream * 7919 + i * 31) % (vocab - 1).max(1)) as u32;
-            let request = Request {
-                prompt: (0..options.prompt).map(token).collect(),
-                max_tokens: room - options.prompt,
-                ignore_eos: true,
-                sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-                ..Request::default()
-            };
-            streams.ids.push(engine.submit(request, Box::new(sink))?);
+            let id = streams.ask(stream)?;
+            streams.ids.push(id);
         }
         // Steady once each has some tokens.
         let mut counts = vec![0; options.streams];
         while counts.iter().any(|count| *count < 4) {
-            let (stream, _) = streams.next()?;
-            counts[stream] += 1;
+            counts[streams.next()?.0] += 1;
         }
         Ok(streams)
     }
 
-    fn next(&self) -> Result<(usize, Instant)> {
-        self.tokens.recv_timeout(Duration::from_secs(120)).map_err(|_| Error::internal("the streams have ended"))
+    fn ask(&self, stream: usize) -> Result<RequestId> {
+        let sender = self.sender.clone();
+        let sink = move |event| {
+            let told = match event {
+                Event::Token { .. } => Told::Token(Instant::now()),
+                Event::Done { .. } => Told::End,
+                Event::Failed(error) => Told::Failed(error),
+                _ => return ControlFlow::Continue(()),
+            };
+            if sender.send((stream, told)).is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let vocab = self.engine.model().config().vocab;
+        let token = |i: usize| (1 + (stream * 7919 + i * 31) % (vocab - 1).max(1)) as u32;
+        let [prompt, answer] = self.lengths;
+        let request = Request {
+            prompt: (0..prompt).map(token).collect(),
+            max_tokens: answer,
+            ignore_eos: true,
+            sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+            ..Request::default()
+        };
+        self.engine.submit(request, Box::new(sink))
+    }
+
+    /// Waits for a token: of which stream, and when it came.
+    fn next(&mut self) -> Result<(usize, Instant)> {
+        loop {
+            let told = self.told.recv_timeout(Duration::from_secs(120));
+            match told.map_err(|_| Error::internal("no token of any stream came for two minutes"))? {
+                (stream, Told::Token(at)) => return Ok((stream, at)),
+                (stream, Told::End) => self.ids[stream] = self.ask(stream)?,
+                (_, Told::Failed(error)) => return Err(error),
+            }
+        }
     }
 
     /// Gaps between tokens for so many seconds, and until it is enough (but not for more than twenty times as long).
-    fn watch(&self, streams: usize, seconds: f64, enough: &dyn Fn() -> bool) -> Result<Latency> {
+    fn watch(&mut self, streams: usize, seconds: f64, enough: &dyn Fn() -> bool) -> Result<Latency> {
         // What came while nobody watched.
-        while self.tokens.try_recv().is_ok() {}
+        let began = Instant::now();
+        while self.next()?.1 < began {}
         let mut last: Vec<Option<Instant>> = vec![None; streams];
-        let (mut gaps, began, mut count) = (Vec::new(), Instant::now(), 0);
+        let (mut gaps, mut count) = (Vec::new(), 0);
         let on = |passed: f64| passed < seconds || (!enough() && passed < 20.0 * seconds);
         while on(began.elapsed().as_secs_f64()) {
             let (stream, at) = self.next()?;
@@ -310,7 +340,7 @@ pub fn run(model: &Arc<LoadedModel>, options: &TogetherOptions) -> Result<Togeth
             train_alone_tok_s = rate(&taken(&desk));
             continue;
         }
-        let streams = Streams::start(&engine, options, room)?;
+        let mut streams = Streams::start(&engine, options, room)?;
         taken(&desk);
         // A rate needs some whole steps.
         let steps = || desk.steps.lock().unwrap_or_else(PoisonError::into_inner).len();

@@ -101,12 +101,14 @@ pub fn calls<A: Args>() -> Vec<Call<A>> {
         ("runtime_session_get_token_count", |a| Some(unsafe { runtime_session_get_token_count(a.handle("runtime_session", |id| runtime_session { id }), a.out::<usize>(), a.error()) })),
         ("runtime_session_get_tokens", |a| Some(unsafe { runtime_session_get_tokens(a.handle("runtime_session", |id| runtime_session { id }), a.buffer::<u32>(), a.count(), a.out::<usize>(), a.error()) })),
         ("runtime_session_save_state", |a| Some(unsafe { runtime_session_save_state(a.handle("runtime_session", |id| runtime_session { id }), a.buffer::<c_void>(), a.count(), a.out::<usize>(), a.error()) })),
+        ("runtime_session_save_state_with_cache", |a| Some(unsafe { runtime_session_save_state_with_cache(a.handle("runtime_session", |id| runtime_session { id }), a.buffer::<c_void>(), a.count(), a.out::<usize>(), a.error()) })),
         ("runtime_session_load_state", |a| Some(unsafe { runtime_session_load_state(a.handle("runtime_model", |id| runtime_model { id }), a.data(), a.count(), a.list::<runtime_adapter_ref>(), a.count(), a.place::<runtime_session>("runtime_session"), a.error()) })),
         ("runtime_session_release", |a| Some(unsafe { runtime_session_release(a.handle("runtime_session", |id| runtime_session { id })) })),
         ("runtime_training_options_init", |a| none(unsafe { runtime_training_options_init(a.result::<runtime_training_options>()) })),
         ("runtime_training_create", |a| Some(unsafe { runtime_training_create(a.handle("runtime_model", |id| runtime_model { id }), a.options::<runtime_training_options>(), a.place::<runtime_training>("runtime_training"), a.error()) })),
         ("runtime_training_add_example", |a| Some(unsafe { runtime_training_add_example(a.handle("runtime_training", |id| runtime_training { id }), a.text(), a.text_len(), a.error()) })),
         ("runtime_training_add_tokens", |a| Some(unsafe { runtime_training_add_tokens(a.handle("runtime_training", |id| runtime_training { id }), a.list::<u32>(), a.list::<u8>(), a.count(), a.error()) })),
+        ("runtime_training_add_preference", |a| Some(unsafe { runtime_training_add_preference(a.handle("runtime_training", |id| runtime_training { id }), a.text(), a.text_len(), a.error()) })),
         ("runtime_training_seal", |a| Some(unsafe { runtime_training_seal(a.handle("runtime_training", |id| runtime_training { id }), a.error()) })),
         ("runtime_training_start", |a| Some(unsafe { runtime_training_start(a.handle("runtime_training", |id| runtime_training { id }), a.error()) })),
         ("runtime_training_pause", |a| Some(unsafe { runtime_training_pause(a.handle("runtime_training", |id| runtime_training { id }), a.error()) })),
@@ -124,6 +126,11 @@ pub fn calls<A: Args>() -> Vec<Call<A>> {
         ("runtime_decoder_release", |a| Some(unsafe { runtime_decoder_release(a.handle("runtime_decoder", |id| runtime_decoder { id })) })),
         ("runtime_model_embed", |a| Some(unsafe { runtime_model_embed(a.handle("runtime_model", |id| runtime_model { id }), a.list::<u32>(), a.count(), a.number(), a.place::<runtime_request>("runtime_request"), a.error()) })),
         ("runtime_model_score", |a| Some(unsafe { runtime_model_score(a.handle("runtime_model", |id| runtime_model { id }), a.list::<u32>(), a.count(), a.number(), a.place::<runtime_request>("runtime_request"), a.error()) })),
+        ("runtime_vulkan_device_init", |a| none(unsafe { runtime_vulkan_device_init(a.result::<runtime_vulkan_device>()) })),
+        ("runtime_cuda_context_init", |a| none(unsafe { runtime_cuda_context_init(a.result::<runtime_cuda_context>()) })),
+        // Foreign handles cannot be checked: made-up ones are not the library's to survive.
+        ("runtime_engine_create_on_vulkan", |a| Some(unsafe { runtime_engine_create_on_vulkan(a.options::<runtime_engine_options>(), std::ptr::null(), a.place::<runtime_engine>("runtime_engine"), a.error()) })),
+        ("runtime_engine_create_on_cuda", |a| Some(unsafe { runtime_engine_create_on_cuda(a.options::<runtime_engine_options>(), std::ptr::null(), a.place::<runtime_engine>("runtime_engine"), a.error()) })),
     ]
 }
 

@@ -69,22 +69,6 @@ pub fn message(error: &runtime_error) -> &str {
     unsafe { CStr::from_ptr(error.message.as_ptr()) }.to_str().unwrap()
 }
 
-/// Resident memory of this process, in KiB; 0 where the system does not say.
-pub fn resident() -> u64 {
-    status("VmRSS:")
-}
-
-/// Threads of this process.
-pub fn threads() -> u64 {
-    status("Threads:")
-}
-
-fn status(key: &str) -> u64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("0");
-    line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0)
-}
-
 /// A copy of an event.
 #[derive(Clone, Debug)]
 pub struct Seen {
@@ -224,8 +208,8 @@ impl Engine {
         request
     }
 
-    /// Takes what has happened.
-    fn poll(&self) {
+    /// Takes what has happened; how many events that were.
+    fn poll(&self) -> usize {
         let mut events: [runtime_event; 8] = unsafe { std::mem::zeroed() };
         let mut n = 0;
         unsafe {
@@ -248,6 +232,7 @@ impl Engine {
                 cached: event.cached_tokens,
             });
         }
+        n
     }
 
     /// A little work, or time for the engine's thread to do some.
@@ -283,6 +268,12 @@ impl Engine {
             self.work(1);
             steps += 1;
         }
+    }
+
+    /// Slices that are worked on until an event has come.
+    pub fn slices_until(&self, kind: i32, object: u64) -> usize {
+        while self.poll() > 0 {}
+        self.take(kind, object).2
     }
 
     pub fn wait_for(&self, kind: i32, object: u64) -> Seen {

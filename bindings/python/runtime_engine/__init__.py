@@ -245,8 +245,11 @@ class Model(_Owned):
         return Adapter(handle)
 
     def training(self, **options: Any) -> "Training":
-        """A training job. Options are the fields of runtime_training_options; init_adapter is an Adapter."""
+        """A training job. Options are the fields of runtime_training_options; init_adapter is an Adapter, preference one of
+        "dpo", "hinge", "ipo" and "orpo" for a job that takes pairs."""
         init = options.pop("init_adapter", None)
+        if "preference" in options:
+            options["preference"] = ("", "dpo", "hinge", "ipo", "orpo").index(options["preference"])
         for name in ("target_modules", "resume"):
             if name in options:
                 options[name] = str(options[name]).encode()
@@ -424,6 +427,11 @@ class Training(_Owned):
         """An example as on a line of `runtime train`'s data."""
         raw = json.dumps(example).encode()
         _call("runtime_training_add_example", self._handle, raw, len(raw))
+
+    def add_preference(self, pair: Dict[str, Any]) -> None:
+        """A pair of answers: prompt, chosen and rejected, all texts or all lists of messages."""
+        raw = json.dumps(pair).encode()
+        _call("runtime_training_add_preference", self._handle, raw, len(raw))
 
     def start(self) -> None:
         """Seals the job and starts it as soon as it is ready."""

@@ -49,6 +49,7 @@ class TrainingOptions(Sized):
     _fields_ += [("grad_accum", U32), ("max_length", U32), ("warmup_steps", I32), ("schedule", I32), ("optimizer", I32)]
     _fields_ += [("loss", I32), ("flags", U32), ("seed", U64), ("userdata", U64), ("target_modules", c.c_char_p)]
     _fields_ += [("target_modules_len", SIZE), ("resume", c.c_char_p), ("resume_len", SIZE), ("init_adapter", Handle)]
+    _fields_ += [("preference", I32), ("reserved", U32), ("beta", F64), ("rpo_alpha", F64)]
 
 
 class Event(Sized):
@@ -117,6 +118,7 @@ CALLS = {
     "runtime_request_cancel": [Handle],
     "runtime_training_create": [Handle, c.POINTER(TrainingOptions), c.POINTER(Handle)],
     "runtime_training_add_example": [Handle, TEXT, SIZE],
+    "runtime_training_add_preference": [Handle, TEXT, SIZE],
     "runtime_training_seal": [Handle],
     "runtime_training_start": [Handle],
     "runtime_training_pause": [Handle],

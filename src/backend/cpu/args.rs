@@ -3,7 +3,8 @@
 //! Disjointness is checked at every step by construction (slices are split off one by one), so an overlap in
 //! a memory plan shows up here as an error instead of as wrong numbers.
 
-use super::gemm::{Mat, gemm};
+use super::cut::{gemm_unit, gemm_units};
+use super::gemm::Mat;
 use super::weight::Weight;
 use crate::error::{Error, Result};
 use std::ops::Range;
@@ -82,30 +83,71 @@ pub enum WeightArg<'a> {
 }
 
 impl WeightArg<'_> {
-    /// `out[t, n] = x[t, k] · selfᵀ`.
+    /// Outputs of a weight with rows of `k`.
+    pub fn n(&self, k: usize) -> usize {
+        match self {
+            Self::File(weight) => weight.n(),
+            Self::Dense(w) => w.len() / k.max(1),
+        }
+    }
+
+    /// Units of [`WeightArg::product`].
+    pub fn product_units(&self, rows: usize, k: usize) -> usize {
+        match self {
+            Self::File(weight) => weight.product_units(rows),
+            Self::Dense(_) => gemm_units((rows, self.n(k), k)),
+        }
+    }
+
+    /// A unit of `out[t, n] = x[t, k] · selfᵀ`, see [`Weight::product`].
     ///
     /// # Errors
     /// [`Error::Internal`] for shapes that do not fit.
-    pub fn product(&self, x: &[f32], k: usize, out: &mut [f32]) -> Result<()> {
+    pub fn product(
+        &self,
+        unit: usize,
+        x: &[f32],
+        k: usize,
+        out: &mut [f32],
+        tile: &mut Vec<f32>,
+    ) -> Result<(Range<usize>, Range<usize>)> {
         match self {
-            Self::File(weight) => weight.product(x, out),
+            Self::File(weight) => weight.product(unit, x, out, tile),
             Self::Dense(w) => {
-                let (rows, n) = (x.len() / k.max(1), w.len() / k.max(1));
-                gemm((rows, n, k), out, n, false, 1.0, Mat::rows(x, k), Mat::rows(w, k).t(), true)
+                let (rows, n) = (x.len() / k.max(1), self.n(k));
+                gemm_unit(unit, (rows, n, k), out, n, false, 1.0, Mat::rows(x, k), Mat::rows(w, k).t())
             }
         }
     }
 
-    /// `dx[t, k] (+)= alpha · dy[t, n] · self`.
+    /// Units of [`WeightArg::product_dx`].
+    pub fn dx_units(&self, rows: usize, k: usize) -> usize {
+        match self {
+            Self::File(weight) => weight.dx_units(rows),
+            Self::Dense(_) => gemm_units((rows, k, self.n(k))),
+        }
+    }
+
+    /// A unit of `dx[t, k] (+)= alpha · dy[t, n] · self`, see [`Weight::product_dx`].
     ///
     /// # Errors
     /// As [`WeightArg::product`].
-    pub fn product_dx(&self, dy: &[f32], k: usize, alpha: f32, dx: &mut [f32], accumulate: bool) -> Result<()> {
+    #[allow(clippy::too_many_arguments)] // sizes and operands of a product
+    pub fn product_dx(
+        &self,
+        unit: usize,
+        dy: &[f32],
+        k: usize,
+        alpha: f32,
+        dx: &mut [f32],
+        accumulate: bool,
+        tile: &mut Vec<f32>,
+    ) -> Result<()> {
         match self {
-            Self::File(weight) => weight.product_dx(dy, alpha, dx, accumulate),
+            Self::File(weight) => weight.product_dx(unit, dy, alpha, dx, accumulate, tile),
             Self::Dense(w) => {
-                let (rows, n) = (dx.len() / k.max(1), w.len() / k.max(1));
-                gemm((rows, k, n), dx, k, accumulate, alpha, Mat::rows(dy, n), Mat::rows(w, k), true)
+                let (rows, n) = (dx.len() / k.max(1), self.n(k));
+                gemm_unit(unit, (rows, k, n), dx, k, accumulate, alpha, Mat::rows(dy, n), Mat::rows(w, k)).map(|_| ())
             }
         }
     }

@@ -30,6 +30,8 @@ pub fn info() -> DeviceInfo {
         line.split_whitespace().nth(1)?.parse::<u64>().ok()
     });
     DeviceInfo {
+        uuid: [0; 16],
+        luid: [0; 8],
         backend: "cpu",
         index: 0,
         name: std::env::consts::ARCH.into(),

@@ -1,6 +1,7 @@
 //! A program bound to the host: operands resolved once, ops run in order.
 
 use super::args::{Args, Operand, split};
+use super::cut::Cut;
 use super::device::{Storage, poisoned, zeroed};
 use super::ops;
 use super::weight::Weight;
@@ -28,6 +29,10 @@ pub(super) struct CpuExecutable {
     arenas: Vec<Vec<f32>>,
     /// Inputs and outputs, indexed by tensor; empty for all others.
     own: Vec<Vec<f32>>,
+    /// Where the op that was begun goes on.
+    cut: Cut,
+    /// Its number.
+    begun: usize,
     states: Vec<Buffer>,
     state_index: HashMap<String, usize>,
     weights: HashMap<usize, Buffer>,
@@ -66,6 +71,8 @@ impl CpuExecutable {
             plan,
             arenas,
             own: vec![Vec::new(); program.tensors.len()],
+            cut: Cut::default(),
+            begun: 0,
             states: Vec::new(),
             state_index: HashMap::new(),
             weights: HashMap::new(),
@@ -148,7 +155,7 @@ impl CpuExecutable {
         }
     }
 
-    fn run_node(&mut self, index: usize, counts: [usize; 4]) -> Result<()> {
+    fn run_node(&mut self, index: usize, counts: [usize; 4], cut: &mut Cut) -> Result<()> {
         let program = self.program.clone();
         let op = &program.nodes[index].op;
         let located: Vec<(Pool, Range<usize>)> =
@@ -190,7 +197,37 @@ impl CpuExecutable {
             operands[position] = Some(Operand::Numbers(piece));
         }
         let args = Args::new(op.name(), operands.into_iter().flatten().collect());
-        ops::run(op, args, &Step { program: &program, seed: counts[3] as u32, sequences: counts[2] })
+        let step = Step { program: &program, seed: counts[3] as u32, sequences: counts[2] };
+        ops::run(op, args, &step, cut)
+    }
+
+    /// Runs from a number on, as [`Executable::run_part`] counts: ops first, then units of an op.
+    fn run_from(&mut self, first: usize, deadline: Option<Instant>) -> Result<Option<usize>> {
+        let counts = self.counts()?;
+        let nodes = self.program.nodes.len().max(1);
+        let (index, unit) = (first % nodes, first / nodes);
+        if unit == 0 {
+            self.cut = Cut::default();
+        } else if (self.begun, self.cut.next()) != (index, unit) {
+            return Err(Error::internal(format!("'{}' cannot go on with number {first}", self.program.name)));
+        }
+        // On a pool thread from the start: handing each op over from outside costs two thread switches, 300 times a
+        // token.
+        let mut cut = std::mem::take(&mut self.cut);
+        rayon::scope(|_| {
+            for index in index..self.program.nodes.len() {
+                cut.go_on(deadline);
+                self.run_node(index, counts, &mut cut)?;
+                if let Some(unit) = cut.end() {
+                    (self.cut, self.begun) = (cut, index);
+                    return Ok(Some(index + nodes * unit));
+                }
+                if index + 1 < self.program.nodes.len() && deadline.is_some_and(|at| Instant::now() >= at) {
+                    return Ok(Some(index + 1));
+                }
+            }
+            Ok(None)
+        })
     }
 }
 
@@ -221,23 +258,11 @@ impl Executable for CpuExecutable {
     }
 
     fn run(&mut self) -> Result<()> {
-        let counts = self.counts()?;
-        // On a pool thread from the start: handing each op over from outside costs two thread switches, 300 times a
-        // token.
-        rayon::scope(|_| (0..self.program.nodes.len()).try_for_each(|index| self.run_node(index, counts)))
+        self.run_from(0, None).map(|_| ())
     }
 
     fn run_part(&mut self, first: usize, deadline: Instant) -> Result<Option<usize>> {
-        let counts = self.counts()?;
-        rayon::scope(|_| {
-            for index in first..self.program.nodes.len() {
-                self.run_node(index, counts)?;
-                if index + 1 < self.program.nodes.len() && Instant::now() >= deadline {
-                    return Ok(Some(index + 1));
-                }
-            }
-            Ok(None)
-        })
+        self.run_from(first, Some(deadline))
     }
 
     fn read(&mut self, id: TensorId, out: &mut [u8]) -> Result<()> {

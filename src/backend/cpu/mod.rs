@@ -4,6 +4,7 @@
 mod args;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod cut;
 mod device;
 mod executable;
 mod gemm;
@@ -11,4 +12,5 @@ mod ops;
 mod simd;
 mod weight;
 
+pub use cut::finer_units;
 pub use device::{info, open};

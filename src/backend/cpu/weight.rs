@@ -1,8 +1,10 @@
-//! Products with a weight in its file's type: decoded row by row for one token, tile by tile for many.
+//! Products with a weight in its file's type: decoded row by row for one token, tile by tile for many. Each is a number of
+//! units, see `cut`.
 
 // A closure can be marked `inline(always)`, a function passed by name cannot: see `simd::dispatch`.
 #![allow(clippy::redundant_closure)]
 
+use super::cut::{ALIGN, Tiling, products_of_few};
 use super::gemm::{Mat, gemm};
 use super::simd::{dispatch, dot};
 use crate::error::{Error, Result};
@@ -13,13 +15,11 @@ use crate::format::quant::{
 use crate::tensor::{DType, HostTensor};
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// Up to this many rows the weight is decoded and multiplied in one pass without a scratch tile.
 /// Measured on 2 cores: the tiled product wins from 5 rows on.
 const MATVEC_ROWS: usize = 4;
-
-/// Weight rows decoded at a time: 512 rows of 1536 inputs are 3 MiB, about a core's share of the cache.
-const TILE_ELEMENTS: usize = 768 << 10;
 
 /// A weight `[n, k]` of any type, with rows that can be borrowed as bytes.
 #[derive(Clone)]
@@ -51,14 +51,17 @@ impl Weight {
         self.tensor.cols()
     }
 
-    fn bytes(&self, rows: std::ops::Range<usize>) -> &[u8] {
+    fn bytes(&self, rows: Range<usize>) -> &[u8] {
         &self.tensor.data[rows.start * self.row_bytes..rows.end * self.row_bytes]
     }
 
     /// Decodes consecutive rows, starting at `row`, into `out`.
     pub fn decode(&self, row: usize, out: &mut [f32]) {
         let rows = out.len() / self.k().max(1);
-        let bytes = self.bytes(row..row + rows);
+        self.decode_bytes(self.bytes(row..row + rows), out);
+    }
+
+    fn decode_bytes(&self, bytes: &[u8], out: &mut [f32]) {
         dispatch(
             #[inline(always)]
             || match self.tensor.dtype {
@@ -149,71 +152,125 @@ impl Weight {
         Cow::Owned(out)
     }
 
-    fn borrow_f32(&self, rows: std::ops::Range<usize>) -> Option<&[f32]> {
+    fn borrow_f32(&self, rows: Range<usize>) -> Option<&[f32]> {
         (self.tensor.dtype == DType::F32).then(|| bytemuck::try_cast_slice(self.bytes(rows)).ok()).flatten()
     }
 
-    /// Calls `f` with (first row, rows as f32) for tiles that cover the whole weight.
-    fn for_tiles(&self, mut f: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
-        let (n, k) = (self.n(), self.k());
-        if let Some(all) = self.borrow_f32(0..n) {
-            return f(0, all);
+    /// Some columns of some rows as f32: borrowed, or decoded into `tile` where `anew`, else left there by an earlier unit.
+    /// Columns begin and end where blocks do.
+    fn tile<'a>(&'a self, rows: &Range<usize>, cols: &Range<usize>, tile: &'a mut Vec<f32>, anew: bool) -> Mat<'a> {
+        let k = self.k();
+        if let Some(all) = self.borrow_f32(0..self.n()) {
+            return Mat::rows(&all[rows.start * k + cols.start..], k);
         }
-        let tile_rows = (TILE_ELEMENTS / k.max(1)).clamp(1, n);
-        let mut scratch = vec![0.0; tile_rows * k];
-        for row in (0..n).step_by(tile_rows) {
-            let rows = tile_rows.min(n - row);
-            let tile = &mut scratch[..rows * k];
+        let width = cols.len();
+        if anew || tile.len() != rows.len() * width {
+            tile.resize(rows.len() * width, 0.0);
             // Small pieces, so that two threads finish together.
-            let piece = rows.div_ceil(8);
-            tile.par_chunks_mut(piece * k).enumerate().for_each(|(i, out)| self.decode(row + i * piece, out));
-            f(row, tile)?;
+            let piece = rows.len().div_ceil(8);
+            let bytes = |elements: usize| elements * self.row_bytes / k.max(1);
+            let part = bytes(cols.start)..bytes(cols.end);
+            tile.par_chunks_mut(piece * width).enumerate().for_each(|(i, out)| {
+                let first = rows.start + i * piece;
+                if width == k {
+                    return self.decode(first, out);
+                }
+                for (row, out) in (first..).zip(out.chunks_exact_mut(width)) {
+                    self.decode_bytes(&self.bytes(row..row + 1)[part.clone()], out);
+                }
+            });
         }
-        Ok(())
+        Mat::rows(tile, width)
     }
 
-    /// `out[t, n] = x[t, k] · selfᵀ` for all rows of x.
+    /// Outputs of a unit of [`Weight::product`] with few rows.
+    fn outputs_of_few(&self, rows: usize) -> usize {
+        (products_of_few() / (self.k() * rows).max(1)).max(1)
+    }
+
+    /// Units of [`Weight::product`].
+    pub fn product_units(&self, rows: usize) -> usize {
+        match rows {
+            0 => 0,
+            1..=MATVEC_ROWS => self.n().div_ceil(self.outputs_of_few(rows)),
+            _ => Tiling::new(rows, self.n(), self.k(), ALIGN).units(),
+        }
+    }
+
+    /// A unit of `out[t, n] = x[t, k] · selfᵀ` for all rows of x. Units are done in order, with the same `tile` for all of them. Gives
+    /// the rows and columns of `out` that are complete now.
     ///
     /// # Errors
     /// [`Error::Internal`] for shapes that do not fit.
-    pub fn product(&self, x: &[f32], out: &mut [f32]) -> Result<()> {
+    pub fn product(
+        &self,
+        unit: usize,
+        x: &[f32],
+        out: &mut [f32],
+        tile: &mut Vec<f32>,
+    ) -> Result<(Range<usize>, Range<usize>)> {
         let (n, k) = (self.n(), self.k());
         let rows = x.len() / k.max(1);
         if rows * n != out.len() || rows * k != x.len() {
             return Err(Error::internal(format!("product: {} and {} do not fit [{n}, {k}]", x.len(), out.len())));
         }
         if rows <= MATVEC_ROWS {
+            let step = self.outputs_of_few(rows);
+            let outs = unit * step..((unit + 1) * step).min(n);
             for (x, out) in x.chunks_exact(k).zip(out.chunks_exact_mut(n)) {
-                self.matvec(x, out);
+                self.matvec(x, outs.start, &mut out[outs.clone()]);
             }
-            return Ok(());
+            return Ok((0..rows, outs));
         }
-        self.for_tiles(|row, tile| {
-            let cols = tile.len() / k;
-            gemm((rows, cols, k), &mut out[row..], n, false, 1.0, Mat::rows(x, k), Mat::rows(tile, k).t(), true)
-        })
+        let [outs, terms, block] = Tiling::new(rows, n, k, ALIGN).unit(unit);
+        let weight = self.tile(&outs, &terms, tile, block.start == 0);
+        let x = Mat::rows(&x[block.start * k + terms.start..], k);
+        let sizes = (block.len(), outs.len(), terms.len());
+        gemm(sizes, &mut out[block.start * n + outs.start..], n, terms.start > 0, 1.0, x, weight.t(), true)?;
+        Ok(if terms.end == k { (block, outs) } else { (0..0, outs) })
     }
 
-    /// `dx[t, k] (+)= alpha · dy[t, n] · self`.
+    /// Units of [`Weight::product_dx`].
+    pub fn dx_units(&self, rows: usize) -> usize {
+        if rows == 0 { 0 } else { self.dx_tiling(rows).units() }
+    }
+
+    fn dx_tiling(&self, rows: usize) -> Tiling {
+        Tiling::new(rows, self.k(), self.n(), self.tensor.dtype.block_len().max(ALIGN))
+    }
+
+    /// A unit of `dx[t, k] (+)= alpha · dy[t, n] · self`, see [`Weight::product`].
     ///
     /// # Errors
     /// As [`Weight::product`].
-    pub fn product_dx(&self, dy: &[f32], alpha: f32, dx: &mut [f32], accumulate: bool) -> Result<()> {
+    pub fn product_dx(
+        &self,
+        unit: usize,
+        dy: &[f32],
+        alpha: f32,
+        dx: &mut [f32],
+        accumulate: bool,
+        tile: &mut Vec<f32>,
+    ) -> Result<()> {
         let (n, k) = (self.n(), self.k());
         let rows = dy.len() / n.max(1);
-        self.for_tiles(|row, tile| {
-            let depth = tile.len() / k;
-            let dy = Mat::rows(&dy[row.min(dy.len())..], n);
-            gemm((rows, k, depth), dx, k, accumulate || row > 0, alpha, dy, Mat::rows(tile, k), true)
-        })
+        if rows * n != dy.len() || rows * k != dx.len() {
+            return Err(Error::internal(format!("product: {} and {} do not fit [{n}, {k}]", dx.len(), dy.len())));
+        }
+        let [outs, terms, block] = self.dx_tiling(rows).unit(unit);
+        let weight = self.tile(&terms, &outs, tile, block.start == 0);
+        let dy = Mat::rows(&dy[block.start * n + terms.start..], n);
+        let sizes = (block.len(), outs.len(), terms.len());
+        let accumulate = accumulate || terms.start > 0;
+        gemm(sizes, &mut dx[block.start * k + outs.start..], k, accumulate, alpha, dy, weight, true)
     }
 
-    /// One row: every output is a dot product with a row of the weight, decoded on the way.
-    fn matvec(&self, x: &[f32], out: &mut [f32]) {
+    /// One row: every output is a dot product with a row of the weight from number `first` on, decoded on the way.
+    fn matvec(&self, x: &[f32], first: usize, out: &mut [f32]) {
         // Enough work for a task to pay for being handed to another thread.
-        let piece = (1usize << 17).div_ceil(self.k().max(1)).max(self.n().div_ceil(16));
+        let piece = (1usize << 17).div_ceil(self.k().max(1)).max(out.len().div_ceil(16));
         out.par_chunks_mut(piece).enumerate().for_each(|(i, out)| {
-            let row = i * piece;
+            let row = first + i * piece;
             let bytes = self.bytes(row..row + out.len());
             #[cfg(target_arch = "x86_64")]
             if super::avx2::matvec(self.tensor.dtype, bytes, x, out) {

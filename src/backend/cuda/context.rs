@@ -74,6 +74,8 @@ pub struct Context {
     /// The largest allocation of each use that is alive; executables own it.
     shared: Mutex<[Common; 3]>,
     pub stream: sys::CUstream,
+    /// Context and stream are somebody else's.
+    foreign: bool,
     pub info: DeviceInfo,
     pub caps: Caps,
     cuda: Arc<CudaContext>,
@@ -88,8 +90,17 @@ unsafe impl Sync for Context {}
 impl Context {
     /// Opens the `index`-th device. The driver is known to be there.
     pub fn open(index: usize, info: DeviceInfo) -> Result<Arc<Self>> {
-        let fail = |e| device_error(&format!("opening device {index}"), e);
-        let cuda = CudaContext::new(index).map_err(fail)?;
+        let cuda = CudaContext::new(index).map_err(|e| device_error(&format!("opening device {index}"), e))?;
+        Self::on(cuda, info, None)
+    }
+
+    /// In a context that is open; `stream`: one that stays its owner's, as does the context then.
+    pub fn on(cuda: Arc<CudaContext>, info: DeviceInfo, stream: Option<sys::CUstream>) -> Result<Arc<Self>> {
+        if stream.is_some() {
+            // cudarc destroys a context with its last reference, and this one is not ours to destroy.
+            std::mem::forget(cuda.clone());
+        }
+        let fail = |e| device_error(&format!("opening device {}", info.index), e);
         let attribute = |which| cuda.attribute(which).map(|v| v as u32).map_err(fail);
         use sys::CUdevice_attribute as A;
         let caps = Caps {
@@ -106,7 +117,11 @@ impl Context {
                 info.name
             )));
         }
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(fail)?;
+        let foreign = stream.is_some();
+        let stream = match stream {
+            Some(stream) => stream,
+            None => result::stream::create(result::stream::StreamKind::NonBlocking).map_err(fail)?,
+        };
         let library = Library::new(caps.arch, caps.max_shared as usize);
         Ok(Arc::new(Self {
             library,
@@ -114,6 +129,7 @@ impl Context {
             staging: Mutex::new(Vec::new()),
             shared: Mutex::default(),
             stream,
+            foreign,
             info,
             caps,
             cuda,
@@ -280,7 +296,9 @@ impl Drop for Context {
             // SAFETY: the stream is idle and nobody else has the event.
             let _ = unsafe { result::event::destroy(stage.event) };
         }
-        // SAFETY: nothing runs on it any more, and executables, which use it, keep the context alive.
-        let _ = unsafe { result::stream::destroy(self.stream) };
+        if !self.foreign {
+            // SAFETY: nothing runs on it any more, and executables, which use it, keep the context alive.
+            let _ = unsafe { result::stream::destroy(self.stream) };
+        }
     }
 }

@@ -35,7 +35,9 @@ mod storage;
 mod tensor_map;
 pub mod variants;
 
-use super::{Bindings, Buffer, BufferDesc, Communicator, ComputeType, Device, DeviceInfo, Executable, Limits};
+use super::{
+    Bindings, Buffer, BufferDesc, Communicator, ComputeType, Device, DeviceInfo, Executable, ForeignCuda, Limits,
+};
 use crate::error::{Error, Result};
 use crate::program::Program;
 use crate::tensor::{DType, HostTensor};
@@ -62,7 +64,15 @@ fn probe() -> Option<Vec<DeviceInfo>> {
     let list = (0..count as usize).filter_map(|index| {
         let context = CudaContext::new(index).ok()?;
         let (major, minor) = context.compute_capability().ok()?;
+        let device = result::device::get(index as i32).ok()?;
+        let (mut luid, mut mask) = ([0; 8], 0);
+        if cfg!(windows) {
+            // SAFETY: writes eight bytes and an integer. Where the driver does not know, zeros stay.
+            let _ = unsafe { sys::cuDeviceGetLuid(luid.as_mut_ptr(), &mut mask, device) }.result();
+        }
         Some(DeviceInfo {
+            uuid: result::device::get_uuid(device).map_or([0; 16], |uuid| uuid.bytes.map(|byte| byte as u8)),
+            luid: luid.map(|byte| byte as u8),
             backend: "cuda",
             index,
             name: context.name().ok()?,
@@ -92,6 +102,40 @@ pub fn open(index: usize, compute: ComputeType) -> Result<Arc<dyn Device>> {
         return Err(Error::Device { backend: "cuda", message });
     };
     Ok(Arc::new(CudaDevice { context: Context::open(index, info.clone())?, compute }))
+}
+
+/// Opens a device in somebody else's context.
+///
+/// # Errors
+/// [`Error::Device`] where there is no driver, or the context is none of its.
+///
+/// # Safety
+/// The context is alive, the stream belongs to it, and both outlive the device.
+pub unsafe fn open_foreign(foreign: &ForeignCuda, compute: ComputeType) -> Result<Arc<dyn Device>> {
+    let no = |message: &str| Error::Device { backend: "cuda", message: message.into() };
+    let list = devices();
+    if list.is_empty() {
+        return Err(no("no NVIDIA driver with a device was found: there can be no foreign context"));
+    }
+    if foreign.context.is_null() {
+        return Err(no("the foreign context is NULL"));
+    }
+    let fail = |e| device_error("asking a foreign context for its device", e);
+    let (context, mut device, mut before) = (foreign.context.cast(), 0, std::ptr::null_mut());
+    // SAFETY: the caller's promise; the thread's own context comes back.
+    unsafe {
+        sys::cuCtxPushCurrent_v2(context).result().map_err(fail)?;
+        let found = sys::cuCtxGetDevice(&mut device).result();
+        sys::cuCtxPopCurrent_v2(&mut before).result().map_err(fail)?;
+        found.map_err(fail)?;
+    }
+    let index = (0..list.len()).find(|index| result::device::get(*index as i32).is_ok_and(|other| other == device));
+    let info =
+        index.and_then(|index| list.get(index)).ok_or_else(|| no("the foreign context's device is not listed"))?;
+    // SAFETY: as above. The context is never destroyed: `Context` keeps one reference for ever.
+    let cuda = unsafe { CudaContext::from_raw_context(info.index, device, context) }.map_err(fail)?;
+    let context = Context::on(cuda, info.clone(), Some(foreign.stream.cast()))?;
+    Ok(Arc::new(CudaDevice { context, compute }))
 }
 
 struct CudaDevice {

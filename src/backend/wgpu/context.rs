@@ -97,6 +97,21 @@ pub fn device_error(message: impl Into<String>) -> Error {
     Error::Device { backend: "wgpu", message: message.replace('\n', " ") }
 }
 
+const NO_BF16: &str = "the wgpu backend has no bf16 arithmetic: use --dtype auto, f16 or f32";
+
+/// What is asked of an adapter's device.
+pub fn required(features: wgpu::Features, limits: wgpu::Limits) -> wgpu::DeviceDescriptor<'static> {
+    wgpu::DeviceDescriptor {
+        label: Some("runtime"),
+        required_features: features,
+        required_limits: limits,
+        // SAFETY: of the experimental features only cooperative matrices are asked for, and only of adapters that list them;
+        // their loads and stores stay inside the bindings like all others (see `pipeline`).
+        experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
+        ..Default::default()
+    }
+}
+
 impl Context {
     /// Opens `adapter`.
     pub fn open(
@@ -106,14 +121,13 @@ impl Context {
         variants: Variants,
     ) -> Result<Arc<Self>> {
         if compute == ComputeType::BF16 {
-            return Err(Error::unsupported("the wgpu backend has no bf16 arithmetic: use --dtype auto, f16 or f32"));
+            return Err(Error::unsupported(NO_BF16));
         }
         let wanted = wgpu::Features::SUBGROUP
             | wgpu::Features::SHADER_F16
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
-        let limits = adapter.limits();
         let coop = match info.software && variants == Variants::Auto || compute == ComputeType::F32 {
             true => None,
             false => cooperative(adapter),
@@ -122,17 +136,25 @@ impl Context {
             Some(_) => wanted | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
             None => wanted,
         };
-        let request = wgpu::DeviceDescriptor {
-            label: Some("runtime"),
-            required_features: adapter.features() & wanted,
-            required_limits: limits.clone(),
-            // SAFETY: of the experimental features only cooperative matrices are asked for, and only of adapters that list them;
-            // their loads and stores stay inside the bindings like all others (see `pipeline`).
-            experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
-            ..Default::default()
-        };
-        let (device, queue) = pollster::block_on(adapter.request_device(&request))
+        let request = required(adapter.features() & wanted, adapter.limits());
+        let made = pollster::block_on(adapter.request_device(&request))
             .map_err(|e| device_error(format!("{}: {e}", info.name)))?;
+        Self::on(adapter, made, info, compute, variants, coop)
+    }
+
+    /// On a device of `adapter`; `coop` is the side of the cooperative matrices that were asked for.
+    pub fn on(
+        adapter: &wgpu::Adapter,
+        (device, queue): (wgpu::Device, wgpu::Queue),
+        info: DeviceInfo,
+        compute: ComputeType,
+        variants: Variants,
+        coop: Option<u32>,
+    ) -> Result<Arc<Self>> {
+        if compute == ComputeType::BF16 {
+            return Err(Error::unsupported(NO_BF16));
+        }
+        let limits = adapter.limits();
         let faults = Arc::new(Mutex::new(Faults::default()));
         let seen = faults.clone();
         device.on_uncaptured_error(Arc::new(move |error| {

@@ -5,6 +5,7 @@ use super::fuse::{groups, runs};
 use super::places::Places;
 use super::profile::profile;
 use super::record::{Bind, PARAMS, Recorder};
+use crate::backend::pace::Pace;
 use crate::backend::{Bindings, Executable, Timing};
 use crate::error::{Error, Result};
 use crate::program::{Place, Program, TensorId};
@@ -19,8 +20,6 @@ pub struct Step {
     grid: [u32; 2],
     /// A new submission starts after this step.
     cut: bool,
-    /// A part of a program that may be cut ends after this step.
-    part: bool,
 }
 
 impl Step {
@@ -49,6 +48,8 @@ pub struct WgpuExecutable {
     prepared: Option<wgpu::CommandBuffer>,
     /// Runs so far.
     runs: u64,
+    /// How long the steps take, where a run is in parts.
+    pace: Pace,
 }
 
 /// The small outputs on the host's side, and where they lie among all outputs.
@@ -60,8 +61,8 @@ struct Copied {
 /// Multiply-adds in one submission. About half a second on a 2 TFLOP/s GPU: drivers reset a GPU whose
 /// submission takes longer than about 2 s.
 const WORK_BOUND: u64 = 500_000_000_000;
-/// Multiply-adds in a part of a program that may be cut: some milliseconds on such a GPU.
-const PART_BOUND: u64 = 10_000_000_000;
+/// A first guess of a dispatch's time: so many seconds, and so many for each multiply-add.
+const GUESS: (f32, f32) = (5e-6, 5e-13);
 /// Bytes from one dispatch's parameters to the next (WebGPU's strictest uniform alignment).
 const PARAM_STRIDE: u64 = 256;
 /// Changed ranges of the inputs that lie closer than this travel together: each write has its own staging memory.
@@ -78,7 +79,7 @@ impl WgpuExecutable {
         let scratch = context.storage(&format!("{} scratch", program.name), recorder.scratch)?;
         let params = parameters(&context, &recorder)?;
         let mut steps = Vec::with_capacity(recorder.dispatches.len());
-        let (mut work, mut part_work) = (0, 0);
+        let mut work = 0;
         for (i, dispatch) in recorder.dispatches.iter().enumerate() {
             let pipeline = context.pipeline(&dispatch.variant)?;
             let mut entries = vec![entry(0, &params, i as u64 * PARAM_STRIDE, PARAMS as u64 * 4)];
@@ -94,19 +95,16 @@ impl WgpuExecutable {
                 entries: &entries,
             });
             work += dispatch.work;
-            part_work += dispatch.work;
             let cut = work > WORK_BOUND;
             if cut {
                 work = 0;
             }
-            let part = part_work > PART_BOUND;
-            if part {
-                part_work = 0;
-            }
             let label = dispatch.label.clone();
-            steps.push(Step { label, pipeline, group, grid: dispatch.grid, cut, part });
+            steps.push(Step { label, pipeline, group, grid: dispatch.grid, cut });
         }
         context.check()?;
+        let guess = |work: u64| GUESS.0 + GUESS.1 * work as f32;
+        let pace = Pace::new(recorder.dispatches.iter().map(|dispatch| guess(dispatch.work)));
         let inputs = vec![0; usize::try_from(places.input_bytes).unwrap_or(0)];
         // A run in several submissions is long enough for a copy of its own not to count.
         let range = small_outputs(&program, &places).filter(|_| !steps.iter().any(|step| step.cut));
@@ -129,6 +127,7 @@ impl WgpuExecutable {
             running: None,
             prepared: None,
             runs: 0,
+            pace,
         })
     }
 
@@ -214,29 +213,27 @@ impl Executable for WgpuExecutable {
     }
 
     fn run_part(&mut self, first: usize, deadline: Instant) -> Result<Option<usize>> {
-        if !self.program.cut {
-            return self.run().map(|()| None);
-        }
         self.context.check()?;
         if first == 0 {
             self.flush_inputs()?;
             self.runs += 1;
         }
         let mut at = first;
-        loop {
-            let rest = &self.steps[at..];
-            let count = rest.iter().position(|step| step.part || step.cut).map_or(rest.len(), |last| last + 1);
-            let index = self.context.queue.submit([self.encode(&rest[..count])]);
-            at += count;
-            if at == self.steps.len() {
-                self.running = Some(index);
-                return self.context.check().map(|()| None);
-            }
-            self.context.wait(index)?;
-            if Instant::now() >= deadline {
+        while at < self.steps.len() {
+            let began = Instant::now();
+            let end = self.pace.end(at, deadline.saturating_duration_since(began));
+            // A driver gives up on a submission that takes too long.
+            let end = (at..end).find(|i| self.steps[*i].cut).map_or(end, |i| i + 1);
+            let index = self.context.queue.submit([self.encode(&self.steps[at..end])]);
+            self.context.wait(index.clone())?;
+            let now = Instant::now();
+            self.pace.took(at..end, now - began);
+            (at, self.running) = (end, Some(index));
+            if at < self.steps.len() && self.pace.is_over(deadline.saturating_duration_since(now)) {
                 return Ok(Some(at));
             }
         }
+        Ok(None)
     }
 
     fn read(&mut self, id: TensorId, out: &mut [u8]) -> Result<()> {

@@ -8,6 +8,8 @@
 
 mod context;
 mod executable;
+#[cfg(not(target_vendor = "apple"))]
+pub(super) mod foreign;
 mod fuse;
 mod launch_attention;
 mod launch_coop;
@@ -76,7 +78,12 @@ fn adapters() -> Vec<(wgpu::Adapter, DeviceInfo)> {
             let info = adapter.get_info();
             let detail = format!("{} · {} {}", info.backend, info.driver, info.driver_info);
             let software = info.device_type == wgpu::DeviceType::Cpu;
-            (adapter, DeviceInfo { backend: "wgpu", index, name: info.name, detail, memory_bytes: None, software })
+            #[cfg(not(target_vendor = "apple"))]
+            let (uuid, luid) = foreign::identity(&adapter);
+            #[cfg(target_vendor = "apple")]
+            let (uuid, luid) = Default::default();
+            let (backend, name, memory_bytes) = ("wgpu", info.name, None);
+            (adapter, DeviceInfo { backend, index, name, detail, memory_bytes, software, uuid, luid })
         })
         .collect()
 }

@@ -95,12 +95,12 @@ impl Runner for Fake {
         Ok(Chosen::tokens(std::mem::take(&mut self.tokens)))
     }
 
-    fn losses(&mut self, _: &StepInput, labels: &[u32]) -> Result<Vec<f32>> {
-        Ok(vec![0.0; labels.len()])
+    fn losses(&mut self, _: &StepInput, labels: &[u32], _: Option<Instant>) -> Result<Option<Vec<f32>>> {
+        Ok(Some(vec![0.0; labels.len()]))
     }
 
-    fn hidden(&mut self, _: &StepInput) -> Result<Vec<f32>> {
-        Ok(vec![0.0])
+    fn hidden(&mut self, _: &StepInput, _: Option<Instant>) -> Result<Option<Vec<f32>>> {
+        Ok(Some(vec![0.0]))
     }
 
     fn prepare(&mut self) -> Result<bool> {

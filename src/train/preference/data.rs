@@ -66,6 +66,37 @@ fn pair(row: &Value, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Resu
     Ok([one(chosen)?, one(rejected)?])
 }
 
+/// A pair from JSON in one of the forms above: chosen, rejected. `line` is its number in messages.
+///
+/// # Errors
+/// [`Error::Invalid`] naming what is wrong; those of tokenizer and template.
+pub fn rows(value: &Value, line: usize, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<[Row; 2]> {
+    let pair = pair(value, tokenizer, chat)?;
+    Ok(pair.map(|(ids, counted)| Row { ids, counted, line }))
+}
+
+/// Pairs from memory, chosen first.
+///
+/// # Errors
+/// [`Error::Invalid`] where no pair is left.
+pub fn take(recipe: &Recipe, given: &[Row]) -> Result<(Rows, DataReport)> {
+    let (mut rows, mut report) = (Rows::new(None), DataReport::default());
+    rows.next_file();
+    for pair in given.as_chunks::<2>().0 {
+        let encoded = |row: &Row| (row.ids.clone(), row.counted.clone());
+        add(recipe, pair[0].line, [encoded(&pair[0]), encoded(&pair[1])], &mut rows, &mut report)?;
+    }
+    if rows.is_empty() {
+        return Err(Error::invalid(format!(
+            "none of the {} pairs has tokens of both answers within max_length {}",
+            given.len() / 2,
+            recipe.max_length
+        )));
+    }
+    report.measure(&rows);
+    Ok((rows, report))
+}
+
 fn add(recipe: &Recipe, line: usize, pair: [Encoded; 2], rows: &mut Rows, report: &mut DataReport) -> Result<()> {
     let mut cut = false;
     let pair = pair.map(|(mut ids, mut counted)| {

@@ -1,10 +1,11 @@
 //! attention, attention_backward: plain softmax attention, block of rows by block of rows.
 //!
-//! Work is split into (run of consecutive rows of one sequence) × (key/value head); each task gathers its keys
-//! and values once and serves all query heads of the group from them.
+//! Work is split into (block of consecutive rows of one sequence) × (key/value head); each task gathers its keys and values once
+//! and serves all query heads of the group from them, or some of them where they are many.
 
 use super::elementwise::exp;
 use crate::backend::cpu::args::Args;
+use crate::backend::cpu::cut::{Cut, products_of_a_thread};
 use crate::backend::cpu::executable::Step;
 use crate::backend::cpu::gemm::{Mat, gemm};
 use crate::backend::cpu::simd::{axpy, dispatch, dot};
@@ -108,7 +109,7 @@ fn score(g: &Geometry, product: f32) -> f32 {
     g.softcap.map_or(s, |cap| cap * (s / cap).tanh())
 }
 
-pub fn forward(mut args: Args, stored: &Stored, g: &Geometry, has_lse: bool, step: &Step) -> Result<()> {
+pub fn forward(cut: &mut Cut, mut args: Args, stored: &Stored, g: &Geometry, has_lse: bool, step: &Step) -> Result<()> {
     let (q, k, v) = (args.read()?, args.read()?, args.read()?);
     let (seqs, positions, map) = (args.read_u32()?, args.read_u32()?, args.read_u32()?);
     let (out, lse) = (args.write()?, args.write_if(has_lse)?);
@@ -130,32 +131,78 @@ pub fn forward(mut args: Args, stored: &Stored, g: &Geometry, has_lse: bool, ste
         .then(|| Codes { values: std::array::from_fn(|code| decode(stored.dtype, code as u8)), scales: numbers / 4 });
     let cols = if codes.is_some() { row_len(stored.dtype, g.kv_heads, g.head_dim) / 4 } else { numbers };
     let keys = Keys { k, v, layout, cols, codes };
-    let tasks: Vec<(&Run, usize)> =
-        runs.iter().flat_map(|run| (0..g.kv_heads).map(move |group| (run, group))).collect();
-    let results: Vec<(Vec<f32>, Vec<f32>)> =
-        tasks
-            .par_iter()
-            .map(|(run, group)| {
-                if run.rows.len() == 1 {
-                    one_row(q, &keys, g, run, *group)
-                } else {
-                    many_rows(q, &keys, g, run, *group)
+    let tasks: Vec<Task> =
+        runs.iter().flat_map(|run| (0..g.kv_heads).flat_map(move |group| tasks(run, g, group))).collect();
+    let batches = batches(&tasks);
+    let (mut lse, d) = (lse, g.head_dim);
+    cut.units(batches.len(), |unit| {
+        let tasks = &tasks[batches[unit].clone()];
+        let one = |task: &Task| match task.run.rows.len() {
+            1 => one_row(q, &keys, g, task.run, task.group),
+            _ => many_rows(q, &keys, g, task),
+        };
+        let results: Vec<(Vec<f32>, Vec<f32>)> = tasks.par_iter().map(one).collect::<Result<_>>()?;
+        for (task, (values, sums)) in tasks.iter().zip(&results) {
+            let heads = task.heads.len();
+            for (i, row) in task.block.clone().enumerate() {
+                let at = (task.run.rows.start + row) * g.heads + task.group * per_group + task.heads.start;
+                out[at * d..(at + heads) * d].copy_from_slice(&values[i * heads * d..(i + 1) * heads * d]);
+                if let Some(lse) = lse.as_deref_mut() {
+                    lse[at..at + heads].copy_from_slice(&sums[i * heads..(i + 1) * heads]);
                 }
-            })
-            .collect::<Result<_>>()?;
-    let mut lse = lse;
-    for ((run, group), (values, sums)) in tasks.iter().zip(&results) {
-        for (i, t) in run.rows.clone().enumerate() {
-            let at = t * width + group * per_group * g.head_dim;
-            let len = per_group * g.head_dim;
-            out[at..at + len].copy_from_slice(&values[i * len..(i + 1) * len]);
-            if let Some(lse) = lse.as_deref_mut() {
-                let at = t * g.heads + group * per_group;
-                lse[at..at + per_group].copy_from_slice(&sums[i * per_group..(i + 1) * per_group]);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Rows of a run for some query heads of a group.
+struct Task<'a> {
+    run: &'a Run,
+    group: usize,
+    /// Among the heads of the group.
+    heads: Range<usize>,
+    /// Among the rows of the run.
+    block: Range<usize>,
+    /// Positions that any of them sees.
+    seen: Range<usize>,
+    /// Multiply-adds.
+    cost: usize,
+}
+
+/// Tasks of a group, each small enough for a unit where one head of one block is.
+fn tasks<'a>(run: &'a Run, g: &Geometry, group: usize) -> Vec<Task<'a>> {
+    let (per_group, one) = (g.heads / g.kv_heads, run.rows.len() == 1);
+    let mut tasks = Vec::new();
+    for (block, seen) in blocks(run, g) {
+        // A row alone waits for memory.
+        let cost = seen.len() * g.head_dim * 2 * if one { 4 } else { block.len() };
+        let step = if one { per_group } else { (products_of_a_thread() / cost.max(1)).clamp(1, per_group) };
+        for first in (0..per_group).step_by(step) {
+            let heads = first..(first + step).min(per_group);
+            let cost = cost * heads.len();
+            tasks.push(Task { run, group, heads, block: block.clone(), seen: seen.clone(), cost });
+        }
+    }
+    tasks
+}
+
+/// Neighbours that make a unit.
+fn batches(tasks: &[Task]) -> Vec<Range<usize>> {
+    let most = products_of_a_thread() * rayon::current_num_threads();
+    let (mut batches, mut cost) = (Vec::<Range<usize>>::new(), usize::MAX);
+    for (i, task) in tasks.iter().enumerate() {
+        cost = cost.saturating_add(task.cost);
+        match batches.last_mut() {
+            Some(batch) if cost <= most => batch.end = i + 1,
+            _ => {
+                batches.push(i..i + 1);
+                cost = task.cost;
             }
         }
     }
-    Ok(())
+    batches
 }
 
 /// Query head `head` of row `t`.
@@ -232,42 +279,36 @@ fn blocks(run: &Run, g: &Geometry) -> impl Iterator<Item = (Range<usize>, Range<
 }
 
 /// Prefill and training.
-fn many_rows(q: &[f32], keys: &Keys, g: &Geometry, run: &Run, group: usize) -> Result<(Vec<f32>, Vec<f32>)> {
-    let (d, per_group, len) = (g.head_dim, g.heads / g.kv_heads, run.rows.len());
+fn many_rows(q: &[f32], keys: &Keys, g: &Geometry, task: &Task) -> Result<(Vec<f32>, Vec<f32>)> {
+    let Task { run, group, heads, block, seen, .. } = task;
+    let (d, per_group) = (g.head_dim, g.heads / g.kv_heads);
     let columns = group * d..(group + 1) * d;
-    let base = lowest(g, run.first);
-    let all = base..run.first + len;
-    let k = keys.gather(keys.k, run.seq, all.clone(), &columns);
-    let v = keys.gather(keys.v, run.seq, all, &columns);
-    let mut values = vec![0.0; len * per_group * d];
-    let mut sums = vec![0.0; len * per_group];
-    let mut scores = Vec::new();
-    for h in 0..per_group {
-        for (block, seen) in blocks(run, g) {
-            let (m, n) = (block.len(), seen.len());
-            scores.clear();
-            scores.resize(m * n, 0.0);
-            let queries = Mat::rows(query_rows(q, g, run, &block, group * per_group + h), g.heads * d);
-            let (k, v) = (&k[(seen.start - base) * d..], &v[(seen.start - base) * d..]);
-            gemm((m, n, d), &mut scores, n, false, 1.0, queries, Mat::rows(k, d).t(), false)?;
-            dispatch(
-                #[inline(always)]
-                || {
-                    for (i, row) in scores.chunks_exact_mut(n).enumerate() {
-                        let visible = visible(g, run.first + block.start + i, &seen);
-                        row[..visible.start].fill(0.0);
-                        row[visible.end..].fill(0.0);
-                        let row = &mut row[visible];
-                        row.iter_mut().for_each(|s| *s = score(g, *s));
-                        let (max, sum) = softmax(row);
-                        row.iter_mut().for_each(|p| *p /= sum);
-                        sums[(block.start + i) * per_group + h] = max + sum.ln();
-                    }
-                },
-            );
-            let out = &mut values[(block.start * per_group + h) * d..];
-            gemm((m, d, n), out, per_group * d, false, 1.0, Mat::rows(&scores, n), Mat::rows(v, d), false)?;
-        }
+    let k = keys.gather(keys.k, run.seq, seen.clone(), &columns);
+    let v = keys.gather(keys.v, run.seq, seen.clone(), &columns);
+    let (m, n) = (block.len(), seen.len());
+    let mut values = vec![0.0; m * heads.len() * d];
+    let mut sums = vec![0.0; m * heads.len()];
+    let mut scores = vec![0.0; m * n];
+    for (h, head) in heads.clone().enumerate() {
+        let queries = Mat::rows(query_rows(q, g, run, block, group * per_group + head), g.heads * d);
+        gemm((m, n, d), &mut scores, n, false, 1.0, queries, Mat::rows(&k, d).t(), false)?;
+        dispatch(
+            #[inline(always)]
+            || {
+                for (i, row) in scores.chunks_exact_mut(n).enumerate() {
+                    let visible = visible(g, run.first + block.start + i, seen);
+                    row[..visible.start].fill(0.0);
+                    row[visible.end..].fill(0.0);
+                    let row = &mut row[visible];
+                    row.iter_mut().for_each(|s| *s = score(g, *s));
+                    let (max, sum) = softmax(row);
+                    row.iter_mut().for_each(|p| *p /= sum);
+                    sums[i * heads.len() + h] = max + sum.ln();
+                }
+            },
+        );
+        let out = &mut values[h * d..];
+        gemm((m, d, n), out, heads.len() * d, false, 1.0, Mat::rows(&scores, n), Mat::rows(&v, d), false)?;
     }
     Ok((values, sums))
 }
@@ -282,43 +323,87 @@ fn query_rows<'a>(x: &'a [f32], g: &Geometry, run: &Run, block: &Range<usize>, h
     &x[((run.rows.start + block.start) * g.heads + head) * g.head_dim..]
 }
 
-/// What a backward task gives: gradients of its group's queries `[len, per_group · D]`, keys and values `[len, D]`.
-type GroupGradients = (Vec<f32>, Vec<f32>, Vec<f32>);
-
-pub fn backward(mut args: Args, g: &Geometry) -> Result<()> {
+pub fn backward(cut: &mut Cut, mut args: Args, g: &Geometry) -> Result<()> {
     let (q, k, v) = (args.read()?, args.read()?, args.read()?);
     let (seqs, bounds) = (args.read_u32()?, args.read_u32()?);
     let (out, lse, dout) = (args.read()?, args.read()?, args.read()?);
     let (delta, dq, dk, dv) = (args.write()?, args.write()?, args.write()?, args.write()?);
     let (d, per_group) = (g.head_dim, g.heads / g.kv_heads);
     let rows = dq.len() / (g.heads * d);
-    delta.par_iter_mut().zip(out.par_chunks(d).zip(dout.par_chunks(d))).for_each(|(delta, (o, d))| {
-        *delta = dispatch(
-            #[inline(always)]
-            || dot(o, d),
-        )
-    });
     let runs = runs(&seqs[..rows], |t| t - bounds[seqs[t] as usize] as usize);
     if runs.iter().any(|run| run.first != 0) {
         return Err(Error::internal("attention_backward: a sequence must start at its first row"));
     }
     let cols = g.kv_heads * d;
     let keys = Keys { k, v, layout: Rows::Packed { bounds }, cols, codes: None };
-    let forward = Forward { q, lse, dout, delta };
-    let tasks: Vec<(&Run, usize)> =
+    let groups: Vec<(&Run, usize)> =
         runs.iter().flat_map(|run| (0..g.kv_heads).map(move |group| (run, group))).collect();
-    let results: Vec<GroupGradients> =
-        tasks.par_iter().map(|(run, group)| group_backward(&forward, &keys, g, run, *group)).collect::<Result<_>>()?;
-    for ((run, group), (gq, gk, gv)) in tasks.iter().zip(&results) {
-        for (i, t) in run.rows.clone().enumerate() {
-            let (at, len) = ((t * g.heads + group * per_group) * d, per_group * d);
-            dq[at..at + len].copy_from_slice(&gq[i * len..(i + 1) * len]);
-            let at = t * cols + group * d;
-            dk[at..at + d].copy_from_slice(&gk[i * d..(i + 1) * d]);
-            dv[at..at + d].copy_from_slice(&gv[i * d..(i + 1) * d]);
-        }
+    // Each unit takes a step of each of some groups, so that the order of a group's sums is always the same.
+    let together = rayon::current_num_threads();
+    let mut works = vec![Work::Delta];
+    for first in (0..groups.len()).step_by(together) {
+        let taken = first..(first + together).min(groups.len());
+        works.push(Work::Gather(taken.clone()));
+        let steps = groups[taken.clone()].iter().map(|(run, _)| steps(run, g).len()).max().unwrap_or(0);
+        works.extend((0..steps).map(|step| Work::Step(taken.clone(), step)));
+        works.push(Work::Place(taken));
     }
+    let mut kept: Vec<Gradients> = cut.take();
+    cut.units(works.len(), |unit| {
+        match &works[unit] {
+            Work::Delta => {
+                delta.par_iter_mut().zip(out.par_chunks(d).zip(dout.par_chunks(d))).for_each(|(delta, (o, d))| {
+                    *delta = dispatch(
+                        #[inline(always)]
+                        || dot(o, d),
+                    )
+                })
+            }
+            Work::Gather(taken) => {
+                let gather = |(run, group): &(&Run, usize)| Gradients::new(&keys, g, run, *group);
+                kept = groups[taken.clone()].par_iter().map(gather).collect();
+            }
+            Work::Step(taken, step) => {
+                let forward = Forward { q, lse, dout, delta };
+                let groups = groups[taken.clone()].par_iter().zip(&mut kept);
+                groups.try_for_each(|((run, group), gradients)| match steps(run, g).get(*step) {
+                    Some((head, block)) => gradients.step(&forward, g, run, group * per_group + head, (*head, block)),
+                    None => Ok(()),
+                })?;
+            }
+            Work::Place(taken) => {
+                for ((run, group), gradients) in groups[taken.clone()].iter().zip(&kept) {
+                    for (i, t) in run.rows.clone().enumerate() {
+                        let (at, len) = ((t * g.heads + group * per_group) * d, per_group * d);
+                        dq[at..at + len].copy_from_slice(&gradients.dq[i * len..(i + 1) * len]);
+                        let at = t * cols + group * d;
+                        dk[at..at + d].copy_from_slice(&gradients.dk[i * d..(i + 1) * d]);
+                        dv[at..at + d].copy_from_slice(&gradients.dv[i * d..(i + 1) * d]);
+                    }
+                }
+            }
+        }
+        Ok(())
+    })?;
+    cut.keep(kept);
     Ok(())
+}
+
+/// A unit of the backward pass, for some of the groups.
+enum Work {
+    Delta,
+    Gather(Range<usize>),
+    Step(Range<usize>, usize),
+    Place(Range<usize>),
+}
+
+/// Steps of a group: a head of it, and a block of the run's rows, of which all rows before the block's end are seen.
+fn steps(run: &Run, g: &Geometry) -> Vec<(usize, Range<usize>)> {
+    let len = run.rows.len();
+    // Five products a step; of a long sequence fewer rows at a time.
+    let rows = (products_of_a_thread() / (5 * len * g.head_dim).max(1)).clamp(16, BLOCK);
+    let blocks = move || (0..len).step_by(rows).map(move |start| start..(start + rows).min(len));
+    (0..g.heads / g.kv_heads).flat_map(|head| blocks().map(move |block| (head, block))).collect()
 }
 
 /// What the forward pass left, and the gradient that comes in.
@@ -329,43 +414,57 @@ struct Forward<'a> {
     delta: &'a [f32],
 }
 
-fn group_backward(f: &Forward, keys: &Keys, g: &Geometry, run: &Run, group: usize) -> Result<GroupGradients> {
-    let (d, per_group, len) = (g.head_dim, g.heads / g.kv_heads, run.rows.len());
-    let columns = group * d..(group + 1) * d;
-    let k = keys.gather(keys.k, run.seq, 0..len, &columns);
-    let v = keys.gather(keys.v, run.seq, 0..len, &columns);
-    let (mut dq, mut dk, mut dv) = (vec![0.0; len * per_group * d], vec![0.0; len * d], vec![0.0; len * d]);
-    let (mut p, mut ds) = (Vec::new(), Vec::new());
-    for h in 0..per_group {
-        let head = group * per_group + h;
-        for (block, seen) in blocks(run, g) {
-            let (m, n) = (block.len(), seen.len());
-            for scratch in [&mut p, &mut ds] {
-                scratch.clear();
-                scratch.resize(m * n, 0.0);
-            }
-            let queries = Mat::rows(query_rows(f.q, g, run, &block, head), g.heads * d);
-            let douts = Mat::rows(query_rows(f.dout, g, run, &block, head), g.heads * d);
-            let (k, v) = (Mat::rows(&k[seen.start * d..], d), Mat::rows(&v[seen.start * d..], d));
-            gemm((m, n, d), &mut p, n, false, 1.0, queries, k.t(), false)?;
-            gemm((m, n, d), &mut ds, n, false, 1.0, douts, v.t(), false)?;
-            dispatch(
-                #[inline(always)]
-                || {
-                    for (i, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
-                        let at = (run.rows.start + block.start + i) * g.heads + head;
-                        let visible = visible(g, block.start + i, &seen);
-                        probabilities(g, p, ds, visible, f.lse[at], f.delta[at]);
-                    }
-                },
-            );
-            let out = &mut dq[(block.start * per_group + h) * d..];
-            gemm((m, d, n), out, per_group * d, false, g.scale, Mat::rows(&ds, n), k, false)?;
-            gemm((n, d, m), &mut dk[seen.start * d..], d, true, g.scale, Mat::rows(&ds, n).t(), queries, false)?;
-            gemm((n, d, m), &mut dv[seen.start * d..], d, true, 1.0, Mat::rows(&p, n).t(), douts, false)?;
-        }
+/// Keys and values of a group's run, and the gradients of its queries `[len, per_group · D]`, keys and values `[len, D]`.
+struct Gradients {
+    k: Vec<f32>,
+    v: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+impl Gradients {
+    fn new(keys: &Keys, g: &Geometry, run: &Run, group: usize) -> Self {
+        let (d, per_group, len) = (g.head_dim, g.heads / g.kv_heads, run.rows.len());
+        let columns = group * d..(group + 1) * d;
+        let gather = |from| keys.gather(from, run.seq, 0..len, &columns);
+        let zeros = |cols: usize| vec![0.0; len * cols];
+        Self { k: gather(keys.k), v: gather(keys.v), dq: zeros(per_group * d), dk: zeros(d), dv: zeros(d) }
     }
-    Ok((dq, dk, dv))
+
+    /// Adds what a block of rows of one head gives.
+    fn step(
+        &mut self,
+        f: &Forward,
+        g: &Geometry,
+        run: &Run,
+        head: usize,
+        (h, block): (usize, &Range<usize>),
+    ) -> Result<()> {
+        let (d, per_group) = (g.head_dim, g.heads / g.kv_heads);
+        let seen = lowest(g, block.start)..block.end;
+        let (m, n) = (block.len(), seen.len());
+        let (mut p, mut ds) = (vec![0.0; m * n], vec![0.0; m * n]);
+        let queries = Mat::rows(query_rows(f.q, g, run, block, head), g.heads * d);
+        let douts = Mat::rows(query_rows(f.dout, g, run, block, head), g.heads * d);
+        let (k, v) = (Mat::rows(&self.k[seen.start * d..], d), Mat::rows(&self.v[seen.start * d..], d));
+        gemm((m, n, d), &mut p, n, false, 1.0, queries, k.t(), false)?;
+        gemm((m, n, d), &mut ds, n, false, 1.0, douts, v.t(), false)?;
+        dispatch(
+            #[inline(always)]
+            || {
+                for (i, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
+                    let at = (run.rows.start + block.start + i) * g.heads + head;
+                    let visible = visible(g, block.start + i, &seen);
+                    probabilities(g, p, ds, visible, f.lse[at], f.delta[at]);
+                }
+            },
+        );
+        let out = &mut self.dq[(block.start * per_group + h) * d..];
+        gemm((m, d, n), out, per_group * d, false, g.scale, Mat::rows(&ds, n), k, false)?;
+        gemm((n, d, m), &mut self.dk[seen.start * d..], d, true, g.scale, Mat::rows(&ds, n).t(), queries, false)?;
+        gemm((n, d, m), &mut self.dv[seen.start * d..], d, true, 1.0, Mat::rows(&p, n).t(), douts, false)
+    }
 }
 
 /// Turns a row of products into probabilities, and of dP into the gradient of the scaled products.

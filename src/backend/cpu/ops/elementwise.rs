@@ -1,6 +1,7 @@
 //! dropout, glu, glu_backward, copy, accumulate, fill, place_adapter
 
 use crate::backend::cpu::args::Args;
+use crate::backend::cpu::cut::{Cut, elements};
 use crate::backend::cpu::simd::dispatch;
 use crate::error::{Error, Result};
 use crate::model::config::Activation;
@@ -11,18 +12,30 @@ use rayon::prelude::*;
 const CHUNK: usize = 1 << 14;
 
 /// `out (+)= x / (1 − p)` where the mask keeps it, else 0; with `complement` x minus that.
-pub fn dropout(mut args: Args, p: f32, salt: u32, seed: u32, complement: bool, accumulate: bool) -> Result<()> {
+pub fn dropout(
+    cut: &mut Cut,
+    mut args: Args,
+    p: f32,
+    (salt, seed): (u32, u32),
+    complement: bool,
+    accumulate: bool,
+) -> Result<()> {
     let x = args.read()?;
     let out = args.write()?;
     let scale = 1.0 / (1.0 - p);
     let (kept, dropped) = if complement { (1.0 - scale, 1.0) } else { (scale, 0.0) };
-    out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (out, x))| {
-        for (i, (o, x)) in out.iter_mut().zip(x).enumerate() {
-            let index = (chunk * CHUNK + i) as u32;
-            let value = x * if dropout_keeps(seed, salt, index, p) { kept } else { dropped };
-            *o = if accumulate { *o + value } else { value };
-        }
-    });
+    cut.rows(x.len(), elements(), |range| {
+        let first = range.start;
+        let chunks = out[range.clone()].par_chunks_mut(CHUNK).zip(x[range].par_chunks(CHUNK)).enumerate();
+        chunks.for_each(|(chunk, (out, x))| {
+            for (i, (o, x)) in out.iter_mut().zip(x).enumerate() {
+                let index = (first + chunk * CHUNK + i) as u32;
+                let value = x * if dropout_keeps(seed, salt, index, p) { kept } else { dropped };
+                *o = if accumulate { *o + value } else { value };
+            }
+        });
+        Ok(())
+    })?;
     Ok(())
 }
 
@@ -62,67 +75,78 @@ pub fn exp(x: f32) -> f32 {
 }
 
 /// `out = activation(gate) · up`
-pub fn glu(mut args: Args, activation: Activation) -> Result<()> {
+pub fn glu(cut: &mut Cut, mut args: Args, activation: Activation) -> Result<()> {
     let gate = args.read()?;
     let up = args.read()?;
     let out = args.write()?;
-    let chunks = out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
-    chunks.for_each(|((out, gate), up)| {
-        dispatch(
-            #[inline(always)]
-            || {
-                for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
-                    *o = activate(activation, *g).0 * u;
-                }
-            },
-        );
-    });
+    cut.rows(gate.len(), elements(), |range| {
+        let (out, gate, up) = (&mut out[range.clone()], &gate[range.clone()], &up[range]);
+        let chunks = out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
+        chunks.for_each(|((out, gate), up)| {
+            dispatch(
+                #[inline(always)]
+                || {
+                    for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
+                        *o = activate(activation, *g).0 * u;
+                    }
+                },
+            );
+        });
+        Ok(())
+    })?;
     Ok(())
 }
 
 /// `dgate = dout · up · activation'(gate)`, `dup = dout · activation(gate)`
-pub fn glu_backward(mut args: Args, activation: Activation) -> Result<()> {
+pub fn glu_backward(cut: &mut Cut, mut args: Args, activation: Activation) -> Result<()> {
     let gate = args.read()?;
     let up = args.read()?;
     let dout = args.read()?;
     let dgate = args.write()?;
     let dup = args.write()?;
-    let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dout.par_chunks(CHUNK));
-    let outputs = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
-    inputs.zip(outputs).for_each(|(((gate, up), dout), (dgate, dup))| {
-        dispatch(
-            #[inline(always)]
-            || {
-                let values = gate.iter().zip(up).zip(dout);
-                for (((g, u), d), (dg, du)) in values.zip(dgate.iter_mut().zip(dup)) {
-                    let (value, slope) = activate(activation, *g);
-                    *dg = d * u * slope;
-                    *du = d * value;
-                }
-            },
-        );
-    });
+    cut.rows(gate.len(), elements(), |range| {
+        let (gate, up, dout) = (&gate[range.clone()], &up[range.clone()], &dout[range.clone()]);
+        let (dgate, dup) = (&mut dgate[range.clone()], &mut dup[range]);
+        let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dout.par_chunks(CHUNK));
+        let outputs = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
+        inputs.zip(outputs).for_each(|(((gate, up), dout), (dgate, dup))| {
+            dispatch(
+                #[inline(always)]
+                || {
+                    let values = gate.iter().zip(up).zip(dout);
+                    for (((g, u), d), (dg, du)) in values.zip(dgate.iter_mut().zip(dup)) {
+                        let (value, slope) = activate(activation, *g);
+                        *dg = d * u * slope;
+                        *du = d * value;
+                    }
+                },
+            );
+        });
+        Ok(())
+    })?;
     Ok(())
 }
 
-/// `y += x`, spread over threads.
-pub fn add(y: &mut [f32], x: &[f32]) {
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
-}
-
 /// `out = x`
-pub fn copy(mut args: Args) -> Result<()> {
+pub fn copy(cut: &mut Cut, mut args: Args) -> Result<()> {
     let x = args.read()?;
     let out = args.write()?;
-    out.copy_from_slice(x);
+    cut.rows(x.len(), 4 * elements(), |range| {
+        out[range.clone()].copy_from_slice(&x[range]);
+        Ok(())
+    })?;
     Ok(())
 }
 
 /// `y += x`
-pub fn accumulate(mut args: Args) -> Result<()> {
+pub fn accumulate(cut: &mut Cut, mut args: Args) -> Result<()> {
     let x = args.read()?;
     let y = args.write()?;
-    add(y, x);
+    cut.rows(x.len(), 4 * elements(), |range| {
+        let chunks = y[range.clone()].par_chunks_mut(CHUNK).zip(x[range].par_chunks(CHUNK));
+        chunks.for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+        Ok(())
+    })?;
     Ok(())
 }
 

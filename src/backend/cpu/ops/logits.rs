@@ -1,18 +1,20 @@
 //! adjust_logits, top_logprobs
 
 use crate::backend::cpu::args::Args;
+use crate::backend::cpu::cut::{Cut, elements};
 use crate::error::{Error, Result};
 use crate::program::{IMPOSSIBLE, SEEN};
 use rayon::prelude::*;
 
 /// Masks, penalties and biases of a row.
-pub fn adjust(mut args: Args, vocab: usize) -> Result<()> {
+pub fn adjust(cut: &mut Cut, mut args: Args, vocab: usize) -> Result<()> {
     let (logits, entries, starts) = (args.read()?, args.read_u32()?, args.read_u32()?);
     let (repetition, masks, mask_of) = (args.read()?, args.read_u32()?, args.read_u32()?);
     let out = args.write()?;
     let words = vocab.div_ceil(32);
-    let rows = logits.par_chunks(vocab).zip(out.par_chunks_mut(vocab)).zip(starts.par_windows(2)).zip(repetition);
-    rows.zip(mask_of).try_for_each(|((((logits, out), starts), repetition), mask)| {
+    let one = |(out, row): (&mut [f32], usize)| {
+        let (logits, starts) = (&logits[row * vocab..(row + 1) * vocab], &starts[row..row + 2]);
+        let (repetition, mask) = (&repetition[row], &mask_of[row]);
         let outside = |what: &str| Error::internal(format!("adjust_logits: {what} out of range"));
         let mask = match *mask {
             u32::MAX => None,
@@ -33,16 +35,20 @@ pub fn adjust(mut args: Args, vocab: usize) -> Result<()> {
             }
         }
         Ok(())
-    })
+    };
+    cut.rows(mask_of.len().min(out.len() / vocab), elements() / vocab, |rows| {
+        let out = out[rows.start * vocab..rows.end * vocab].par_chunks_mut(vocab);
+        out.zip(rows).try_for_each(one)
+    })?;
+    Ok(())
 }
 
 /// Log-probabilities of one token and of the likeliest ones of each row. Sums are f64.
-pub fn top_logprobs(mut args: Args, vocab: usize, n: usize) -> Result<()> {
+pub fn top_logprobs(cut: &mut Cut, mut args: Args, vocab: usize, n: usize) -> Result<()> {
     let (logits, tokens, labels) = (args.read()?, args.read_u32()?, args.read_u32()?);
     let (logprobs, top) = (args.write()?, args.write()?);
-    let outputs = logprobs.par_chunks_mut(1 + n).zip(top.par_chunks_mut(n));
-    let rows = logits.par_chunks(vocab).zip(tokens).zip(labels).zip(outputs);
-    rows.for_each(|(((logits, token), label), (logprobs, ids))| {
+    let one = |((row, logprobs), ids): ((usize, &mut [f32]), &mut [f32])| {
+        let (logits, token, label) = (&logits[row * vocab..(row + 1) * vocab], &tokens[row], &labels[row]);
         let sum = log_sum_exp(logits);
         let logprob = |logit: f32| (f64::from(logit) - sum) as f32;
         let token = if *label == u32::MAX { *token } else { *label };
@@ -50,7 +56,13 @@ pub fn top_logprobs(mut args: Args, vocab: usize, n: usize) -> Result<()> {
         for ((id, logit), (to, place)) in likeliest(logits, n).into_iter().zip(logprobs[1..].iter_mut().zip(ids)) {
             (*to, *place) = (logprob(logit), f32::from_bits(id));
         }
-    });
+    };
+    cut.rows(logits.len() / vocab, elements() / vocab, |rows| {
+        let logprobs = logprobs[rows.start * (1 + n)..rows.end * (1 + n)].par_chunks_mut(1 + n);
+        let ids = top[rows.start * n..rows.end * n].par_chunks_mut(n);
+        rows.into_par_iter().zip(logprobs).zip(ids).for_each(one);
+        Ok(())
+    })?;
     Ok(())
 }
 

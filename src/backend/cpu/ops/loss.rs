@@ -2,10 +2,12 @@
 
 use super::elementwise::exp;
 use crate::backend::cpu::args::Args;
-use crate::backend::cpu::gemm::{Mat, gemm};
+use crate::backend::cpu::cut::{Cut, elements, gemm_unit, gemm_units};
+use crate::backend::cpu::gemm::Mat;
 use crate::backend::cpu::simd::dispatch;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Sizes, and which optional operands there are.
 pub struct Parts {
@@ -17,7 +19,7 @@ pub struct Parts {
     pub dw: Option<bool>,
 }
 
-pub fn head_loss(mut args: Args, parts: &Parts, smoothing: f32) -> Result<()> {
+pub fn head_loss(cut: &mut Cut, mut args: Args, parts: &Parts, smoothing: f32) -> Result<()> {
     let x = args.read()?;
     let weight = args.weight()?;
     let labels = args.read_u32()?;
@@ -30,35 +32,89 @@ pub fn head_loss(mut args: Args, parts: &Parts, smoothing: f32) -> Result<()> {
     let mut dw = args.write_if(parts.dw.is_some())?;
     let (vocab, k) = (parts.vocab, parts.inputs);
     let chunk = scratch.len() / vocab;
-    loss.fill(0.0);
-    if let Some(dx) = dx.as_deref_mut() {
-        dx.fill(0.0);
-    }
     // Only counted rows are multiplied with the head: prompts cost nothing here.
     let counted: Vec<usize> = (0..loss.len()).filter(|t| labels[*t] != u32::MAX).collect();
-    let (mut picked, mut gradient) = (Vec::new(), Vec::new());
+    let at_a_time = (elements() / vocab).max(1);
+    let mut works = vec![(&counted[..0], Work::Begin)];
     for rows in counted.chunks(chunk) {
-        picked.clear();
-        rows.iter().for_each(|t| picked.extend_from_slice(&x[t * k..(t + 1) * k]));
-        let logits = &mut scratch[..rows.len() * vocab];
-        weight.product(&picked, k, logits)?;
-        let losses: Vec<f32> = logits
-            .par_chunks_mut(vocab)
-            .zip(rows)
-            .map(|(logits, t)| cross_entropy(logits, labels[*t], scale * weights.map_or(1.0, |all| all[*t]), smoothing))
-            .collect::<Result<_>>()?;
-        rows.iter().zip(losses).for_each(|(t, value)| loss[*t] = value);
-        if let Some(dx) = dx.as_deref_mut() {
-            gradient.resize(picked.len(), 0.0);
-            weight.product_dx(logits, k, 1.0, &mut gradient, false)?;
-            rows.iter().zip(gradient.chunks_exact(k)).for_each(|(t, g)| dx[t * k..(t + 1) * k].copy_from_slice(g));
+        works.push((rows, Work::Pick));
+        works.extend((0..weight.product_units(rows.len(), k)).map(|unit| (rows, Work::Product(unit))));
+        let pieces = (0..rows.len()).step_by(at_a_time).map(|at| at..(at + at_a_time).min(rows.len()));
+        works.extend(pieces.map(|piece| (rows, Work::Loss(piece))));
+        if dx.is_some() {
+            works.extend((0..weight.dx_units(rows.len(), k)).map(|unit| (rows, Work::Dx(unit))));
+            works.push((rows, Work::Place));
         }
-        if let Some(dw) = dw.as_deref_mut() {
-            let (dy, x) = (Mat::rows(logits, vocab).t(), Mat::rows(&picked, k));
-            gemm((vocab, k, rows.len()), dw, k, true, dw_scale, dy, x, true)?;
+        if dw.is_some() {
+            works.extend((0..gemm_units((vocab, k, rows.len()))).map(|unit| (rows, Work::Dw(unit))));
         }
     }
+    let mut kept: Kept = cut.take();
+    cut.units(works.len(), |unit| {
+        let Kept { picked, gradient, tile } = &mut kept;
+        let (rows, work) = &works[unit];
+        let logits = &mut scratch[..rows.len() * vocab];
+        match work {
+            Work::Begin => {
+                loss.fill(0.0);
+                if let Some(dx) = dx.as_deref_mut() {
+                    dx.fill(0.0);
+                }
+            }
+            Work::Pick => {
+                picked.clear();
+                rows.iter().for_each(|t| picked.extend_from_slice(&x[t * k..(t + 1) * k]));
+                gradient.resize(picked.len(), 0.0);
+            }
+            Work::Product(unit) => {
+                weight.product(*unit, picked, k, logits, tile)?;
+            }
+            Work::Loss(part) => {
+                let logits = logits[part.start * vocab..part.end * vocab].par_chunks_mut(vocab);
+                let one = |(logits, t): (&mut [f32], &usize)| {
+                    cross_entropy(logits, labels[*t], scale * weights.map_or(1.0, |all| all[*t]), smoothing)
+                };
+                let losses: Vec<f32> = logits.zip(&rows[part.clone()]).map(one).collect::<Result<_>>()?;
+                rows[part.clone()].iter().zip(losses).for_each(|(t, value)| loss[*t] = value);
+            }
+            Work::Dx(unit) => weight.product_dx(*unit, logits, k, 1.0, gradient, false, tile)?,
+            Work::Dw(unit) => {
+                let Some(dw) = dw.as_deref_mut() else { return Ok(()) };
+                let (dy, x) = (Mat::rows(logits, vocab).t(), Mat::rows(picked, k));
+                gemm_unit(*unit, (vocab, k, rows.len()), dw, k, true, dw_scale, dy, x)?;
+            }
+            Work::Place => {
+                let Some(dx) = dx.as_deref_mut() else { return Ok(()) };
+                rows.iter().zip(gradient.chunks_exact(k)).for_each(|(t, g)| dx[t * k..(t + 1) * k].copy_from_slice(g));
+            }
+        }
+        Ok(())
+    })?;
+    cut.keep(kept);
     Ok(())
+}
+
+/// A unit of the loss, for some of the counted rows.
+enum Work {
+    Begin,
+    /// Copies the rows side by side.
+    Pick,
+    Product(usize),
+    /// Of these among the rows.
+    Loss(Range<usize>),
+    Dx(usize),
+    /// Of the head's gradient.
+    Dw(usize),
+    /// Copies the gradient to where its rows belong.
+    Place,
+}
+
+/// What lasts from unit to unit: the rows and their gradient side by side, and a tile of the head.
+#[derive(Default)]
+struct Kept {
+    picked: Vec<f32>,
+    gradient: Vec<f32>,
+    tile: Vec<f32>,
 }
 
 /// The loss of one row of logits, which become `scale · (softmax − onehot)`, the label smoothed.

@@ -2,6 +2,7 @@
 
 use super::PARALLEL_ROWS;
 use crate::backend::cpu::args::{Args, WeightArg};
+use crate::backend::cpu::cut::{Cut, elements};
 use crate::backend::cpu::simd::{dispatch, dot};
 use crate::error::Result;
 use rayon::prelude::*;
@@ -22,7 +23,7 @@ pub fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 }
 
 /// `out = x · r · w` with r the inverse root mean square.
-pub fn forward(mut args: Args, eps: f32) -> Result<()> {
+pub fn forward(cut: &mut Cut, mut args: Args, eps: f32) -> Result<()> {
     let x = args.read()?;
     let weight = vector(args.weight()?);
     let out = args.write()?;
@@ -38,24 +39,33 @@ pub fn forward(mut args: Args, eps: f32) -> Result<()> {
             },
         );
     };
-    out.par_chunks_mut(k).zip(x.par_chunks(k)).with_min_len(PARALLEL_ROWS).for_each(|(out, x)| row((x, out)));
+    cut.rows(out.len() / k, elements() / k, |rows| {
+        let all = rows.start * k..rows.end * k;
+        let rows = out[all.clone()].par_chunks_mut(k).zip(x[all].par_chunks(k)).with_min_len(PARALLEL_ROWS);
+        rows.for_each(|(out, x)| row((x, out)));
+        Ok(())
+    })?;
     Ok(())
 }
 
 /// `dx (+)= r · (w·dy − x · r² · mean(w·dy·x))`
-pub fn backward(mut args: Args, eps: f32, accumulate: bool) -> Result<()> {
+pub fn backward(cut: &mut Cut, mut args: Args, eps: f32, accumulate: bool) -> Result<()> {
     let x = args.read()?;
     let weight = vector(args.weight()?);
     let dy = args.read()?;
     let dx = args.write()?;
     let k = weight.len();
-    let rows = dx.par_chunks_mut(k).zip(x.par_chunks(k)).zip(dy.par_chunks(k)).with_min_len(PARALLEL_ROWS);
-    rows.for_each(|((dx, x), dy)| {
-        dispatch(
-            #[inline(always)]
-            || row_backward(x, &weight, dy, dx, eps, accumulate),
-        )
-    });
+    cut.rows(dx.len() / k, elements() / k, |rows| {
+        let all = rows.start * k..rows.end * k;
+        let rows = dx[all.clone()].par_chunks_mut(k).zip(x[all.clone()].par_chunks(k)).zip(dy[all].par_chunks(k));
+        rows.with_min_len(PARALLEL_ROWS).for_each(|((dx, x), dy)| {
+            dispatch(
+                #[inline(always)]
+                || row_backward(x, &weight, dy, dx, eps, accumulate),
+            )
+        });
+        Ok(())
+    })?;
     Ok(())
 }
 

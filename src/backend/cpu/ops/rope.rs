@@ -2,10 +2,12 @@
 
 use super::norm::{inverse_rms, row_backward, vector};
 use crate::backend::cpu::args::Args;
+use crate::backend::cpu::cut::{Cut, elements};
 use crate::error::{Error, Result};
 use crate::program::cache::{encode, row_len, scale_of};
 use crate::tensor::DType;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Widths: a row of q, a row of k, a head, its rotated part.
 pub struct Heads {
@@ -64,7 +66,7 @@ fn write_codes(dtype: DType, row: &[f32], dim: usize, out: &mut [f32]) {
     }
 }
 
-pub fn forward(mut args: Args, h: &Heads, norms: (bool, bool), cache: &Cache) -> Result<()> {
+pub fn forward(cut: &mut Cut, mut args: Args, h: &Heads, norms: (bool, bool), cache: &Cache) -> Result<()> {
     let (q, k, v) = (args.read()?, args.read()?, args.read()?);
     let q_norm = if norms.0 { Some(vector(args.weight()?)) } else { None };
     let k_norm = if norms.1 { Some(vector(args.weight()?)) } else { None };
@@ -73,16 +75,9 @@ pub fn forward(mut args: Args, h: &Heads, norms: (bool, bool), cache: &Cache) ->
     let slots = args.read_u32_if(cache.slots)?;
     let (q_out, k_out, v_out) = (args.write()?, args.write()?, args.write_if(cache.values)?);
     let (q_norm, k_norm) = (q_norm.as_deref(), k_norm.as_deref());
-    q_out.par_chunks_mut(h.q).zip(q.par_chunks(h.q)).zip(positions).try_for_each(|((out, q), position)| {
-        let cos_sin = angles(rope, h.rope, *position)?;
-        for (out, q) in out.chunks_exact_mut(h.dim).zip(q.chunks_exact(h.dim)) {
-            head_forward(q, q_norm, cos_sin, h.eps, out);
-        }
-        Ok::<_, Error>(())
-    })?;
     // Of a row, in f32s.
     let width = if cache.dtype.is_code() { row_len(cache.dtype, h.k / h.dim, h.dim) / 4 } else { h.k };
-    let write = |out: &mut [f32], t: usize, row: &[f32]| {
+    let write = |out: &mut [f32], t: usize, row: &[f32]| -> Result<()> {
         let target = slots.map_or(t, |slots| slots[t] as usize);
         let out = out
             .get_mut(target * width..(target + 1) * width)
@@ -92,24 +87,38 @@ pub fn forward(mut args: Args, h: &Heads, norms: (bool, bool), cache: &Cache) ->
         } else {
             out.copy_from_slice(row)
         }
-        Ok::<_, Error>(())
+        Ok(())
     };
     let mut turned = vec![0.0; h.k];
-    for (t, k) in k.chunks_exact(h.k).enumerate() {
-        let cos_sin = angles(rope, h.rope, positions[t])?;
-        for (out, k) in turned.chunks_exact_mut(h.dim).zip(k.chunks_exact(h.dim)) {
-            head_forward(k, k_norm, cos_sin, h.eps, out);
+    let mut v_out = v_out;
+    cut.rows(q_out.len() / h.q, elements() / (h.q + 2 * h.k), |rows| {
+        let all = rows.start * h.q..rows.end * h.q;
+        let queries = q_out[all.clone()].par_chunks_mut(h.q).zip(q[all].par_chunks(h.q)).zip(&positions[rows.clone()]);
+        queries.try_for_each(|((out, q), position)| {
+            let cos_sin = angles(rope, h.rope, *position)?;
+            for (out, q) in out.chunks_exact_mut(h.dim).zip(q.chunks_exact(h.dim)) {
+                head_forward(q, q_norm, cos_sin, h.eps, out);
+            }
+            Ok::<_, Error>(())
+        })?;
+        for t in rows {
+            let row = t * h.k..(t + 1) * h.k;
+            let cos_sin = angles(rope, h.rope, positions[t])?;
+            for (out, k) in turned.chunks_exact_mut(h.dim).zip(k[row.clone()].chunks_exact(h.dim)) {
+                head_forward(k, k_norm, cos_sin, h.eps, out);
+            }
+            write(k_out, t, &turned)?;
+            if let Some(v_out) = v_out.as_deref_mut() {
+                write(v_out, t, &v[row])?;
+            }
         }
-        write(k_out, t, &turned)?;
-    }
-    if let Some(v_out) = v_out {
-        v.chunks_exact(h.k).enumerate().try_for_each(|(t, v)| write(v_out, t, v))?;
-    }
+        Ok(())
+    })?;
     Ok(())
 }
 
 /// Rotates the gradient back, then through the norm.
-pub fn backward(mut args: Args, h: &Heads, norms: (bool, bool)) -> Result<()> {
+pub fn backward(cut: &mut Cut, mut args: Args, h: &Heads, norms: (bool, bool)) -> Result<()> {
     let (q, k) = (args.read()?, args.read()?);
     let q_norm = if norms.0 { Some(vector(args.weight()?)) } else { None };
     let k_norm = if norms.1 { Some(vector(args.weight()?)) } else { None };
@@ -117,7 +126,9 @@ pub fn backward(mut args: Args, h: &Heads, norms: (bool, bool)) -> Result<()> {
     let rope = args.read()?;
     let (dq_out, dk_out) = (args.read()?, args.read()?);
     let (dq, dk) = (args.write()?, args.write()?);
-    let side = |x: &[f32], norm: Option<&[f32]>, dout: &[f32], dx: &mut [f32], width: usize| {
+    let side = |x: &[f32], norm: Option<&[f32]>, dout: &[f32], dx: &mut [f32], width: usize, rows: &Range<usize>| {
+        let (positions, all) = (&positions[rows.clone()], rows.start * width..rows.end * width);
+        let (x, dout, dx) = (&x[all.clone()], &dout[all.clone()], &mut dx[all]);
         let rows = dx.par_chunks_mut(width).zip(x.par_chunks(width)).zip(dout.par_chunks(width)).zip(positions);
         rows.try_for_each(|(((dx, x), dout), position)| {
             let cos_sin = angles(rope, h.rope, *position)?;
@@ -133,6 +144,9 @@ pub fn backward(mut args: Args, h: &Heads, norms: (bool, bool)) -> Result<()> {
             Ok::<_, Error>(())
         })
     };
-    side(q, q_norm.as_deref(), dq_out, dq, h.q)?;
-    side(k, k_norm.as_deref(), dk_out, dk, h.k)
+    cut.rows(q.len() / h.q, elements() / (h.q + h.k), |rows| {
+        side(q, q_norm.as_deref(), dq_out, dq, h.q, &rows)?;
+        side(k, k_norm.as_deref(), dk_out, dk, h.k, &rows)
+    })?;
+    Ok(())
 }

@@ -2,19 +2,22 @@
 
 use super::elementwise::exp;
 use crate::backend::cpu::args::Args;
+use crate::backend::cpu::cut::{Cut, elements};
 use crate::backend::cpu::simd::dispatch;
 use crate::error::Result;
 use rayon::prelude::*;
 
 /// One token a row.
-pub fn forward(mut args: Args, vocab: usize) -> Result<()> {
+pub fn forward(cut: &mut Cut, mut args: Args, vocab: usize) -> Result<()> {
     let (logits, sampling, uniforms) = (args.read()?, args.read()?, args.read()?);
     let tokens = args.write()?;
-    let rows = logits.par_chunks(vocab).zip(sampling.par_chunks(4)).zip(uniforms).zip(tokens);
-    rows.for_each(|(((logits, how), uniform), token)| {
-        let how = [how[0], how[1], how[2], how[3]];
-        *token = f32::from_bits(sample(logits, how, *uniform));
-    });
+    cut.rows(logits.len() / vocab, elements() / vocab, |rows| {
+        tokens[rows.clone()].par_iter_mut().zip(rows).for_each(|(token, row)| {
+            let how = [0, 1, 2, 3].map(|i| sampling[4 * row + i]);
+            *token = f32::from_bits(sample(&logits[row * vocab..(row + 1) * vocab], how, uniforms[row]));
+        });
+        Ok(())
+    })?;
     Ok(())
 }
 
