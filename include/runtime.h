@@ -1542,13 +1542,11 @@ runtime_status runtime_engine_release(runtime_engine engine);
  * NULL) is 1 when there is more to do, else 0.
  *
  * Prompts, answers and training are cut into slices that end with the budget: on the CPU within some tenths of a
- * millisecond, elsewhere within one operation of the model. Call it once a frame from one thread; a second thread gets RUNTIME_ERROR_BUSY. Models
+ * millisecond, through wgpu within one operation of the model, on CUDA within a few operations of a training step and
+ * between the steps of an answer. Call it once a frame from one thread; a second thread gets RUNTIME_ERROR_BUSY. Models
  * are loaded and jobs are prepared on threads of their own meanwhile.
  */
-runtime_status runtime_engine_step(runtime_engine engine,
-                                   uint32_t budget_us,
-                                   uint32_t *busy,
-                                   runtime_error *error);
+runtime_status runtime_engine_step(runtime_engine engine, uint32_t budget_us, uint32_t *busy, runtime_error *error);
 
 /**
  * Works on nothing from the next slice on, until runtime_engine_resume. Loading goes on, cancelling works.
@@ -1930,8 +1928,8 @@ runtime_status runtime_session_save_state_with_cache(runtime_session session,
                                                      runtime_error *error);
 
 /**
- * Makes a session of what runtime_session_save_state or runtime_session_save_state_with_cache gave. The model must be the same, and adapters the same with the same
- * scales; damaged bytes give RUNTIME_ERROR_FORMAT.
+ * Makes a session of what runtime_session_save_state or runtime_session_save_state_with_cache gave. The model must be
+ * the same, and adapters the same with the same scales; damaged bytes give RUNTIME_ERROR_FORMAT.
  */
 runtime_status runtime_session_load_state(runtime_model model,
                                           const void *data,

@@ -41,7 +41,11 @@ const PUBLISHES: usize = 1000;
 const ANSWERS: usize = 100;
 
 fn layout(model: &LoadedModel) -> LoraLayout {
-    LoraLayout::new(model.config(), RANK, 1, &Projection::ALL)
+    layout_of(model, RANK)
+}
+
+fn layout_of(model: &LoadedModel, rank: usize) -> LoraLayout {
+    LoraLayout::new(model.config(), rank, 1, &Projection::ALL)
 }
 
 /// Numbers of an adapter that changes answers.
@@ -59,12 +63,16 @@ fn on_device(model: &LoadedModel, seed: u64) -> DeviceAdapter {
 }
 
 fn engine(model: &Arc<LoadedModel>, places: usize) -> Engine {
+    engine_of(model, places, 2 * RANK)
+}
+
+fn engine_of(model: &Arc<LoadedModel>, places: usize, max_rank: usize) -> Engine {
     let options = EngineOptions {
         max_seqs: 8,
         max_len: Some(256),
         kv: KvSize::Tokens(2048),
         max_adapters: places,
-        max_rank: 2 * RANK,
+        max_rank,
         ..EngineOptions::default()
     };
     Engine::start(model.clone(), options).unwrap()
@@ -246,7 +254,8 @@ fn published_as_loaded(model: Arc<LoadedModel>) {
 /// What the engine says of a text with a published adapter, and what the training forward does: log-probabilities of all
 /// tokens but the first.
 fn both(model: &Arc<LoadedModel>, text: &[u32]) -> (Vec<f32>, Vec<f32>) {
-    let (layout, engine) = (layout(model), engine(model, 1));
+    // The place on the device is for a larger rank, and what is left of it is zero.
+    let (layout, engine) = (layout_of(model, 16), engine_of(model, 1, 32));
     let options = TrainerOptions {
         tokens: text.len(),
         max_len: 256,
@@ -279,9 +288,7 @@ fn served_log_probabilities_are_those_of_training() {
         let (served, trained) = both(&model, &text);
         let worst = served.iter().zip(&trained).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         println!("{}: log-probabilities differ by {worst:e} at most", model.name);
-        // Products of other numbers of rows add in another order: over 30 layers of 4-bit weights that is 1.7e-5.
-        let most = if model.config().layers > 10 { 3e-5 } else { 1e-5 };
-        assert!(served.len() > 40 && worst <= most, "{worst}");
+        assert!(served.len() > 40 && worst <= 1e-5, "{worst}");
     }
 }
 

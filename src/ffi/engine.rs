@@ -155,7 +155,8 @@ pub extern "C" fn runtime_engine_release(engine: runtime_engine) -> runtime_stat
 /// NULL) is 1 when there is more to do, else 0.
 ///
 /// Prompts, answers and training are cut into slices that end with the budget: on the CPU within some tenths of a
-/// millisecond, elsewhere within one operation of the model. Call it once a frame from one thread; a second thread gets RUNTIME_ERROR_BUSY. Models
+/// millisecond, through wgpu within one operation of the model, on CUDA within a few operations of a training step and
+/// between the steps of an answer. Call it once a frame from one thread; a second thread gets RUNTIME_ERROR_BUSY. Models
 /// are loaded and jobs are prepared on threads of their own meanwhile.
 ///
 /// # Safety

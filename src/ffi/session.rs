@@ -499,8 +499,8 @@ pub unsafe extern "C" fn runtime_session_save_state_with_cache(
     unsafe { guarded("runtime_session_save_state_with_cache", error, body) }
 }
 
-/// Makes a session of what runtime_session_save_state or runtime_session_save_state_with_cache gave. The model must be the same, and adapters the same with the same
-/// scales; damaged bytes give RUNTIME_ERROR_FORMAT.
+/// Makes a session of what runtime_session_save_state or runtime_session_save_state_with_cache gave. The model must be
+/// the same, and adapters the same with the same scales; damaged bytes give RUNTIME_ERROR_FORMAT.
 ///
 /// # Safety
 /// Pointers are NULL or valid as described.

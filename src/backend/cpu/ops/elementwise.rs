@@ -142,7 +142,8 @@ pub fn copy(cut: &mut Cut, mut args: Args) -> Result<()> {
 pub fn accumulate(cut: &mut Cut, mut args: Args) -> Result<()> {
     let x = args.read()?;
     let y = args.write()?;
-    cut.rows(x.len(), 4 * elements(), |range| {
+    // Of rows that live in one of them only there is nothing to add.
+    cut.rows(x.len().min(y.len()), 4 * elements(), |range| {
         let chunks = y[range.clone()].par_chunks_mut(CHUNK).zip(x[range].par_chunks(CHUNK));
         chunks.for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
         Ok(())
