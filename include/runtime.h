@@ -347,7 +347,7 @@
 #define RUNTIME_SCHEDULE_COSINE 1
 
 /**
- * It stays.
+ * It stays, after the warm-up.
  */
 #define RUNTIME_SCHEDULE_CONSTANT 2
 

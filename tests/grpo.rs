@@ -42,7 +42,7 @@ fn recipe(folder: &Path, steps: usize) -> Recipe {
         warmup_steps: 0,
         max_steps: Some(steps),
         weight_decay: 0.0,
-        schedule: Schedule::Constant,
+        schedule: Schedule::ConstantWithWarmup,
         ..Recipe::default()
     }
 }

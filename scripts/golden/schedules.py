@@ -16,6 +16,7 @@ CASES = [  # name in transformers, warm-up, steps, lr, further settings
     ("cosine", 3, 20, 1e-3, {"num_cycles": 1.5}),
     ("cosine_with_restarts", 5, 50, 2e-4, {}),
     ("cosine_with_restarts", 2, 40, 1e-3, {"num_cycles": 3}),
+    ("constant", 5, 20, 2e-4, {}),
     ("constant_with_warmup", 5, 20, 2e-4, {}),
     ("inverse_sqrt", 5, 50, 2e-4, {}),
     ("inverse_sqrt", 0, 10, 2e-4, {}),

@@ -29,7 +29,7 @@ pub struct runtime_training {
 pub const RUNTIME_SCHEDULE_LINEAR: i32 = 0;
 /// It falls along a cosine.
 pub const RUNTIME_SCHEDULE_COSINE: i32 = 1;
-/// It stays.
+/// It stays, after the warm-up.
 pub const RUNTIME_SCHEDULE_CONSTANT: i32 = 2;
 
 /// AdamW with 32-bit state.
@@ -193,7 +193,7 @@ unsafe fn recipe(options: &runtime_training_options, longest: usize) -> Result<R
         schedule: match options.schedule {
             RUNTIME_SCHEDULE_LINEAR => Schedule::Linear,
             RUNTIME_SCHEDULE_COSINE => Schedule::Cosine,
-            RUNTIME_SCHEDULE_CONSTANT => Schedule::Constant,
+            RUNTIME_SCHEDULE_CONSTANT => Schedule::ConstantWithWarmup,
             other => return Err(one_of("schedule", other)),
         },
         optim: match options.optimizer {

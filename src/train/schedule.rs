@@ -16,8 +16,10 @@ pub enum Schedule {
     Cosine,
     /// Falls to 0 along half a cosine wave, `num_cycles` times (`get_cosine_with_hard_restarts_schedule_with_warmup`).
     CosineWithRestarts,
-    /// Stays (`get_constant_schedule_with_warmup`).
+    /// Is the same in every step: there is no warm-up (`get_constant_schedule`).
     Constant,
+    /// Stays after the warm-up (`get_constant_schedule_with_warmup`).
+    ConstantWithWarmup,
     /// Falls with the root of the step (`get_inverse_sqrt_schedule`).
     InverseSqrt,
     /// Falls to `lr_end` along `(1 − progress)^power` (`get_polynomial_decay_schedule_with_warmup`).
@@ -32,11 +34,13 @@ impl FromStr for Schedule {
             "linear" => Ok(Self::Linear),
             "cosine" => Ok(Self::Cosine),
             "cosine_with_restarts" => Ok(Self::CosineWithRestarts),
-            "constant" | "constant_with_warmup" => Ok(Self::Constant),
+            "constant" => Ok(Self::Constant),
+            "constant_with_warmup" => Ok(Self::ConstantWithWarmup),
             "inverse_sqrt" => Ok(Self::InverseSqrt),
             "polynomial" => Ok(Self::Polynomial),
             other => Err(Error::invalid(format!(
-                "unknown schedule '{other}': use linear, cosine, cosine_with_restarts, constant, inverse_sqrt or polynomial"
+                "unknown schedule '{other}': use linear, cosine, cosine_with_restarts, constant, \
+                 constant_with_warmup, inverse_sqrt or polynomial"
             ))),
         }
     }
@@ -78,7 +82,7 @@ impl LrCurve {
 
     fn factor(&self, step: usize) -> f64 {
         let (step, warmup, total) = (step as f64, self.warmup_steps as f64, self.total_steps as f64);
-        if step < warmup {
+        if step < warmup && self.schedule != Schedule::Constant {
             return step / warmup.max(1.0);
         }
         let rest = (total - warmup).max(1.0);
@@ -90,7 +94,7 @@ impl LrCurve {
             Schedule::CosineWithRestarts => {
                 (0.5 * (1.0 + (PI * (self.num_cycles.unwrap_or(1.0) * progress % 1.0)).cos())).max(0.0)
             }
-            Schedule::Constant => 1.0,
+            Schedule::Constant | Schedule::ConstantWithWarmup => 1.0,
             Schedule::InverseSqrt => {
                 let timescale = if self.warmup_steps > 0 { warmup } else { 10_000.0 };
                 ((step + timescale - warmup) / timescale).sqrt().recip()

@@ -73,7 +73,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     warmup_steps: usize,
     /// Learning rate after the warm-up
-    #[arg(long, value_name = "linear|cosine|constant", default_value = "constant")]
+    #[arg(long, value_name = "linear|cosine|constant_with_warmup|…", default_value = "constant_with_warmup")]
     schedule: Schedule,
     /// Decoupled weight decay
     #[arg(long, value_name = "D", default_value_t = 0.0)]

@@ -125,8 +125,8 @@ struct Fields {
     #[arg(long, value_name = "NORM", alias = "max_grad_norm")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_grad_norm: Option<f64>,
-    /// Learning rate after the warm-up: linear (the default), cosine, cosine_with_restarts, constant, inverse_sqrt,
-    /// polynomial
+    /// Learning rate after the warm-up: linear (the default), cosine, cosine_with_restarts, constant (without a
+    /// warm-up), constant_with_warmup, inverse_sqrt, polynomial
     #[arg(long, value_name = "NAME", aliases = ["lr-scheduler-type", "lr_scheduler_type"])]
     #[serde(skip_serializing_if = "Option::is_none")]
     schedule: Option<Schedule>,
