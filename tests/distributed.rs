@@ -106,8 +106,16 @@ fn three_processes_on_pairs_with_a_last_step_that_is_not_whole() {
 fn a_run_of_two_resumes_with_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
-    let run =
-        ["--data", "tests/golden/sft/data.jsonl", "--dropout", "0.1", "--schedule", "constant_with_warmup", "--resume", "auto"];
+    let run = [
+        "--data",
+        "tests/golden/sft/data.jsonl",
+        "--dropout",
+        "0.1",
+        "--schedule",
+        "constant_with_warmup",
+        "--resume",
+        "auto",
+    ];
     let steps = |n: &'static str| [&run[..], &["--max-steps", n]].concat();
     together(&whole, &steps("6"), 2);
     together(&broken, &steps("3"), 2);

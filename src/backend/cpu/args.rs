@@ -3,7 +3,7 @@
 //! Disjointness is checked at every step by construction (slices are split off one by one), so an overlap in
 //! a memory plan shows up here as an error instead of as wrong numbers.
 
-use super::cut::{gemm_unit, gemm_units};
+use super::cut::{Grain, gemm_unit, gemm_units};
 use super::gemm::Mat;
 use super::weight::Weight;
 use crate::error::{Error, Result};
@@ -92,10 +92,10 @@ impl WeightArg<'_> {
     }
 
     /// Units of [`WeightArg::product`].
-    pub fn product_units(&self, rows: usize, k: usize) -> usize {
+    pub fn product_units(&self, grain: Grain, rows: usize, k: usize) -> usize {
         match self {
-            Self::File(weight) => weight.product_units(rows),
-            Self::Dense(_) => gemm_units((rows, self.n(k), k)),
+            Self::File(weight) => weight.product_units(grain, rows),
+            Self::Dense(_) => gemm_units(grain, (rows, self.n(k), k)),
         }
     }
 
@@ -105,26 +105,26 @@ impl WeightArg<'_> {
     /// [`Error::Internal`] for shapes that do not fit.
     pub fn product(
         &self,
-        unit: usize,
+        (grain, unit): (Grain, usize),
         x: &[f32],
         k: usize,
         out: &mut [f32],
         tile: &mut Vec<f32>,
     ) -> Result<(Range<usize>, Range<usize>)> {
         match self {
-            Self::File(weight) => weight.product(unit, x, out, tile),
+            Self::File(weight) => weight.product((grain, unit), x, out, tile),
             Self::Dense(w) => {
                 let (rows, n) = (x.len() / k.max(1), self.n(k));
-                gemm_unit(unit, (rows, n, k), out, n, false, 1.0, Mat::rows(x, k), Mat::rows(w, k).t())
+                gemm_unit(grain, unit, (rows, n, k), out, n, false, 1.0, Mat::rows(x, k), Mat::rows(w, k).t())
             }
         }
     }
 
     /// Units of [`WeightArg::product_dx`].
-    pub fn dx_units(&self, rows: usize, k: usize) -> usize {
+    pub fn dx_units(&self, grain: Grain, rows: usize, k: usize) -> usize {
         match self {
-            Self::File(weight) => weight.dx_units(rows),
-            Self::Dense(_) => gemm_units((rows, k, self.n(k))),
+            Self::File(weight) => weight.dx_units(grain, rows),
+            Self::Dense(_) => gemm_units(grain, (rows, k, self.n(k))),
         }
     }
 
@@ -135,7 +135,7 @@ impl WeightArg<'_> {
     #[allow(clippy::too_many_arguments)] // sizes and operands of a product
     pub fn product_dx(
         &self,
-        unit: usize,
+        (grain, unit): (Grain, usize),
         dy: &[f32],
         k: usize,
         alpha: f32,
@@ -144,10 +144,11 @@ impl WeightArg<'_> {
         tile: &mut Vec<f32>,
     ) -> Result<()> {
         match self {
-            Self::File(weight) => weight.product_dx(unit, dy, alpha, dx, accumulate, tile),
+            Self::File(weight) => weight.product_dx((grain, unit), dy, alpha, dx, accumulate, tile),
             Self::Dense(w) => {
                 let (rows, n) = (dx.len() / k.max(1), self.n(k));
-                gemm_unit(unit, (rows, k, n), dx, k, accumulate, alpha, Mat::rows(dy, n), Mat::rows(w, k)).map(|_| ())
+                let (dy, w) = (Mat::rows(dy, n), Mat::rows(w, k));
+                gemm_unit(grain, unit, (rows, k, n), dx, k, accumulate, alpha, dy, w).map(|_| ())
             }
         }
     }

@@ -1,14 +1,14 @@
 //! Ops in units of work, so that a run can stop inside one: a large product takes longer than a slice of a frame.
 //!
-//! An op does the same units in the same order whether or not it is cut: how work is divided decides in which order sums are
-//! made, and a cut run must give the same bits.
+//! An op makes the same sums in the same order whether or not it is cut: how they are divided decides that order, and a cut run must
+//! give the same bits. Products that nobody waits for have larger units ([`Grain`]), with the same sums.
 
 use super::gemm::{Mat, gemm};
 use crate::error::Result;
 use std::any::Any;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Multiply-adds of a unit, for each thread: a fifth of a millisecond on a core with AVX2.
 const PRODUCTS: usize = 6 << 20;
@@ -30,6 +30,22 @@ pub const ALIGN: usize = 32;
 
 /// Decoding an element takes as long as so many multiply-adds.
 const DECODE: usize = 32;
+
+/// Elements of a coarse tile of a weight: it stays in the caches between decoding and the product.
+const COARSE_TILE: usize = 768 << 10;
+
+/// An op whose deadline is this far away is divided coarsely.
+const UNHURRIED: Duration = Duration::from_secs(1);
+
+/// How large units of a product are. Sums are divided alike, so the bits are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Grain {
+    /// As long as the module says: an op can stop soon.
+    #[default]
+    Fine,
+    /// A tile with all rows: a fifth less time in all.
+    Coarse,
+}
 
 /// By what all sizes are divided.
 static FINER: AtomicUsize = AtomicUsize::new(1);
@@ -65,6 +81,7 @@ pub struct Cut {
     kept: Option<Box<dyn Any + Send>>,
     deadline: Option<Instant>,
     stopped: bool,
+    grain: Grain,
 }
 
 impl Cut {
@@ -72,6 +89,15 @@ impl Cut {
     pub(super) fn go_on(&mut self, deadline: Option<Instant>) {
         self.deadline = deadline;
         self.stopped = false;
+        if self.next == 0 {
+            let hurried = deadline.is_some_and(|at| at.saturating_duration_since(Instant::now()) < UNHURRIED);
+            self.grain = if hurried { Grain::Fine } else { Grain::Coarse };
+        }
+    }
+
+    /// How its products are divided, from the first unit to the last.
+    pub fn grain(&self) -> Grain {
+        self.grain
     }
 
     /// The unit before which the op has stopped; `None` when it is done, and the next one begins anew.
@@ -131,11 +157,17 @@ pub struct Tiling {
 impl Tiling {
     /// `rows` by `outs` sums of `depth` terms. Tiles begin at multiples of `align`, pieces at those of 256, where the blocks of all
     /// types begin.
-    pub fn new(rows: usize, outs: usize, depth: usize, align: usize) -> Self {
+    pub fn new(grain: Grain, rows: usize, outs: usize, depth: usize, align: usize) -> Self {
         let pieces = depth.div_ceil(finer(DEPTH, 256)).max(1);
         let piece = if pieces == 1 { depth.max(1) } else { depth.div_ceil(pieces).next_multiple_of(256) };
-        let block = rows.clamp(1, finer(BLOCK_ROWS, 8));
-        let tile = products_of_a_thread() * rayon::current_num_threads() / (piece * (block + DECODE));
+        let (block, tile) = match grain {
+            Grain::Coarse => (rows.max(1), finer(COARSE_TILE, 1) / piece),
+            Grain::Fine => {
+                let block = rows.clamp(1, finer(BLOCK_ROWS, 8));
+                let products = products_of_a_thread() * rayon::current_num_threads();
+                (block, products / (piece * (block + DECODE)))
+            }
+        };
         let tile = (tile / align * align).max(align).min(outs.max(1));
         Self { sizes: [outs, depth, rows], steps: [tile, piece, block] }
     }
@@ -172,15 +204,16 @@ pub fn gemm_in_units(
     lhs: Mat,
     rhs: Mat,
 ) -> Result<()> {
-    cut.units(gemm_units((m, n, k)), |unit| {
-        gemm_unit(unit, (m, n, k), dst, dst_row, accumulate, alpha, lhs, rhs).map(|_| ())
+    let grain = cut.grain();
+    cut.units(gemm_units(grain, (m, n, k)), |unit| {
+        gemm_unit(grain, unit, (m, n, k), dst, dst_row, accumulate, alpha, lhs, rhs).map(|_| ())
     })?;
     Ok(())
 }
 
 /// Units of [`gemm_unit`].
-pub fn gemm_units((m, n, k): (usize, usize, usize)) -> usize {
-    if m * n == 0 { 0 } else { Tiling::new(m, n, k, ALIGN).units() }
+pub fn gemm_units(grain: Grain, (m, n, k): (usize, usize, usize)) -> usize {
+    if m * n == 0 { 0 } else { Tiling::new(grain, m, n, k, ALIGN).units() }
 }
 
 /// One of the units of [`gemm_in_units`], which are done in order. Gives the rows and columns of `dst` that are complete now.
@@ -189,6 +222,7 @@ pub fn gemm_units((m, n, k): (usize, usize, usize)) -> usize {
 /// Those of [`gemm`].
 #[allow(clippy::too_many_arguments)] // the BLAS signature
 pub fn gemm_unit(
+    grain: Grain,
     unit: usize,
     (m, n, k): (usize, usize, usize),
     dst: &mut [f32],
@@ -198,7 +232,7 @@ pub fn gemm_unit(
     lhs: Mat,
     rhs: Mat,
 ) -> Result<(Range<usize>, Range<usize>)> {
-    let [outs, terms, rows] = Tiling::new(m, n, k, ALIGN).unit(unit);
+    let [outs, terms, rows] = Tiling::new(grain, m, n, k, ALIGN).unit(unit);
     let dst = &mut dst[rows.start * dst_row + outs.start..];
     let lhs = Mat { data: &lhs.data[rows.start * lhs.row + terms.start * lhs.col..], ..lhs };
     let rhs = Mat { data: &rhs.data[terms.start * rhs.row + outs.start * rhs.col..], ..rhs };
@@ -214,15 +248,17 @@ mod tests {
     #[test]
     fn units_cover_a_product_once() {
         for (rows, outs, depth) in [(1, 1, 1), (5, 49152, 576), (130, 300, 1537), (512, 576, 4096), (7, 14336, 4096)] {
-            let tiling = Tiling::new(rows, outs, depth, ALIGN);
-            let mut covered = 0;
-            for unit in 0..tiling.units() {
-                let [o, t, r] = tiling.unit(unit);
-                covered += o.len() * t.len() * r.len();
-                assert!(o.start % ALIGN == 0 && o.end <= outs && r.end <= rows, "{o:?} {r:?}");
-                assert!(t.start % 256 == 0 && t.end <= depth, "{t:?}");
+            for grain in [Grain::Fine, Grain::Coarse] {
+                let tiling = Tiling::new(grain, rows, outs, depth, ALIGN);
+                let mut covered = 0;
+                for unit in 0..tiling.units() {
+                    let [o, t, r] = tiling.unit(unit);
+                    covered += o.len() * t.len() * r.len();
+                    assert!(o.start % ALIGN == 0 && o.end <= outs && r.end <= rows, "{o:?} {r:?}");
+                    assert!(t.start % 256 == 0 && t.end <= depth, "{t:?}");
+                }
+                assert_eq!(covered, rows * outs * depth);
             }
-            assert_eq!(covered, rows * outs * depth);
         }
     }
 

@@ -4,7 +4,7 @@
 // A closure can be marked `inline(always)`, a function passed by name cannot: see `simd::dispatch`.
 #![allow(clippy::redundant_closure)]
 
-use super::cut::{ALIGN, Tiling, products_of_few};
+use super::cut::{ALIGN, Grain, Tiling, products_of_few};
 use super::gemm::{Mat, gemm};
 use super::simd::{dispatch, dot};
 use crate::error::{Error, Result};
@@ -189,11 +189,11 @@ impl Weight {
     }
 
     /// Units of [`Weight::product`].
-    pub fn product_units(&self, rows: usize) -> usize {
+    pub fn product_units(&self, grain: Grain, rows: usize) -> usize {
         match rows {
             0 => 0,
             1..=MATVEC_ROWS => self.n().div_ceil(self.outputs_of_few(rows)),
-            _ => Tiling::new(rows, self.n(), self.k(), ALIGN).units(),
+            _ => Tiling::new(grain, rows, self.n(), self.k(), ALIGN).units(),
         }
     }
 
@@ -204,7 +204,7 @@ impl Weight {
     /// [`Error::Internal`] for shapes that do not fit.
     pub fn product(
         &self,
-        unit: usize,
+        (grain, unit): (Grain, usize),
         x: &[f32],
         out: &mut [f32],
         tile: &mut Vec<f32>,
@@ -222,7 +222,7 @@ impl Weight {
             }
             return Ok((0..rows, outs));
         }
-        let [outs, terms, block] = Tiling::new(rows, n, k, ALIGN).unit(unit);
+        let [outs, terms, block] = Tiling::new(grain, rows, n, k, ALIGN).unit(unit);
         let weight = self.tile(&outs, &terms, tile, block.start == 0);
         let x = Mat::rows(&x[block.start * k + terms.start..], k);
         let sizes = (block.len(), outs.len(), terms.len());
@@ -231,12 +231,12 @@ impl Weight {
     }
 
     /// Units of [`Weight::product_dx`].
-    pub fn dx_units(&self, rows: usize) -> usize {
-        if rows == 0 { 0 } else { self.dx_tiling(rows).units() }
+    pub fn dx_units(&self, grain: Grain, rows: usize) -> usize {
+        if rows == 0 { 0 } else { self.dx_tiling(grain, rows).units() }
     }
 
-    fn dx_tiling(&self, rows: usize) -> Tiling {
-        Tiling::new(rows, self.k(), self.n(), self.tensor.dtype.block_len().max(ALIGN))
+    fn dx_tiling(&self, grain: Grain, rows: usize) -> Tiling {
+        Tiling::new(grain, rows, self.k(), self.n(), self.tensor.dtype.block_len().max(ALIGN))
     }
 
     /// A unit of `dx[t, k] (+)= alpha · dy[t, n] · self`, see [`Weight::product`].
@@ -245,7 +245,7 @@ impl Weight {
     /// As [`Weight::product`].
     pub fn product_dx(
         &self,
-        unit: usize,
+        (grain, unit): (Grain, usize),
         dy: &[f32],
         alpha: f32,
         dx: &mut [f32],
@@ -257,7 +257,7 @@ impl Weight {
         if rows * n != dy.len() || rows * k != dx.len() {
             return Err(Error::internal(format!("product: {} and {} do not fit [{n}, {k}]", dx.len(), dy.len())));
         }
-        let [outs, terms, block] = self.dx_tiling(rows).unit(unit);
+        let [outs, terms, block] = self.dx_tiling(grain, rows).unit(unit);
         let weight = self.tile(&terms, &outs, tile, block.start == 0);
         let dy = Mat::rows(&dy[block.start * n + terms.start..], n);
         let sizes = (block.len(), outs.len(), terms.len());

@@ -20,12 +20,13 @@ pub fn shrink(cut: &mut Cut, mut args: Args, k: usize, rank: usize, has_slots: b
         return gemm_in_units(cut, (rows, rank, k), out, rank, false, 1.0, Mat::rows(x, k), a);
     };
     let slots = &slots[..slots.len().min(out.len() / rank)];
+    let grain = cut.grain();
     in_pieces(cut, slots, (rank, k), |rows, together| {
         let (out, x) = (&mut out[rows.start * rank..rows.end * rank], &x[rows.start * k..rows.end * k]);
         if let Some(unit) = together {
             let Some(a) = of_slot(a, slots[rows.start], rank * k)? else { return Ok(()) };
             let (sizes, a) = ((rows.len(), rank, k), Mat::rows(a, k).t());
-            return gemm_unit(unit, sizes, out, rank, false, 1.0, Mat::rows(x, k), a).map(|_| ());
+            return gemm_unit(grain, unit, sizes, out, rank, false, 1.0, Mat::rows(x, k), a).map(|_| ());
         }
         out.par_chunks_mut(rank).zip(x.par_chunks(k)).zip(&slots[rows]).try_for_each(|((out, x), slot)| {
             let Some(a) = of_slot(a, *slot, rank * k)? else {
@@ -54,13 +55,14 @@ pub fn expand(cut: &mut Cut, mut args: Args, n: usize, rank: usize, has_slots: b
         return gemm_in_units(cut, (rows, n, rank), y, n, true, scales[0], Mat::rows(u, rank), b);
     };
     let slots = &slots[..slots.len().min(y.len() / n)];
+    let grain = cut.grain();
     in_pieces(cut, slots, (n, rank), |rows, together| {
         let (y, u) = (&mut y[rows.start * n..rows.end * n], &u[rows.start * rank..rows.end * rank]);
         if let Some(unit) = together {
             let slot = slots[rows.start];
             let Some(b) = of_slot(b, slot, n * rank)? else { return Ok(()) };
             let (sizes, b) = ((rows.len(), n, rank), Mat::rows(b, rank).t());
-            return gemm_unit(unit, sizes, y, n, true, scales[slot as usize], Mat::rows(u, rank), b).map(|_| ());
+            return gemm_unit(grain, unit, sizes, y, n, true, scales[slot as usize], Mat::rows(u, rank), b).map(|_| ());
         }
         y.par_chunks_mut(n).zip(u.par_chunks(rank)).zip(&slots[rows]).try_for_each(|((y, u), slot)| {
             let Some(b) = of_slot(b, *slot, n * rank)? else { return Ok(()) };
@@ -85,13 +87,14 @@ fn in_pieces(
     (n, k): (usize, usize),
     mut work: impl FnMut(Range<usize>, Option<usize>) -> Result<()>,
 ) -> Result<()> {
+    let grain = cut.grain();
     let step = (products_of_few() / (n * k).max(1)).max(1);
     let (mut units, mut start) = (Vec::new(), 0);
     for same in slots.chunk_by(|a, b| a == b) {
         let rows = start..start + same.len();
         start = rows.end;
         if same[0] != u32::MAX && rows.len() >= TOGETHER {
-            units.extend((0..gemm_units((rows.len(), n, k))).map(|unit| (rows.clone(), Some(unit))));
+            units.extend((0..gemm_units(grain, (rows.len(), n, k))).map(|unit| (rows.clone(), Some(unit))));
             continue;
         }
         for start in rows.clone().step_by(step) {

@@ -34,19 +34,20 @@ pub fn head_loss(cut: &mut Cut, mut args: Args, parts: &Parts, smoothing: f32) -
     let chunk = scratch.len() / vocab;
     // Only counted rows are multiplied with the head: prompts cost nothing here.
     let counted: Vec<usize> = (0..loss.len()).filter(|t| labels[*t] != u32::MAX).collect();
+    let grain = cut.grain();
     let at_a_time = (elements() / vocab).max(1);
     let mut works = vec![(&counted[..0], Work::Begin)];
     for rows in counted.chunks(chunk) {
         works.push((rows, Work::Pick));
-        works.extend((0..weight.product_units(rows.len(), k)).map(|unit| (rows, Work::Product(unit))));
+        works.extend((0..weight.product_units(grain, rows.len(), k)).map(|unit| (rows, Work::Product(unit))));
         let pieces = (0..rows.len()).step_by(at_a_time).map(|at| at..(at + at_a_time).min(rows.len()));
         works.extend(pieces.map(|piece| (rows, Work::Loss(piece))));
         if dx.is_some() {
-            works.extend((0..weight.dx_units(rows.len(), k)).map(|unit| (rows, Work::Dx(unit))));
+            works.extend((0..weight.dx_units(grain, rows.len(), k)).map(|unit| (rows, Work::Dx(unit))));
             works.push((rows, Work::Place));
         }
         if dw.is_some() {
-            works.extend((0..gemm_units((vocab, k, rows.len()))).map(|unit| (rows, Work::Dw(unit))));
+            works.extend((0..gemm_units(grain, (vocab, k, rows.len()))).map(|unit| (rows, Work::Dw(unit))));
         }
     }
     let mut kept: Kept = cut.take();
@@ -67,7 +68,7 @@ pub fn head_loss(cut: &mut Cut, mut args: Args, parts: &Parts, smoothing: f32) -
                 gradient.resize(picked.len(), 0.0);
             }
             Work::Product(unit) => {
-                weight.product(*unit, picked, k, logits, tile)?;
+                weight.product((grain, *unit), picked, k, logits, tile)?;
             }
             Work::Loss(part) => {
                 let logits = logits[part.start * vocab..part.end * vocab].par_chunks_mut(vocab);
@@ -77,11 +78,11 @@ pub fn head_loss(cut: &mut Cut, mut args: Args, parts: &Parts, smoothing: f32) -
                 let losses: Vec<f32> = logits.zip(&rows[part.clone()]).map(one).collect::<Result<_>>()?;
                 rows[part.clone()].iter().zip(losses).for_each(|(t, value)| loss[*t] = value);
             }
-            Work::Dx(unit) => weight.product_dx(*unit, logits, k, 1.0, gradient, false, tile)?,
+            Work::Dx(unit) => weight.product_dx((grain, *unit), logits, k, 1.0, gradient, false, tile)?,
             Work::Dw(unit) => {
                 let Some(dw) = dw.as_deref_mut() else { return Ok(()) };
                 let (dy, x) = (Mat::rows(logits, vocab).t(), Mat::rows(picked, k));
-                gemm_unit(*unit, (vocab, k, rows.len()), dw, k, true, dw_scale, dy, x)?;
+                gemm_unit(grain, *unit, (vocab, k, rows.len()), dw, k, true, dw_scale, dy, x)?;
             }
             Work::Place => {
                 let Some(dx) = dx.as_deref_mut() else { return Ok(()) };

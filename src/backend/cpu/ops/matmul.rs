@@ -37,9 +37,9 @@ pub fn forward(cut: &mut Cut, mut args: Args, k: usize, has_bias: bool, has_resi
     let residual = args.read_if(has_residual)?;
     let out = args.write()?;
     let n = weight.n(k);
-    let mut tile = cut.take();
-    cut.units(weight.product_units(x.len() / k, k), |unit| {
-        let (rows, cols) = weight.product(unit, x, k, out, &mut tile)?;
+    let (mut tile, grain) = (cut.take(), cut.grain());
+    cut.units(weight.product_units(grain, x.len() / k, k), |unit| {
+        let (rows, cols) = weight.product((grain, unit), x, k, out, &mut tile)?;
         for t in rows {
             let place = t * n + cols.start..t * n + cols.end;
             let row = &mut out[place.clone()];
@@ -62,9 +62,9 @@ pub fn dx(cut: &mut Cut, mut args: Args, k: usize, has_scale: bool, accumulate: 
     let weight = args.weight()?;
     let scale = args.read_if(has_scale)?.map_or(1.0, |s| s[0]);
     let dx = args.write()?;
-    let mut tile = cut.take();
-    cut.units(weight.dx_units(dx.len() / k, k), |unit| {
-        weight.product_dx(unit, dy, k, scale, dx, accumulate, &mut tile)
+    let (mut tile, grain) = (cut.take(), cut.grain());
+    cut.units(weight.dx_units(grain, dx.len() / k, k), |unit| {
+        weight.product_dx((grain, unit), dy, k, scale, dx, accumulate, &mut tile)
     })?;
     cut.keep(tile);
     Ok(())
