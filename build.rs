@@ -14,7 +14,7 @@ mod variants;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    hide_symbols();
+    link_library();
     #[cfg(feature = "cuda")]
     cuda::kernels();
 }
@@ -22,7 +22,7 @@ fn main() {
 /// llguidance exports a C interface of its own: it does not leave the shared library. Where the linker puts the program together
 /// from libraries, it is told to hide what they export; where they were merged before (LTO), which names. The linker that Rust
 /// brings along for this target takes a second version script, GNU's does not.
-fn hide_symbols() {
+fn link_library() {
     let target = std::env::var("TARGET").expect("cargo sets TARGET");
     let script =
         std::path::Path::new(&std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("src/ffi/hidden.map");
@@ -32,6 +32,8 @@ fn hide_symbols() {
     }
     if target == "x86_64-unknown-linux-gnu" {
         println!("cargo:rustc-cdylib-link-arg=-Wl,--version-script={}", script.display());
+        // The same machine code once, whatever it was generated for.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,--icf=all");
     }
 }
 
@@ -41,7 +43,6 @@ mod cuda {
     use super::variants::parts;
     use std::fmt::Write as _;
     use std::hash::{DefaultHasher, Hash, Hasher};
-    use std::io::Write as _;
     use std::path::{Path, PathBuf};
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -148,7 +149,7 @@ mod cuda {
             // Named by what it is made of, so that a build compiles again only what has changed.
             let mut hash = DefaultHasher::new();
             (&source, included(&source, headers), option, nvrtc.version).hash(&mut hash);
-            let target = out.join(format!("{}.{arch}.{:016x}.z", part.replace('/', "-"), hash.finish()));
+            let target = out.join(format!("{}.{arch}.{:016x}.zst", part.replace('/', "-"), hash.finish()));
             let assembled = arch == "sm_90a";
             if target.exists() && (!assembled || report_of(&target).exists()) {
                 return Some(target);
@@ -157,8 +158,8 @@ mod cuda {
             let compiled = nvrtc
                 .compile(&file_name(path), &source, headers, arch, &options)
                 .unwrap_or_else(|log| panic!("kernels/{part} for {arch}: {log}"));
-            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
-            let packed = encoder.write_all(&compiled.image).and_then(|()| encoder.finish()).expect("a vector grows");
+            // Half of what zlib makes of them, and faster to unpack.
+            let packed = zstd::encode_all(&compiled.image[..], 19).expect("a vector grows");
             if assembled {
                 fs::write(report_of(&target), &compiled.log).expect("OUT_DIR can be written");
             }

@@ -191,6 +191,7 @@ fn alpaca_without_a_chat_template() {
 }
 
 /// The same 48 rows as JSON Lines, as a JSON list and as Parquet (written by pyarrow, in both of its usual compressions).
+#[cfg(feature = "parquet")]
 #[test]
 fn json_and_parquet_give_the_same_rows() {
     let text = std::fs::read_to_string(golden("sft/data.jsonl")).unwrap();

@@ -6,8 +6,10 @@
 //! | `.json` | one list of objects, or objects one after another | line on which the row starts |
 //! | anything else | one object a line; empty lines are passed over | line |
 
+#[cfg(feature = "parquet")]
+mod columns;
+
 use crate::error::{Error, Result};
-use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use std::fmt;
@@ -110,7 +112,7 @@ pub fn each_row(path: &Path, f: &mut dyn FnMut(usize, Result<Value>) -> Result<(
     let parquet = ends("parquet") || (file.read_exact(&mut magic).is_ok() && &magic == b"PAR1");
     file.rewind().map_err(|e| Error::io(path, e))?;
     if parquet {
-        return parquet_rows(path, file, f);
+        return columns::rows(path, file, f);
     }
     let reader = BufReader::with_capacity(1 << 16, file);
     if ends("json") { json_rows(path, reader, f) } else { lines(path, reader, f) }
@@ -216,25 +218,13 @@ impl Cut {
     }
 }
 
-fn parquet_rows(path: &Path, file: File, f: &mut dyn FnMut(usize, Result<Value>) -> Result<()>) -> Result<()> {
-    let wrong = |e: parquet::errors::ParquetError| {
-        Error::format(path.display().to_string(), "Parquet", e.to_string().replace('\n', " "))
-    };
-    let reader = SerializedFileReader::new(file).map_err(wrong)?;
-    for (index, row) in reader.get_row_iter(None).map_err(wrong)?.enumerate() {
-        f(index + 1, Ok(without_nulls(row.map_err(wrong)?.to_json_value())))?;
-    }
-    Ok(())
-}
+#[cfg(not(feature = "parquet"))]
+mod columns {
+    use super::{Error, File, Path, Result, Value};
 
-/// A column has a value for every row: what a row does not have is null in it.
-fn without_nulls(value: Value) -> Value {
-    match value {
-        Value::Object(map) => {
-            Value::Object(map.into_iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k, without_nulls(v))).collect())
-        }
-        Value::Array(list) => Value::Array(list.into_iter().map(without_nulls).collect()),
-        other => other,
+    pub fn rows(path: &Path, _: File, _: &mut dyn FnMut(usize, Result<Value>) -> Result<()>) -> Result<()> {
+        let path = path.display();
+        Err(Error::unsupported(format!("{path}: this build reads no Parquet: build with --features parquet")))
     }
 }
 

@@ -7,7 +7,6 @@ use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::Read;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -19,7 +18,7 @@ pub struct Kernel {
     pub source: &'static str,
     /// The compiler option that makes the part.
     pub option: Option<&'static str>,
-    /// Machine code for compute capability 9.0a, compressed with zlib.
+    /// Machine code for compute capability 9.0a, compressed with zstd.
     pub cubin: Option<&'static [u8]>,
     /// PTX for 8.0 and newer, compressed.
     pub ptx: Option<&'static [u8]>,
@@ -129,11 +128,8 @@ impl Drop for Library {
 fn image(kernel: &Kernel, arch: u32) -> Result<Vec<u8>> {
     let embedded = if arch == 90 { kernel.cubin } else { kernel.ptx };
     if let Some(compressed) = embedded {
-        let mut image = Vec::new();
-        flate2::read::ZlibDecoder::new(compressed)
-            .read_to_end(&mut image)
-            .map_err(|e| Error::internal(format!("embedded kernels/{}.cu: {e}", kernel.name)))?;
-        return Ok(image);
+        return zstd::decode_all(compressed)
+            .map_err(|e| Error::internal(format!("embedded kernels/{}.cu: {e}", kernel.name)));
     }
     let mut hash = DefaultHasher::new();
     (kernel.source, kernel.option, HEADERS, arch, driver_version()).hash(&mut hash);
@@ -173,4 +169,19 @@ fn cache_folder() -> Option<PathBuf> {
         Some(base.join("runtime"))
     })?;
     Some(root.join("kernels"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_build_has_packed_unpacks() {
+        for kernel in KERNELS {
+            for (arch, packed, magic) in [(90, kernel.cubin, "\x7fELF"), (80, kernel.ptx, "//")] {
+                let image = packed.map(|_| image(kernel, arch).unwrap_or_default());
+                assert!(image.is_none_or(|image| image.starts_with(magic.as_bytes())), "{} for {arch}", kernel.name);
+            }
+        }
+    }
 }
