@@ -378,11 +378,11 @@ fn counts(tokens: u32, gathered: u32, sequences: u32) -> Given {
 #[test]
 fn an_op_stops_between_its_units() {
     let mut b = Builder::new("one product");
-    let weight = b.weight("w", DType::Q4_0, 200, 96);
-    let x = live_input(&mut b, "x", 70, 96);
-    let out = b.output("out", 70, 200, Live::Tokens);
+    let weight = b.weight("w", DType::Q4_0, 2000, 96);
+    let x = live_input(&mut b, "x", 400, 96);
+    let out = b.output("out", 400, 2000, Live::Tokens);
     b.push(Op::MatMul { x, weight, bias: None, residual: None, out }).unwrap();
-    results(cpu::open(ComputeType::F32).unwrap().as_ref(), &Arc::new(b.finish()), &counts(70, 0, 1), 7);
+    results(cpu::open(ComputeType::F32).unwrap().as_ref(), &Arc::new(b.finish()), &counts(400, 0, 1), 7);
     assert!(PARTS.get() >= 20, "{} parts", PARTS.get());
 }
 

@@ -19,8 +19,8 @@ const PRODUCTS_OF_FEW: usize = 1 << 20;
 /// Elements of a unit that reads and writes each of them a few times, for each thread.
 const ELEMENTS: usize = 1 << 16;
 
-/// Rows that are multiplied together: a decoded or packed element is then used often enough.
-const BLOCK_ROWS: usize = 128;
+/// Rows that are multiplied together, at most: a decoded or packed element is then used often enough.
+const BLOCK_ROWS: usize = 160;
 
 /// Terms of a sum that are added up together, at most: about what the product keeps in its caches.
 const DEPTH: usize = 768;
@@ -36,6 +36,11 @@ const COARSE_TILE: usize = 768 << 10;
 
 /// An op whose deadline is this far away is divided coarsely.
 const UNHURRIED: Duration = Duration::from_secs(1);
+
+/// Where a product has no more results than this, or no more than [`SMALL_SIDE`] rows and outputs, the `gemm` crate makes its sums in
+/// another order: units have more, however finely a product is divided, so that their bits do not depend on that.
+const SMALL: usize = 256;
+const SMALL_SIDE: usize = 64;
 
 /// How large units of a product are. Sums are divided alike, so the bits are the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -152,6 +157,8 @@ impl Cut {
 pub struct Tiling {
     sizes: [usize; 3],
     steps: [usize; 3],
+    /// Fewer outputs than this belong to the tile before.
+    least: usize,
 }
 
 impl Tiling {
@@ -163,17 +170,22 @@ impl Tiling {
         let (block, tile) = match grain {
             Grain::Coarse => (rows.max(1), finer(COARSE_TILE, 1) / piece),
             Grain::Fine => {
-                let block = rows.clamp(1, finer(BLOCK_ROWS, 8));
+                let block = rows.div_ceil(rows.div_ceil(BLOCK_ROWS).max(1)).max(1);
                 let products = products_of_a_thread() * rayon::current_num_threads();
                 (block, products / (piece * (block + DECODE)))
             }
         };
-        let tile = (tile / align * align).max(align).min(outs.max(1));
-        Self { sizes: [outs, depth, rows], steps: [tile, piece, block] }
+        let least = (SMALL / block + 1).max(SMALL_SIDE + 1).next_multiple_of(align);
+        let tile = (tile / align * align).max(least).min(outs.max(1));
+        Self { sizes: [outs, depth, rows], steps: [tile, piece, block], least }
     }
 
     fn counts(&self) -> [usize; 3] {
-        [0, 1, 2].map(|i| self.sizes[i].div_ceil(self.steps[i]))
+        let least = [self.least, 1, 1];
+        [0, 1, 2].map(|i| {
+            let (whole, rest) = (self.sizes[i] / self.steps[i], self.sizes[i] % self.steps[i]);
+            whole + usize::from(rest >= least[i] || (whole == 0 && rest > 0))
+        })
     }
 
     /// Units of the whole.
@@ -183,9 +195,13 @@ impl Tiling {
 
     /// Outputs, terms and rows of a unit.
     pub fn unit(&self, unit: usize) -> [Range<usize>; 3] {
-        let [_, pieces, blocks] = self.counts();
+        let counts = self.counts();
+        let [_, pieces, blocks] = counts;
         let at = [unit / blocks / pieces, unit / blocks % pieces, unit % blocks];
-        [0, 1, 2].map(|i| at[i] * self.steps[i]..((at[i] + 1) * self.steps[i]).min(self.sizes[i]))
+        [0, 1, 2].map(|i| {
+            let start = at[i] * self.steps[i];
+            start..if at[i] + 1 < counts[i] { start + self.steps[i] } else { self.sizes[i] }
+        })
     }
 }
 
