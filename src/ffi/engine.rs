@@ -9,6 +9,7 @@ use super::status::{RUNTIME_OK, runtime_status};
 use crate::backend::{BackendChoice, ComputeType};
 use crate::embed::{Host, HostOptions};
 use crate::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// CUDA where there is a usable NVIDIA driver, else a hardware GPU through wgpu, else the CPU.
@@ -110,6 +111,23 @@ pub(super) unsafe fn read(options: *const runtime_engine_options) -> Result<Host
     })
 }
 
+/// Makes an engine and gives its handle to the caller; zero where it cannot be made.
+///
+/// # Safety
+/// `engine` is NULL or valid.
+pub(super) unsafe fn create(
+    engine: *mut runtime_engine,
+    make: impl FnOnce() -> Result<Arc<Host>, Failure>,
+) -> Result<(), Failure> {
+    // SAFETY: the caller's promise.
+    let out = unsafe { place("engine", engine)? };
+    out.id = 0;
+    let host = make()?;
+    out.id = ENGINES.insert(host.clone())?;
+    opened(&host);
+    Ok(())
+}
+
 /// Opens a device and makes an engine on it. Nothing of the library touches a GPU or starts a thread before this.
 ///
 /// options may be NULL. On success *engine is the new handle, to be given to runtime_engine_release once; on failure it
@@ -123,17 +141,8 @@ pub unsafe extern "C" fn runtime_engine_create(
     engine: *mut runtime_engine,
     error: *mut runtime_error,
 ) -> runtime_status {
-    let body = || {
-        // SAFETY: the caller's promise.
-        let out = unsafe { place("engine", engine)? };
-        out.id = 0;
-        // SAFETY: the caller's promise.
-        let options = unsafe { read(options)? };
-        let host = Host::new(options)?;
-        out.id = ENGINES.insert(host.clone())?;
-        opened(&host);
-        Ok(())
-    };
+    // SAFETY: the caller's promise.
+    let body = || unsafe { create(engine, || Ok(Host::new(read(options)?)?)) };
     // SAFETY: the caller's promise.
     unsafe { guarded("runtime_engine_create", error, body) }
 }

@@ -1,10 +1,9 @@
 //! Engines on devices that the host has made: a renderer's Vulkan device, a simulation's CUDA context. Experimental.
 
-use super::engine::{ENGINES, place, read, runtime_engine, runtime_engine_options};
+use super::engine::{create, read, runtime_engine, runtime_engine_options};
 use super::error::{Failure, runtime_error};
 use super::guard::{guarded, shielded};
 use super::options::{self, Versioned, init};
-use super::session::opened;
 use super::status::runtime_status;
 use crate::backend::{ForeignCuda, ForeignVulkan, open_cuda_context, open_vulkan};
 use crate::embed::Host;
@@ -114,10 +113,7 @@ pub unsafe extern "C" fn runtime_engine_create_on_vulkan(
     engine: *mut runtime_engine,
     error: *mut runtime_error,
 ) -> runtime_status {
-    let body = || {
-        // SAFETY: the caller's promise.
-        let out = unsafe { place("engine", engine)? };
-        out.id = 0;
+    let make = || {
         // SAFETY: the caller's promise.
         let (options, device) = unsafe { (read(options)?, given("device", device, options::read(device)?)?) };
         if device.flags & !RUNTIME_VULKAN_F16 != 0 || device.reserved != 0 {
@@ -141,11 +137,10 @@ pub unsafe extern "C" fn runtime_engine_create_on_vulkan(
             device_extensions,
         };
         // SAFETY: the caller's promise.
-        let host = Host::on(unsafe { open_vulkan(&foreign, options.compute)? }, options)?;
-        out.id = ENGINES.insert(host.clone())?;
-        opened(&host);
-        Ok(())
+        Ok(Host::on(unsafe { open_vulkan(&foreign, options.compute)? }, options)?)
     };
+    // SAFETY: the caller's promise.
+    let body = || unsafe { create(engine, make) };
     // SAFETY: the caller's promise.
     unsafe { guarded("runtime_engine_create_on_vulkan", error, body) }
 }
@@ -162,10 +157,7 @@ pub unsafe extern "C" fn runtime_engine_create_on_cuda(
     engine: *mut runtime_engine,
     error: *mut runtime_error,
 ) -> runtime_status {
-    let body = || {
-        // SAFETY: the caller's promise.
-        let out = unsafe { place("engine", engine)? };
-        out.id = 0;
+    let make = || {
         // SAFETY: the caller's promise.
         let (options, context) = unsafe { (read(options)?, given("context", context, options::read(context)?)?) };
         if context.reserved != 0 {
@@ -173,11 +165,10 @@ pub unsafe extern "C" fn runtime_engine_create_on_cuda(
         }
         let foreign = ForeignCuda { context: context.context, stream: context.stream };
         // SAFETY: the caller's promise.
-        let host = Host::on(unsafe { open_cuda_context(&foreign, options.compute)? }, options)?;
-        out.id = ENGINES.insert(host.clone())?;
-        opened(&host);
-        Ok(())
+        Ok(Host::on(unsafe { open_cuda_context(&foreign, options.compute)? }, options)?)
     };
+    // SAFETY: the caller's promise.
+    let body = || unsafe { create(engine, make) };
     // SAFETY: the caller's promise.
     unsafe { guarded("runtime_engine_create_on_cuda", error, body) }
 }

@@ -453,6 +453,22 @@ pub unsafe extern "C" fn runtime_session_get_tokens(
     unsafe { guarded("runtime_session_get_tokens", error, body) }
 }
 
+/// Gives a session's bytes to the caller.
+///
+/// # Safety
+/// As [`text::give`].
+unsafe fn give_state(
+    session: runtime_session,
+    save: fn(&Session) -> Result<Vec<u8>, Error>,
+    data: *mut c_void,
+    capacity: usize,
+    size: *mut usize,
+) -> Result<(), Failure> {
+    let bytes = save(&*SESSIONS.get(session.id)?)?;
+    // SAFETY: the caller's promise.
+    unsafe { text::give(&bytes, data.cast::<u8>(), capacity, size) }
+}
+
 /// The session as bytes, to be restored later, by another process too: text and messages, and hashes of the model and the
 /// adapters that they belong to. Keys and values are computed again. data, of capacity bytes, may be NULL to ask for the
 /// size, which goes to *size.
@@ -467,11 +483,8 @@ pub unsafe extern "C" fn runtime_session_save_state(
     size: *mut usize,
     error: *mut runtime_error,
 ) -> runtime_status {
-    let body = || {
-        let bytes = SESSIONS.get(session.id)?.save()?;
-        // SAFETY: the caller's promise.
-        unsafe { text::give(&bytes, data.cast::<u8>(), capacity, size) }
-    };
+    // SAFETY: the caller's promise.
+    let body = || unsafe { give_state(session, Session::save, data, capacity, size) };
     // SAFETY: the caller's promise.
     unsafe { guarded("runtime_session_save_state", error, body) }
 }
@@ -490,11 +503,8 @@ pub unsafe extern "C" fn runtime_session_save_state_with_cache(
     size: *mut usize,
     error: *mut runtime_error,
 ) -> runtime_status {
-    let body = || {
-        let bytes = SESSIONS.get(session.id)?.save_with_cache()?;
-        // SAFETY: the caller's promise.
-        unsafe { text::give(&bytes, data.cast::<u8>(), capacity, size) }
-    };
+    // SAFETY: the caller's promise.
+    let body = || unsafe { give_state(session, Session::save_with_cache, data, capacity, size) };
     // SAFETY: the caller's promise.
     unsafe { guarded("runtime_session_save_state_with_cache", error, body) }
 }
